@@ -1,0 +1,1562 @@
+/**
+ * A TCP chaos proxy: it forwards connections by the local port on which they
+ * arrive, and injects faults on the way, so that you can see how your software
+ * behaves when the network fails.
+ *
+ * On the command line:
+ *
+ * ```sh
+ * deno run --allow-net --allow-read main.ts config.yaml
+ * ```
+ *
+ * In a test:
+ *
+ * ```ts ignore
+ * import { ChaosProxy } from "./main.ts";
+ *
+ * await using proxy = await ChaosProxy.start({
+ *   seed: 42,
+ *   routes: [{ localPort: 0, upstream: "localhost:5432", dropRate: 0.1 }],
+ * });
+ * const port = proxy.routes[0].localPort;
+ * ```
+ *
+ * @module
+ */
+
+import { parse as parseYaml } from "@std/yaml";
+import { parseArgs } from "@std/cli/parse-args";
+import { BaseHandler, Logger, type LogRecord } from "@std/log";
+import { setImmediate } from "node:timers";
+import deno from "./deno.json" with { type: "json" };
+
+// ---- Config: what may be written, and what it then means -------------------
+
+/** A route as one writes it: what is left out takes its default. */
+export interface RouteOptions {
+  /** The port to listen on, 0 to 65535; 0 takes a free one. */
+  localPort: number;
+  /** Where to forward to: `host:port` or `[ipv6]:port`. */
+  upstream: string;
+  /**
+   * What the route is called, in logs and as part of each random decision:
+   * 1 to 64 characters without white space, unique. Default: the local port.
+   */
+  name?: string;
+  /** The address to listen on. Default: 127.0.0.1. */
+  host?: string;
+  /**
+   * The probability, 0 to 1, that a connection is closed as soon as it is
+   * accepted; the upstream is not dialled. Default: 0.
+   */
+  dropRate?: number;
+  /**
+   * The probability, 0 to 1, that a connection which is not dropped is never
+   * answered: what it sends is read and discarded, and the upstream is not
+   * dialled. Default: 0.
+   */
+  timeoutRate?: number;
+  /**
+   * How long a connection that is never answered stays open, in milliseconds,
+   * 0 to 2147483647; with 0, the default, until the client ends it.
+   */
+  timeoutMs?: number;
+  /**
+   * The delay before the upstream is dialled, in milliseconds, 0 to
+   * 2147483647. Default: 0.
+   */
+  latencyMs?: number;
+  /**
+   * How far the delay may lie from `latencyMs`, either way, uniformly, in
+   * milliseconds, 0 to 2147483647; the delay is never below 0. Default: 0.
+   */
+  jitterMs?: number;
+  /**
+   * How long dialling the upstream may take, in milliseconds, 1 to 2147483647.
+   * Default: 10000.
+   */
+  connectTimeoutMs?: number;
+}
+
+/** A route with every default filled in. */
+export type Route = Required<RouteOptions>;
+
+/** A configuration as one writes it: what is left out takes its default. */
+export interface ConfigOptions {
+  /**
+   * What all random decisions derive from, an integer from 0 to 2^53 - 1.
+   * Default: a random one, which is reported.
+   */
+  seed?: number;
+  /**
+   * How long connections in flight may take to end at shutdown, in
+   * milliseconds, 0 to 2147483647; with 0, for ever. Default: 30000.
+   */
+  drainTimeoutMs?: number;
+  /** The routes, at least one. */
+  routes: RouteOptions[];
+}
+
+/** A configuration with every default but the seed's filled in. */
+export interface Config {
+  /** What all random decisions derive from; absent, a random seed is taken. */
+  seed?: number;
+  /** How long connections in flight may take to end, in ms; 0: for ever. */
+  drainTimeoutMs: number;
+  /** The routes, with unique names and ports. */
+  routes: Route[];
+}
+
+/** What is wrong with a configuration: all of it, not just the first. */
+export class ConfigError extends Error {
+  /** `ConfigError` */
+  override name = "ConfigError";
+  /** A sentence each, with the path to the value, such as `routes[0].name`. */
+  readonly problems: readonly string[];
+
+  /** Sums up the problems found in what `source`, usually a file, holds. */
+  constructor(source: string, problems: readonly string[]) {
+    const [first, ...rest] = problems;
+    const shown = problems.slice(0, MAX_PROBLEMS_SHOWN);
+    if (shown.length < problems.length) {
+      shown.push(`… and ${problems.length - shown.length} more`);
+    }
+    super(
+      rest.length === 0
+        ? `${source}: ${first}`
+        : [`${source}: ${problems.length} problems`, ...shown].join("\n  "),
+    );
+    this.problems = problems;
+  }
+}
+
+const MAX_CONFIG_BYTES = 1024 * 1024;
+const MAX_PROBLEMS_SHOWN = 50;
+const MAX_MS = 2 ** 31 - 1; // what a timer can take
+
+/** A type guard, and how to tell people what it wants. */
+interface Guard<T> {
+  readonly expected: string;
+  is(value: unknown): value is T;
+}
+
+function integer(min: number, max: number): Guard<number> {
+  return {
+    expected: `an integer from ${min} to ${max}`,
+    is: (value): value is number =>
+      Number.isSafeInteger(value) && Number(value) >= min &&
+      Number(value) <= max,
+  };
+}
+
+const milliseconds = integer(0, MAX_MS);
+const rate: Guard<number> = {
+  expected: "a number from 0 to 1",
+  is: (value): value is number =>
+    typeof value === "number" && value >= 0 && value <= 1,
+};
+const routeName: Guard<string> = {
+  expected: "1 to 64 characters without white space",
+  is: (value): value is string =>
+    typeof value === "string" && /^[^\s\p{C}]{1,64}$/u.test(value),
+};
+const listenHost: Guard<string> = {
+  expected: "a host name or an IP address",
+  is: (value): value is string =>
+    typeof value === "string" && (isHost(value) || isHost(`[${value}]`)),
+};
+const upstreamAddress: Guard<string> = {
+  expected: "host:port or [ipv6]:port, the port from 1 to 65535",
+  is: (value): value is string =>
+    typeof value === "string" && splitAddress(value) !== undefined,
+};
+const routeList: Guard<unknown[]> = {
+  expected: "a list of routes, at least one",
+  is: (value): value is unknown[] => Array.isArray(value) && value.length > 0,
+};
+
+/** Whether a host is fit for a URL: a name, an IPv4 or a bracketed IPv6 one. */
+function isHost(host: string): boolean {
+  return /^(?:[\w.-]+|\[[\da-f:.]+\])$/i.test(host) &&
+    URL.canParse(`http://${host}`);
+}
+
+/** Splits `host:port`; the brackets of an IPv6 address are taken off. */
+function splitAddress(
+  address: string,
+): { hostname: string; port: number } | undefined {
+  const [, host, digits] = /^(.+):(\d{1,5})$/.exec(address) ?? [];
+  const port = Number(digits);
+  if (host === undefined || !isHost(host)) return undefined;
+  if (port < 1 || port > 65535) return undefined;
+  return { hostname: host.replace(/^\[(.*)\]$/, "$1"), port };
+}
+
+/** Joins what `splitAddress` splits. */
+function joinAddress(hostname: string, port: number): string {
+  return hostname.includes(":")
+    ? `[${hostname}]:${port}`
+    : `${hostname}:${port}`;
+}
+
+/** How to check a field, and what it is when left out. */
+interface Field<T> {
+  readonly guard: Guard<T>;
+  readonly default?: T;
+  readonly optional?: true;
+}
+
+type Fields<T> = { readonly [K in keyof T]-?: Field<NonNullable<T[K]>> };
+
+const ROUTE_FIELDS: Fields<Route> = {
+  name: { guard: routeName, optional: true },
+  localPort: { guard: integer(0, 65535) },
+  host: { guard: listenHost, default: "127.0.0.1" },
+  upstream: { guard: upstreamAddress },
+  dropRate: { guard: rate, default: 0 },
+  timeoutRate: { guard: rate, default: 0 },
+  timeoutMs: { guard: milliseconds, default: 0 },
+  latencyMs: { guard: milliseconds, default: 0 },
+  jitterMs: { guard: milliseconds, default: 0 },
+  connectTimeoutMs: { guard: integer(1, MAX_MS), default: 10_000 },
+};
+
+const CONFIG_FIELDS: Fields<Omit<Config, "routes"> & { routes: unknown[] }> = {
+  seed: { guard: integer(0, Number.MAX_SAFE_INTEGER), optional: true },
+  drainTimeoutMs: { guard: milliseconds, default: 30_000 },
+  routes: { guard: routeList },
+};
+
+/**
+ * Reads a configuration: JSON if the path ends in `.json`, YAML otherwise.
+ *
+ * @param text What the file holds, at most 1 MiB; a byte order mark is skipped.
+ * @param path Where it comes from, for messages and to tell JSON from YAML.
+ * @throws {ConfigError} If it cannot be read as JSON or YAML, or is no valid
+ * configuration; the error holds every problem, each with where it is and what
+ * was expected.
+ */
+export function parseConfig(text: string, path = "config.yaml"): Config {
+  if (text.length > MAX_CONFIG_BYTES) {
+    throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
+  }
+  const body = text.replace(/^\uFEFF/, "");
+  if (body.trim() === "") {
+    throw new ConfigError(path, ["the file is empty; expected routes"]);
+  }
+  return checkConfig(
+    /\.json$/i.test(path) ? readJson(body, path) : readYaml(body, path),
+    path,
+  );
+}
+
+function readYaml(text: string, path: string): unknown {
+  try {
+    return parseYaml(text);
+  } catch (error) {
+    // Deep nesting overflows the parser's stack: not only syntax errors come.
+    const { message } = error as Error;
+    const [, reason, line, column] =
+      /^(.*?) at line (\d+), column (-?\d+)/s.exec(message) ??
+        ["", message.split("\n", 1)[0]];
+    const place = line === undefined
+      ? ""
+      : `line ${line}, column ${Math.max(1, Number(column))}: `;
+    throw new ConfigError(path, [`${place}invalid YAML: ${reason}`]);
+  }
+}
+
+function readJson(text: string, path: string): unknown {
+  const found = findJsonProblem(text);
+  if (found === undefined) return JSON.parse(text);
+  const before = text.slice(0, found.offset).split(/\r\n|\r|\n/);
+  const column = before[before.length - 1].length + 1;
+  throw new ConfigError(path, [
+    `line ${before.length}, column ${column}: invalid JSON: ${found.problem}`,
+  ]);
+}
+
+interface JsonProblem {
+  offset: number;
+  problem: string;
+}
+
+const JSON_SPACE = /[ \t\r\n]*/y;
+const JSON_STRING =
+  /"[ !#-[\]-\uffff]*(?:\\(?:["\\/bfnrt]|u[\da-fA-F]{4})[ !#-[\]-\uffff]*)*"/y;
+const JSON_OTHER_SCALAR =
+  /(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?|true|false|null)(?![\w.])/y;
+const MAX_JSON_DEPTH = 100;
+
+/**
+ * Where a text stops being JSON, or an object repeats a key. `JSON.parse` lets
+ * the latter pass, and tells the place of some errors only.
+ */
+function findJsonProblem(text: string): JsonProblem | undefined {
+  let offset = 0;
+
+  function take(token: RegExp): string | undefined {
+    JSON_SPACE.lastIndex = offset;
+    JSON_SPACE.test(text);
+    offset = JSON_SPACE.lastIndex;
+    token.lastIndex = offset;
+    const taken = token.exec(text)?.[0];
+    offset += taken?.length ?? 0;
+    return taken;
+  }
+
+  function missing(expected: string): JsonProblem {
+    const next = text.codePointAt(offset);
+    const found = next === undefined
+      ? "the end"
+      : JSON.stringify(String.fromCodePoint(next));
+    return { offset, problem: `expected ${expected}, found ${found}` };
+  }
+
+  function value(depth: number): JsonProblem | undefined {
+    if (take(/\{/y)) {
+      const keys = new Set<string>();
+      return items("}", depth, () => member(keys, depth));
+    }
+    if (take(/\[/y)) return items("]", depth, () => value(depth + 1));
+    if (take(JSON_STRING) ?? take(JSON_OTHER_SCALAR)) return undefined;
+    return missing("a value");
+  }
+
+  function items(
+    end: "}" | "]",
+    depth: number,
+    item: () => JsonProblem | undefined,
+  ): JsonProblem | undefined {
+    if (depth === MAX_JSON_DEPTH) {
+      return { offset, problem: `nested deeper than ${depth} levels` };
+    }
+    const ending = end === "}" ? /\}/y : /\]/y;
+    if (take(ending)) return undefined;
+    do {
+      const problem = item();
+      if (problem) return problem;
+    } while (take(/,/y));
+    return take(ending) ? undefined : missing(`"," or "${end}"`);
+  }
+
+  function member(keys: Set<string>, depth: number): JsonProblem | undefined {
+    const key = take(JSON_STRING);
+    if (key === undefined) return missing("a key in double quotes");
+    const name: string = JSON.parse(key);
+    if (keys.has(name)) {
+      return { offset: offset - key.length, problem: `${key} is repeated` };
+    }
+    keys.add(name);
+    return take(/:/y) ? value(depth + 1) : missing('":"');
+  }
+
+  const problem = value(0);
+  if (problem) return problem;
+  take(/$/y);
+  return offset === text.length ? undefined : missing("the end");
+}
+
+/**
+ * Checks a configuration that has been read, or was written in a program.
+ *
+ * @throws {ConfigError} If it is not valid.
+ */
+function checkConfig(value: unknown, source: string): Config {
+  const problems: string[] = [];
+  const config = checkFields(value, "", CONFIG_FIELDS, problems);
+  const routes = (config.routes ?? []).map((each, index) => {
+    const path = `routes[${index}]`;
+    const route = checkFields(each, path, ROUTE_FIELDS, problems);
+    if (route.localPort !== undefined) route.name ??= String(route.localPort);
+    return route;
+  });
+  checkUnique(routes, "localPort", problems);
+  checkUnique(routes, "name", problems);
+  if (problems.length > 0) throw new ConfigError(source, problems);
+  return { ...config, routes } as Config; // nothing is missing: no problem
+}
+
+/** Checks an object's fields; what is good is returned, defaults filled in. */
+function checkFields<T>(
+  value: unknown,
+  path: string,
+  fields: Fields<T>,
+  problems: string[],
+): Partial<T> {
+  const known = Object.keys(fields) as (keyof T & string)[];
+  if (!isRecord(value)) {
+    problems.push(
+      `${path && `${path}: `}expected a mapping with ${
+        known.filter((key) => isRequired(fields[key])).join(" and ")
+      }, found ${describe(value)}`,
+    );
+    return {};
+  }
+  const at = (key: string) => {
+    const step = /^[\w-]{1,64}$/.test(key) ? key : describe(key);
+    return path ? `${path}.${step}` : step;
+  };
+  for (const key of Object.keys(value)) {
+    if (Object.hasOwn(fields, key)) continue;
+    const meant = nearest(key, known);
+    problems.push(
+      `${at(key)}: unknown key; ` +
+        (meant ? `did you mean ${meant}?` : `known are ${known.join(", ")}`),
+    );
+  }
+  const good: Partial<T> = {};
+  for (const key of known) {
+    const { guard, default: fallback } = fields[key];
+    const found = Object.hasOwn(value, key) ? value[key] : undefined;
+    if (found === undefined) {
+      if (isRequired(fields[key])) {
+        problems.push(`${at(key)}: missing; expected ${guard.expected}`);
+      } else if (fallback !== undefined) good[key] = fallback;
+    } else if (guard.is(found)) {
+      good[key] = found;
+    } else {
+      const unquoted = typeof found === "string" && found.trim() !== "" &&
+        guard.is(Number(found));
+      problems.push(
+        `${at(key)}: expected ${guard.expected}, found ${describe(found)}` +
+          (unquoted ? "; remove the quotes" : ""),
+      );
+    }
+  }
+  return good;
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value) &&
+    !(value instanceof Date);
+}
+
+function isRequired(field: Field<unknown>): boolean {
+  return field.default === undefined && !field.optional;
+}
+
+function checkUnique(
+  routes: readonly Partial<Route>[],
+  key: "localPort" | "name",
+  problems: string[],
+): void {
+  const owners = new Map<unknown, number>();
+  routes.forEach((route, index) => {
+    const value = route[key];
+    if (value === undefined || value === 0) return; // each 0 is another port
+    const owner = owners.get(value);
+    if (owner === undefined) owners.set(value, index);
+    else {
+      problems.push(
+        `routes[${index}].${key}: ${value} is already taken by routes[${owner}]`,
+      );
+    }
+  });
+}
+
+/** What was found, in few words however large it is, or circular. */
+function describe(value: unknown): string {
+  if (typeof value === "string") {
+    const text = JSON.stringify(value);
+    return text.length <= 60 ? text : `${text.slice(0, 57)}…"`;
+  }
+  if (Array.isArray(value)) return "a list";
+  if (value instanceof Date) return "a date";
+  return typeof value === "object" && value !== null
+    ? "a mapping"
+    : String(value);
+}
+
+/** The one of some names that was probably meant, if any is near enough. */
+function nearest(
+  name: string,
+  candidates: readonly string[],
+): string | undefined {
+  if (name.length > 64) return undefined;
+  const ranked = candidates
+    .map((each) => ({ each, distance: editDistance(name, each) }))
+    .sort((a, b) => a.distance - b.distance);
+  const best = ranked[0];
+  const near = Math.max(1, Math.floor(name.length / 3));
+  return best && best.distance <= near ? best.each : undefined;
+}
+
+/** The fewest insertions, deletions and replacements between two words. */
+function editDistance(from: string, to: string): number {
+  const [a, b] = [from.toLowerCase(), to.toLowerCase()];
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const above = row;
+    row = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const replaced = above[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1);
+      row[j] = Math.min(replaced, above[j] + 1, row[j - 1] + 1);
+    }
+  }
+  return row[b.length];
+}
+
+// ---- Randomness: decisions that follow from the seed ------------------------
+
+/**
+ * A stream of uniform numbers in [0, 1) that depends on its key alone.
+ *
+ * The key is hashed to 128 bits, four times FNV-1a with the finalizer of
+ * MurmurHash3, which then seed sfc32 (Doty-Humphrey, PractRand).
+ */
+function randomStream(...key: (string | number)[]): () => number {
+  const text = JSON.stringify(key);
+  let [a, b, c, counter] = [1, 2, 3, 4].map((lane) => hash(text, lane));
+  const next = () => {
+    const result = (a + b + counter) | 0;
+    counter = (counter + 1) | 0;
+    a = b ^ (b >>> 9);
+    b = (c + (c << 3)) | 0;
+    c = ((c << 21) | (c >>> 11)) + result | 0;
+    return (result >>> 0) / 2 ** 32;
+  };
+  for (let round = 0; round < 12; round++) next();
+  return next;
+}
+
+function hash(text: string, lane: number): number {
+  let h = 0x811c9dc5 ^ Math.imul(lane, 0x9e3779b1);
+  for (let i = 0; i < text.length; i++) {
+    h = Math.imul(h ^ text.charCodeAt(i), 0x01000193);
+  }
+  h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
+  h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
+  return h ^ (h >>> 16);
+}
+
+// ---- Link: one direction of one connection ----------------------------------
+
+/**
+ * Carries what one side sends to the other, and counts it.
+ *
+ * `write` waits until there is room, so that a slow reader slows the sender.
+ */
+class Link {
+  /** How many bytes have been taken in. */
+  bytes = 0;
+  /** What is to be delivered. */
+  readonly readable: ReadableStream<Uint8Array>;
+  readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
+
+  constructor() {
+    const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>({
+      transform: (chunk, controller) => {
+        this.bytes += chunk.length;
+        controller.enqueue(chunk);
+      },
+    });
+    this.readable = readable;
+    this.#writer = writable.getWriter();
+  }
+
+  write(chunk: Uint8Array): Promise<void> {
+    return this.#writer.write(chunk);
+  }
+
+  /** Ends the stream once all that was written has been delivered. */
+  end(): void {
+    this.#writer.close().catch(expectedOfDelivery);
+  }
+
+  /** Ends the stream at once; what has not been delivered is lost. */
+  abort(): void {
+    this.#writer.abort().catch(expectedOfDelivery);
+  }
+}
+
+/** Whoever reads the link meets the same failure, and deals with it. */
+function expectedOfDelivery(): void {}
+
+/**
+ * Waits until `performance.now()` reaches a time, or the signal is aborted.
+ *
+ * Never too short, and some hundredths of a millisecond too long: a timer alone
+ * is up to 1.5 ms late, so the last stretch is spent polling, between which all
+ * else goes on.
+ */
+async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
+  while (!signal.aborted) {
+    const left = time - performance.now();
+    if (left <= 0) return;
+    if (left < TIMER_LATENESS_MS + 1) {
+      await new Promise<void>((resolve) => setImmediate(resolve));
+    } else {
+      await sleep(left - TIMER_LATENESS_MS, signal);
+    }
+  }
+}
+
+const TIMER_LATENESS_MS = 1.5;
+
+/** Waits about that long, or until the signal is aborted. */
+function sleep(ms: number, signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    signal.addEventListener("abort", done);
+  });
+}
+
+// ---- Connection: accept, decide, delay, connect, two links, outcome ---------
+
+/** What the seed has in store for a connection. */
+export type Fate =
+  /** Closed at once. */
+  | { kind: "drop" }
+  /** Never answered. */
+  | { kind: "timeout" }
+  /** Forwarded, after a delay in milliseconds, 0 or more. */
+  | { kind: "forward"; delayMs: number };
+
+/**
+ * Decides a connection's fate, from these three alone: never from the clock,
+ * nor from other connections.
+ *
+ * @param seed The configuration's seed.
+ * @param route The route, of which the name and the faults count.
+ * @param connection The connection's number on that route, from 1.
+ */
+export function decide(seed: number, route: Route, connection: number): Fate {
+  const random = randomStream(seed, route.name, connection);
+  const [drop, timeout, jitter] = [random(), random(), random()];
+  if (drop < route.dropRate) return { kind: "drop" };
+  if (timeout < route.timeoutRate) return { kind: "timeout" };
+  const delay = route.latencyMs + (2 * jitter - 1) * route.jitterMs;
+  return { kind: "forward", delayMs: Math.max(0, toMicroseconds(delay)) };
+}
+
+/** Milliseconds without the digits that no clock here resolves. */
+function toMicroseconds(ms: number): number {
+  return Math.round(ms * 1000) / 1000;
+}
+
+/** One end of a connection through the proxy. */
+export type Side = "client" | "upstream";
+
+/**
+ * Why a connection ended: which side was the first to end its stream (both
+ * have ended theirs) or broke off; the upstream could not be reached; an
+ * injected fault; or the proxy was stopped.
+ */
+export type Ending =
+  | Side
+  | `${Side}_reset`
+  | "upstream_failed"
+  | "fault"
+  | "drain";
+
+/** What happens to a connection, in this order. */
+export type ConnectionEvent =
+  & {
+    /** The route's name. */
+    route: string;
+    /** The connection's number on that route, from 1. */
+    connection: number;
+    /** The client's address. */
+    client: string;
+  }
+  & (
+    /** Accepted, to be forwarded to the upstream as it stands in the config. */
+    | { event: "accepted"; upstream: string }
+    /** Fault: closed at once. */
+    | { event: "dropped" }
+    /** Fault: never answered, and closed after that long; 0: never. */
+    | { event: "timed_out"; timeoutMs: number }
+    /** Fault: waits that long before the upstream is dialled. */
+    | { event: "delayed"; delayMs: number }
+    /** The upstream was reached, at this address, in that time. */
+    | { event: "connected"; upstream: string; address: string; dialMs: number }
+    /** The upstream could not be reached. */
+    | { event: "upstream_failed"; upstream: string; cause: string }
+    /** Ended: each accepted connection is, once. */
+    | {
+      event: "closed";
+      why: Ending;
+      /** What broke it, in the system's words, where something did. */
+      cause?: string;
+      /** Bytes that came from the client. */
+      bytesUp: number;
+      /** Bytes that came from the upstream. */
+      bytesDown: number;
+      /** From accepted to closed. */
+      durationMs: number;
+    }
+  );
+
+type ConnectionId = Pick<
+  ConnectionEvent,
+  "route" | "connection" | "client"
+>;
+
+/** What happens, without to which connection. */
+type Happening<E = ConnectionEvent> = E extends ConnectionEvent
+  ? Omit<E, keyof ConnectionId>
+  : never;
+
+const FIRST_READ_BYTES = 4 * 1024;
+const MAX_READ_BYTES = 256 * 1024;
+
+/** A connection, from being accepted to its end. */
+class Connection {
+  readonly #start = performance.now();
+  readonly #aborted = new AbortController();
+  readonly #sockets: Partial<Record<Side, Deno.TcpConn>>;
+  readonly #links: Partial<Record<Side, Link>> = {};
+  #firstToEnd: Side | undefined;
+  #broken: { why: Ending; cause?: string } | undefined;
+
+  constructor(
+    client: Deno.TcpConn,
+    readonly route: Route,
+    readonly fate: Fate,
+    readonly emit: (event: Happening) => void,
+  ) {
+    this.#sockets = { client };
+  }
+
+  /** Lives the connection's life, through to its end; never fails. */
+  async run(): Promise<void> {
+    this.emit({ event: "accepted", upstream: this.route.upstream });
+    switch (this.fate.kind) {
+      case "drop":
+        this.emit({ event: "dropped" });
+        this.end("fault");
+        break;
+      case "timeout":
+        await this.#hold();
+        break;
+      case "forward":
+        await this.#delay(this.fate.delayMs);
+        await this.#dial();
+        await this.#forward();
+    }
+    this.#release();
+    this.emit({
+      event: "closed",
+      ...(this.#broken ?? { why: this.#firstToEnd ?? "client" }),
+      bytesUp: this.#links.client?.bytes ?? 0,
+      bytesDown: this.#links.upstream?.bytes ?? 0,
+      durationMs: toMicroseconds(performance.now() - this.#start),
+    });
+  }
+
+  /** Ends it at once, whatever it is about; the first reason stands. */
+  end(why: Ending, cause?: string): void {
+    this.#breaks(why, cause);
+    this.#release();
+  }
+
+  #breaks(why: Ending, cause?: string): void {
+    this.#broken ??= cause === undefined ? { why } : { why, cause };
+  }
+
+  /** Lets go of all that is open, so that whatever is under way ends. */
+  #release(): void {
+    this.#aborted.abort();
+    for (const side of SIDES) {
+      this.#sockets[side]?.close();
+      delete this.#sockets[side];
+      this.#links[side]?.abort();
+    }
+  }
+
+  /**
+   * Reads what the client sends, and answers nothing. A client that has ended
+   * its stream may still wait for an answer, so that it is held all the same
+   * where there is a time to it.
+   */
+  async #hold(): Promise<void> {
+    const { timeoutMs } = this.route;
+    this.emit({ event: "timed_out", timeoutMs });
+    const read = this.#carry("client", new WritableStream());
+    if (timeoutMs === 0) return await read;
+    await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
+    this.end("fault");
+    await read;
+  }
+
+  async #delay(delayMs: number): Promise<void> {
+    if (delayMs === 0) return;
+    this.emit({ event: "delayed", delayMs });
+    await sleepUntil(this.#start + delayMs, this.#aborted.signal);
+  }
+
+  async #dial(): Promise<void> {
+    if (this.#broken) return;
+    const { upstream, connectTimeoutMs } = this.route;
+    const start = performance.now();
+    let late = false;
+    const timer = setTimeout(() => {
+      late = true;
+      this.#aborted.abort();
+    }, connectTimeoutMs);
+    try {
+      const socket = await Deno.connect({
+        ...splitAddress(upstream)!,
+        signal: this.#aborted.signal,
+      });
+      this.#sockets.upstream = socket;
+      this.emit({
+        event: "connected",
+        upstream,
+        address: addressOf(socket.remoteAddr),
+        dialMs: toMicroseconds(performance.now() - start),
+      });
+    } catch (error) {
+      if (this.#broken) return; // ended meanwhile, which aborts the dialling
+      const cause = late
+        ? `no answer within ${connectTimeoutMs} ms`
+        : causeOf(error);
+      this.emit({ event: "upstream_failed", upstream, cause });
+      this.end("upstream_failed", cause);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async #forward(): Promise<void> {
+    const { client, upstream } = this.#sockets;
+    if (!client || !upstream) return;
+    client.setNoDelay(); // small writes leave as they came, not in batches
+    upstream.setNoDelay();
+    await Promise.all([
+      this.#carry("client", this.#sinkTo("upstream")),
+      this.#carry("upstream", this.#sinkTo("client")),
+    ]);
+  }
+
+  /**
+   * Delivers what one side sends until it ends its stream. When that side has
+   * broken off, all that came before is delivered, and then the connection is
+   * over. When it is the receiver that has, nothing more can be done here: the
+   * receiver's own stream is broken too, and ends the connection.
+   */
+  async #carry(from: Side, to: WritableStream<Uint8Array>): Promise<void> {
+    const link = this.#links[from] = new Link();
+    const delivery = link.readable.pipeTo(to);
+    this.#read(from, link);
+    try {
+      await delivery;
+    } catch {
+      return; // the sink has said why, or the connection was ended
+    }
+    if (this.#broken?.why === `${from}_reset`) this.#release();
+  }
+
+  /** Reads from a side into its link until its end, or the link's. */
+  async #read(from: Side, link: Link): Promise<void> {
+    const socket = this.#sockets[from]!;
+    let buffer = new Uint8Array(FIRST_READ_BYTES);
+    try {
+      for (;;) {
+        const size = await socket.read(buffer);
+        if (size === null) break;
+        await link.write(buffer.slice(0, size));
+        if (size === buffer.length && size < MAX_READ_BYTES) {
+          buffer = new Uint8Array(2 * size);
+        }
+      }
+      this.#firstToEnd ??= from;
+    } catch (error) {
+      // If it was the link that failed, its reason stands already.
+      this.#breaks(`${from}_reset`, causeOf(error));
+    }
+    link.end();
+  }
+
+  #sinkTo(side: Side): WritableStream<Uint8Array> {
+    const socket = this.#sockets[side]!;
+    const orBreak = async (work: () => Promise<void>) => {
+      try {
+        await work();
+      } catch (error) {
+        this.#breaks(`${side}_reset`, causeOf(error));
+        throw error;
+      }
+    };
+    return new WritableStream({
+      write: (chunk) => orBreak(() => writeAll(socket, chunk)),
+      close: () => orBreak(() => socket.closeWrite()),
+    });
+  }
+}
+
+const SIDES = ["client", "upstream"] as const;
+
+async function writeAll(socket: Deno.TcpConn, chunk: Uint8Array) {
+  let written = await socket.write(chunk);
+  while (written < chunk.length) {
+    written += await socket.write(chunk.subarray(written));
+  }
+}
+
+function addressOf(
+  { hostname, port }: Pick<Deno.NetAddr, "hostname" | "port">,
+): string {
+  return joinAddress(hostname, port);
+}
+
+/** An error in the system's words, without its number. */
+function causeOf(error: unknown): string {
+  const { message } = error as Error;
+  return message.replace(/ \(os error \d+\)/g, "");
+}
+
+// ---- Proxy: listeners and the connections alive -----------------------------
+
+/** What happens to the proxy, and to its connections. */
+export type ProxyEvent =
+  | ConnectionEvent
+  /** A route's listener is open, at the address really taken. */
+  | {
+    event: "listening";
+    route: string;
+    address: string;
+    upstream: string;
+    faults: string;
+  }
+  /** All listeners are open; the seed repeats this run's decisions. */
+  | { event: "started"; routes: number; seed: number }
+  /** No connection could be accepted; it is tried again in a moment. */
+  | { event: "accept_failed"; route: string; cause: string }
+  /** No more connections are accepted; so many are still in flight. */
+  | { event: "draining"; connections: number }
+  /** No connection is left; so many did not end in time, and were cut. */
+  | { event: "drained"; cut: number; durationMs: number };
+
+/** A route could not be listened on. */
+export class ListenError extends Error {
+  /** `ListenError` */
+  override name = "ListenError";
+
+  /** Says which route and address, and why. */
+  constructor(
+    /** The route. */
+    readonly route: Route,
+    cause: unknown,
+  ) {
+    const address = joinAddress(route.host, route.localPort);
+    const why = cause instanceof Deno.errors.AddrInUse
+      ? "the port is already in use"
+      : cause instanceof Deno.errors.PermissionDenied
+      ? "permission denied; ports below 1024 are for privileged users"
+      : causeOf(cause);
+    super(`route ${route.name}: cannot listen on ${address}: ${why}`, {
+      cause,
+    });
+  }
+}
+
+/** How to start a {@linkcode ChaosProxy}. */
+export interface StartOptions {
+  /** Told of all that happens, as it happens; must not throw. */
+  onEvent?: (event: ProxyEvent) => void;
+}
+
+const ACCEPT_PAUSE_MS = 100;
+
+/**
+ * A running proxy.
+ *
+ * ```ts ignore
+ * await using proxy = await ChaosProxy.start({
+ *   routes: [{ localPort: 0, upstream: "localhost:6379", latencyMs: 200 }],
+ * });
+ * const client = await Deno.connect({ port: proxy.routes[0].localPort });
+ * ```
+ */
+export class ChaosProxy implements AsyncDisposable {
+  /** What this run's decisions derive from: the configured seed, or a random one. */
+  readonly seed: number;
+  /** The routes, `localPort` being the port really taken. */
+  readonly routes: readonly Route[];
+  readonly #drainTimeoutMs: number;
+  readonly #emit: (event: ProxyEvent) => void;
+  readonly #listeners: readonly Deno.TcpListener[];
+  readonly #live = new Map<Connection, Promise<void>>();
+  readonly #stopped = new AbortController();
+
+  private constructor(config: Config, { onEvent }: StartOptions) {
+    this.seed = config.seed ?? crypto.getRandomValues(new Uint32Array(1))[0];
+    this.#drainTimeoutMs = config.drainTimeoutMs;
+    this.#emit = onEvent ?? (() => {});
+    this.#listeners = listenAll(config.routes);
+    this.routes = config.routes.map((route, i) => ({
+      ...route,
+      localPort: this.#listeners[i].addr.port,
+    }));
+  }
+
+  /**
+   * Listens on all routes, and forwards from then on.
+   *
+   * @param config As in a configuration file; what is left out takes its default.
+   * @param options Who is told of what happens.
+   * @throws {ConfigError} If the configuration is not valid.
+   * @throws {ListenError} If a route cannot be listened on; then none is.
+   */
+  // deno-lint-ignore require-await -- a failure to start is a rejection
+  static async start(
+    config: ConfigOptions,
+    options: StartOptions = {},
+  ): Promise<ChaosProxy> {
+    const proxy = new ChaosProxy(checkConfig(config, "config"), options);
+    proxy.#run();
+    return proxy;
+  }
+
+  /** How many connections are in flight. */
+  get connections(): number {
+    return this.#live.size;
+  }
+
+  /**
+   * Stops accepting at once, and waits for the connections in flight to end.
+   *
+   * @param timeoutMs How long to wait, in milliseconds, before what is left is
+   * cut; 0: for ever. Default: the configured `drainTimeoutMs`.
+   * @returns How many connections had to be cut.
+   */
+  async drain(timeoutMs: number = this.#drainTimeoutMs): Promise<number> {
+    const start = performance.now();
+    this.#stopAccepting();
+    this.#emit({ event: "draining", connections: this.#live.size });
+    const ended = new AbortController();
+    const allEnded = this.#allEnded().then(() => ended.abort());
+    if (timeoutMs > 0) await sleep(timeoutMs, ended.signal);
+    else await allEnded;
+    const cut = await this.#cut();
+    this.#emit({
+      event: "drained",
+      cut,
+      durationMs: toMicroseconds(performance.now() - start),
+    });
+    return cut;
+  }
+
+  /** Stops at once: closes the listeners, and cuts the connections in flight. */
+  async stop(): Promise<void> {
+    this.#stopAccepting();
+    await this.#cut();
+  }
+
+  /** Stops at once, as {@linkcode ChaosProxy.stop} does. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.stop();
+  }
+
+  #run(): void {
+    this.routes.forEach((route, i) => {
+      this.#emit({
+        event: "listening",
+        route: route.name,
+        address: addressOf(this.#listeners[i].addr),
+        upstream: route.upstream,
+        faults: describeFaults(route),
+      });
+      this.#accept(this.#listeners[i], route);
+    });
+    this.#emit({
+      event: "started",
+      routes: this.routes.length,
+      seed: this.seed,
+    });
+  }
+
+  async #accept(listener: Deno.TcpListener, route: Route): Promise<void> {
+    for (let number = 1;;) {
+      let client: Deno.TcpConn;
+      try {
+        client = await listener.accept();
+      } catch (error) {
+        if (this.#stopped.signal.aborted) return;
+        // Most often descriptors have run out: others will be given back.
+        const cause = causeOf(error);
+        this.#emit({ event: "accept_failed", route: route.name, cause });
+        await sleep(ACCEPT_PAUSE_MS, this.#stopped.signal);
+        continue;
+      }
+      if (this.#stopped.signal.aborted) return client.close();
+      this.#admit(client, route, number++);
+    }
+  }
+
+  #admit(client: Deno.TcpConn, route: Route, number: number): void {
+    const id = {
+      route: route.name,
+      connection: number,
+      client: addressOf(client.remoteAddr),
+    };
+    const connection = new Connection(
+      client,
+      route,
+      decide(this.seed, route, number),
+      ({ event, ...fields }) =>
+        this.#emit({ event, ...id, ...fields } as ConnectionEvent),
+    );
+    const life = connection.run().then(() => {
+      this.#live.delete(connection);
+    });
+    this.#live.set(connection, life);
+  }
+
+  #stopAccepting(): void {
+    if (this.#stopped.signal.aborted) return;
+    this.#stopped.abort();
+    for (const listener of this.#listeners) listener.close();
+  }
+
+  async #allEnded(): Promise<void> {
+    await Promise.all(this.#live.values());
+  }
+
+  async #cut(): Promise<number> {
+    const cut = this.#live.size;
+    for (const connection of this.#live.keys()) connection.end("drain");
+    await this.#allEnded();
+    return cut;
+  }
+}
+
+/** Listens on all routes or, if one fails, on none. */
+function listenAll(routes: readonly Route[]): Deno.TcpListener[] {
+  const listeners: Deno.TcpListener[] = [];
+  for (const route of routes) {
+    try {
+      const { host: hostname, localPort: port } = route;
+      listeners.push(Deno.listen({ hostname, port }));
+    } catch (error) {
+      for (const listener of listeners) listener.close();
+      throw new ListenError(route, error);
+    }
+  }
+  return listeners;
+}
+
+/** A route's faults in words. */
+function describeFaults(route: Route): string {
+  const { dropRate, timeoutRate, timeoutMs, latencyMs, jitterMs } = route;
+  const faults: string[] = [];
+  if (dropRate > 0) faults.push(`drop ${percent(dropRate)}`);
+  if (timeoutRate > 0) {
+    const length = timeoutMs > 0 ? `${timeoutMs} ms` : "for ever";
+    faults.push(`time out ${percent(timeoutRate)} ${length}`);
+  }
+  if (latencyMs > 0 || jitterMs > 0) {
+    const spread = jitterMs > 0 ? `±${jitterMs}` : "";
+    faults.push(`latency ${latencyMs}${spread} ms`);
+  }
+  return faults.join(", ") || "no faults";
+}
+
+function percent(share: number): string {
+  return `${Number((share * 100).toPrecision(6))}%`;
+}
+
+// ---- Logging: an event, a line ----------------------------------------------
+
+const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
+type LogLevel = typeof LOG_LEVELS[number];
+const LOG_FORMATS = ["text", "json"] as const;
+type LogFormat = typeof LOG_FORMATS[number];
+
+const LEVEL_OF: Record<ProxyEvent["event"], LogLevel> = {
+  listening: "info",
+  started: "info",
+  accepted: "info",
+  dropped: "info",
+  timed_out: "info",
+  delayed: "info",
+  connected: "info",
+  upstream_failed: "warn",
+  closed: "info",
+  accept_failed: "warn",
+  draining: "info",
+  drained: "info",
+};
+
+/** Writes lines to standard output. */
+class LineHandler extends BaseHandler {
+  override log(line: string): void {
+    console.log(line);
+  }
+}
+
+/** Makes what writes events of a level and above, a line each. */
+function eventLogger(
+  level: LogLevel,
+  format: LogFormat,
+  routes: readonly Route[],
+): (event: ProxyEvent) => void {
+  const width = Math.max(...routes.map((route) => route.name.length));
+  const handler = new LineHandler("DEBUG", {
+    formatter: format === "json"
+      ? jsonLine
+      : (record) => textLine(record, width),
+  });
+  const logger = new Logger("chaos-proxy", upper(level), {
+    handlers: [handler],
+  });
+  return (event) => logger[levelOf(event)](event.event, event);
+}
+
+function levelOf(event: ProxyEvent): LogLevel {
+  return event.event === "drained" && event.cut > 0
+    ? "warn"
+    : LEVEL_OF[event.event];
+}
+
+function upper(level: LogLevel): Uppercase<LogLevel> {
+  return level.toUpperCase() as Uppercase<LogLevel>;
+}
+
+function jsonLine({ datetime, levelName, args }: LogRecord): string {
+  const time = datetime.toISOString();
+  return JSON.stringify({
+    time,
+    level: levelName.toLowerCase(),
+    ...(args[0] as ProxyEvent),
+  });
+}
+
+function textLine(record: LogRecord, width: number): string {
+  const event = record.args[0] as ProxyEvent;
+  const route = "route" in event ? event.route : "";
+  const [number, client] = "connection" in event
+    ? [`#${event.connection}`, event.client]
+    : ["", ""];
+  return [
+    record.datetime.toISOString(),
+    record.levelName.padEnd(5),
+    route.padEnd(width),
+    number.padEnd(6),
+    client.padEnd(21),
+    inWords(event),
+  ].join(" ");
+}
+
+function inWords(event: ProxyEvent): string {
+  switch (event.event) {
+    case "listening":
+      return `listening ${event.address} -> ${event.upstream} (${event.faults})`;
+    case "started":
+      return `started ${count(event.routes, "route")}, seed ${event.seed}`;
+    case "accepted":
+      return `accepted -> ${event.upstream}`;
+    case "dropped":
+      return "dropped";
+    case "timed_out":
+      return event.timeoutMs > 0
+        ? `timed_out for ${event.timeoutMs} ms`
+        : "timed_out until the client leaves";
+    case "delayed":
+      return `delayed ${event.delayMs} ms`;
+    case "connected":
+      return `connected ${event.address} (${event.upstream}) in ${event.dialMs} ms`;
+    case "upstream_failed":
+      return `upstream_failed ${event.upstream}: ${event.cause}`;
+    case "closed":
+      return `closed by ${event.why}${
+        event.cause ? ` (${event.cause})` : ""
+      }, ` +
+        `${event.bytesUp} B up, ${event.bytesDown} B down, ${event.durationMs} ms`;
+    case "accept_failed":
+      return `accept_failed ${event.cause}; trying again in ${ACCEPT_PAUSE_MS} ms`;
+    case "draining":
+      return `draining ${count(event.connections, "connection")} in flight`;
+    case "drained":
+      return event.cut > 0
+        ? `drained ${
+          count(event.cut, "connection")
+        } cut after ${event.durationMs} ms`
+        : `drained in ${event.durationMs} ms`;
+  }
+}
+
+function count(number: number, what: string): string {
+  return `${number} ${what}${number === 1 ? "" : "s"}`;
+}
+
+// ---- CLI: arguments, load, run, signals, exit codes --------------------------
+
+const DEMO = { hostname: "127.0.0.1", port: 18000 };
+
+const HELP =
+  `chaos-proxy ${deno.version}: forwards TCP connections by local port, injecting faults
+
+Usage: chaos-proxy [options] <config>
+
+  <config>             a YAML file, or JSON if its name ends in .json
+
+Options:
+  --check              check the config, print its routes and faults, and exit
+  --seed <number>      take this seed instead of the config's
+  --log-level <level>  debug, info (the default), warn or error
+  --log-format <form>  text (the default) or json, a line an event either way
+  --demo               serve the upstream of the example config over HTTP on
+                       ${addressOf(DEMO)}; without <config>, run the example
+  -h, --help           print this help and exit
+  -V, --version        print the version and exit
+
+Example:
+  chaos-proxy --seed 42 config.yaml
+
+Signals: SIGINT and SIGTERM stop accepting and wait for the connections in
+flight, up to the config's drainTimeoutMs; a second one ends at once.
+
+Exit codes: 0 stopped, all connections ended; 1 failed while running, or
+connections had to be cut; 2 a wrong argument or config.
+`;
+
+/** The command line is wrong. */
+class UsageError extends Error {
+  override name = "UsageError";
+}
+
+interface CommandLine {
+  action: "help" | "version" | "check" | "run";
+  config: string;
+  demo: boolean;
+  seed: number | undefined;
+  logLevel: LogLevel;
+  logFormat: LogFormat;
+}
+
+const FLAGS = ["check", "demo", "help", "version"] as const;
+const SETTINGS = ["log-format", "log-level", "seed"] as const;
+
+/** @throws {UsageError} If an argument is unknown, missing or wrong. */
+function readCommandLine(args: string[]): CommandLine {
+  const operands: string[] = [];
+  const flags = parseArgs(args, {
+    boolean: FLAGS,
+    string: SETTINGS,
+    alias: { help: "h", version: "V" },
+    unknown: (arg) => {
+      if (arg !== "-" && arg.startsWith("-")) throw unknownOption(arg);
+      operands.push(arg); // as it was written: `_` has `1e3` as a number
+      return false;
+    },
+  });
+  operands.push(...flags._.map(String)); // those after `--`
+  const action = flags.help
+    ? "help"
+    : flags.version
+    ? "version"
+    : flags.check
+    ? "check"
+    : "run";
+  const needsConfig = action === "check" || action === "run";
+  if (needsConfig && operands.length === 0 && !flags.demo) {
+    throw new UsageError("expected a config file, found no argument");
+  }
+  if (needsConfig && operands.length > 1) {
+    throw new UsageError(
+      `expected one config file, found ${operands.length}: ${
+        operands.join(", ")
+      }`,
+    );
+  }
+  return {
+    action,
+    config: operands[0] ?? EXAMPLE,
+    demo: flags.demo,
+    seed: readSeed(flags.seed),
+    logLevel: readChoice("log-level", flags["log-level"], LOG_LEVELS) ?? "info",
+    logFormat: readChoice("log-format", flags["log-format"], LOG_FORMATS) ??
+      "text",
+  };
+}
+
+function unknownOption(arg: string): UsageError {
+  const name = arg.replace(/=.*/s, "");
+  const known = [...FLAGS, ...SETTINGS].map((each) => `--${each}`);
+  if (known.includes(name)) {
+    return new UsageError(`${name} takes no such value`);
+  }
+  const meant = nearest(name, known);
+  return new UsageError(
+    `unknown option ${name}` + (meant ? `; did you mean ${meant}?` : ""),
+  );
+}
+
+function readSeed(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const { guard } = CONFIG_FIELDS.seed;
+  const seed = /^\d+$/.test(text) ? Number(text) : undefined;
+  if (guard.is(seed)) return seed;
+  throw new UsageError(
+    `--seed: expected ${guard.expected}, found ${describe(text)}`,
+  );
+}
+
+function readChoice<T extends string>(
+  option: string,
+  text: string | undefined,
+  choices: readonly T[],
+): T | undefined {
+  const choice = choices.find((each) => each === text);
+  if (text === undefined || choice !== undefined) return choice;
+  throw new UsageError(
+    `--${option}: expected ${choices.join(" or ")}, found ${describe(text)}`,
+  );
+}
+
+const EXAMPLE = "config.example.yaml";
+
+/** @throws {ConfigError} If the file cannot be read, or holds no good config. */
+async function loadConfig(path: string): Promise<Config> {
+  let bytes: Uint8Array;
+  try {
+    bytes = await readAtMost(path, MAX_CONFIG_BYTES + 1);
+  } catch (error) {
+    throw new ConfigError(path, [whyUnreadable(error)]);
+  }
+  if (bytes.length > MAX_CONFIG_BYTES) {
+    throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
+  }
+  let text: string;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    throw new ConfigError(path, ["expected text in UTF-8, found other bytes"]);
+  }
+  return parseConfig(text, path);
+}
+
+/** Reads no more than that, of whatever the path names: it may have no end. */
+async function readAtMost(path: string, limit: number): Promise<Uint8Array> {
+  if ((await Deno.stat(path)).isDirectory) throw new Deno.errors.IsADirectory();
+  using file = await Deno.open(path);
+  const bytes = new Uint8Array(limit);
+  let length = 0;
+  while (length < limit) {
+    const size = await file.read(bytes.subarray(length));
+    if (size === null) break;
+    length += size;
+  }
+  return bytes.subarray(0, length);
+}
+
+function whyUnreadable(error: unknown): string {
+  if (error instanceof Deno.errors.NotFound) return "there is no such file";
+  if (error instanceof Deno.errors.IsADirectory) {
+    return "expected a YAML or JSON file, found a directory";
+  }
+  if (error instanceof Deno.errors.PermissionDenied) {
+    return "there is no permission to read the file";
+  }
+  return causeOf(error);
+}
+
+/** A table of the routes and what is injected on them. */
+function summarize(config: Config, path: string): string {
+  const rows = [
+    ["ROUTE", "LISTEN", "UPSTREAM", "FAULTS"],
+    ...config.routes.map((route) => [
+      route.name,
+      joinAddress(route.host, route.localPort),
+      route.upstream,
+      describeFaults(route),
+    ]),
+  ];
+  const widths = rows[0].map((_, column) =>
+    Math.max(...rows.map((row) => row[column].length))
+  );
+  const table = rows.map((row) =>
+    row.map((cell, column) => cell.padEnd(widths[column])).join("  ").trimEnd()
+  );
+  const seed = config.seed === undefined
+    ? "a random seed"
+    : `seed ${config.seed}`;
+  const drain = config.drainTimeoutMs > 0
+    ? `drain within ${config.drainTimeoutMs} ms`
+    : "drain without a limit";
+  const routes = count(config.routes.length, "route");
+  return [`${path}: ${routes}, ${seed}, ${drain}`, ...table].join("\n");
+}
+
+/** Serves what the example config forwards to. */
+function serveDemo(): Deno.HttpServer {
+  return Deno.serve(
+    { ...DEMO, onListen: () => {} },
+    async (request) =>
+      new Response(
+        request.body === null
+          ? "Hello from behind the proxy!\n"
+          : await request.arrayBuffer(),
+      ),
+  );
+}
+
+/** Runs until a signal ends it; resolves to the exit code. */
+async function run(config: Config, line: CommandLine): Promise<number> {
+  const onEvent = eventLogger(line.logLevel, line.logFormat, config.routes);
+  const isDemo = ({ upstream }: Route) => upstream === addressOf(DEMO);
+  await using _demo = line.demo && config.routes.some(isDemo)
+    ? serveDemo()
+    : undefined;
+  await using proxy = await ChaosProxy.start(config, { onEvent });
+  await signal();
+  const drained = proxy.drain();
+  signal().then(() => Deno.exit(1));
+  return await drained > 0 ? 1 : 0;
+}
+
+const SIGNALS: readonly Deno.Signal[] = Deno.build.os === "windows"
+  ? ["SIGINT", "SIGBREAK"]
+  : ["SIGINT", "SIGTERM"];
+
+/** Waits for the next signal to stop. */
+function signal(): Promise<void> {
+  return new Promise((resolve) => {
+    for (const each of SIGNALS) Deno.addSignalListener(each, resolve);
+  });
+}
+
+/** What the command line asks for; resolves to the exit code. */
+async function main(args: string[]): Promise<number> {
+  try {
+    const line = readCommandLine(args);
+    switch (line.action) {
+      case "help":
+        console.log(HELP);
+        return 0;
+      case "version":
+        console.log(`chaos-proxy ${deno.version}`);
+        return 0;
+    }
+    const config = await loadConfig(line.config);
+    config.seed = line.seed ?? config.seed;
+    if (line.action === "run") return await run(config, line);
+    console.log(summarize(config, line.config));
+    return 0;
+  } catch (error) {
+    if (error instanceof UsageError) {
+      console.error(`chaos-proxy: ${error.message}; see chaos-proxy --help`);
+      return 2;
+    }
+    if (error instanceof ConfigError) {
+      console.error(`chaos-proxy: ${error.message}`);
+      return 2;
+    }
+    if (error instanceof ListenError) {
+      console.error(`chaos-proxy: ${error.message}`);
+      return 1;
+    }
+    throw error;
+  }
+}
+
+if (import.meta.main) Deno.exit(await main(Deno.args));

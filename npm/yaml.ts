@@ -1,0 +1,32 @@
+/**
+ * Stands for `@std/yaml` 1.2.0 where only the npm registry can be reached.
+ * That release is a port of js-yaml 3.13, so this is js-yaml 3 under its names
+ * and with its kind of error. What still differs: the words of an error, not
+ * its place; an alias of `0`, `false`, `""` or `null` works only here; and
+ * `1:30.5` is a number in base 60 here, a string there.
+ *
+ * @module
+ */
+
+import yaml from "js-yaml";
+
+/** What may be asked of {@linkcode parse}. */
+export interface ParseOptions {
+  /** The last of several equal keys wins, instead of being an error. */
+  allowDuplicateKeys?: boolean;
+}
+
+/**
+ * Reads one YAML document; nothing at all reads as `null`.
+ *
+ * @throws {SyntaxError} If the text is not YAML, repeats a key or holds more
+ * than one document.
+ */
+export function parse(content: string, options: ParseOptions = {}): unknown {
+  try {
+    return yaml.safeLoad(content, { json: options.allowDuplicateKeys }) ?? null;
+  } catch (error) {
+    if (!(error instanceof yaml.YAMLException)) throw error;
+    throw new SyntaxError((error as Error).message);
+  }
+}

@@ -1,0 +1,345 @@
+/** What the tests share: peers, a proxy that is watched, the CLI as a process. */
+
+import {
+  ChaosProxy,
+  type ConfigOptions,
+  type ProxyEvent,
+  type RouteOptions,
+} from "../main.ts";
+
+type Named<N> = Extract<ProxyEvent, { event: N }>;
+
+/** Events in the order in which they came, and those still to come. */
+export class EventLog {
+  readonly all: ProxyEvent[] = [];
+  #changed = Promise.withResolvers<void>();
+  #ended = false;
+
+  readonly add = (event: ProxyEvent): void => {
+    this.all.push(event);
+    this.#wake();
+  };
+
+  /** No more will come: whoever waits for one is told so. */
+  end(): void {
+    this.#ended = true;
+    this.#wake();
+  }
+
+  of<N extends ProxyEvent["event"]>(name: N): Named<N>[] {
+    return this.all.filter((each): each is Named<N> => each.event === name);
+  }
+
+  /** The first so many events of a name, as soon as they are there. */
+  async first<N extends ProxyEvent["event"]>(
+    name: N,
+    count: number,
+  ): Promise<Named<N>[]> {
+    for (;;) {
+      const found = this.of(name);
+      if (found.length >= count) return found.slice(0, count);
+      if (this.#ended) throw new Error(`${found.length} ${name}, not ${count}`);
+      await this.#changed.promise;
+    }
+  }
+
+  async next<N extends ProxyEvent["event"]>(name: N): Promise<Named<N>> {
+    return (await this.first(name, this.of(name).length + 1)).at(-1)!;
+  }
+
+  #wake(): void {
+    this.#changed.resolve();
+    this.#changed = Promise.withResolvers();
+  }
+}
+
+/** A proxy in this process, and what happened to it. */
+export class WatchedProxy implements AsyncDisposable {
+  private constructor(readonly proxy: ChaosProxy, readonly log: EventLog) {}
+
+  static async start(config: ConfigOptions): Promise<WatchedProxy> {
+    const log = new EventLog();
+    return new WatchedProxy(
+      await ChaosProxy.start(config, { onEvent: log.add }),
+      log,
+    );
+  }
+
+  /** A proxy with one route to an upstream, on a free port. */
+  static to(
+    upstream: { address: string },
+    route: Partial<RouteOptions> = {},
+    config: Partial<ConfigOptions> = {},
+  ): Promise<WatchedProxy> {
+    return WatchedProxy.start({
+      seed: 1,
+      ...config,
+      routes: [{ localPort: 0, upstream: upstream.address, ...route }],
+    });
+  }
+
+  connect(route = 0): Promise<Deno.TcpConn> {
+    return Deno.connect({ port: this.proxy.routes[route].localPort });
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.proxy.stop();
+  }
+}
+
+/** A server that hands each connection to a handler, and then closes it. */
+export class Upstream implements AsyncDisposable {
+  readonly address: string;
+  /** How many connections have come. */
+  accepted = 0;
+  readonly #listener: Deno.TcpListener;
+  readonly #open = new Set<Deno.TcpConn>();
+  readonly #serving: Promise<void>;
+
+  constructor(
+    readonly handler: (conn: Deno.TcpConn) => Promise<unknown>,
+    hostname = "127.0.0.1",
+  ) {
+    this.#listener = Deno.listen({ hostname, port: 0 });
+    const host = hostname.includes(":") ? `[${hostname}]` : hostname;
+    this.address = `${host}:${this.#listener.addr.port}`;
+    this.#serving = this.#serve();
+  }
+
+  async #serve(): Promise<void> {
+    const handled: Promise<void>[] = [];
+    for await (const conn of this.#listener) {
+      this.accepted++;
+      this.#open.add(conn);
+      handled.push(this.#handle(conn));
+    }
+    await Promise.all(handled);
+  }
+
+  async #handle(conn: Deno.TcpConn): Promise<void> {
+    try {
+      await this.handler(conn);
+    } catch (error) {
+      if (!isDisconnect(error)) throw error;
+    }
+    this.#close(conn);
+  }
+
+  #close(conn: Deno.TcpConn): void {
+    if (this.#open.delete(conn)) conn.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#listener.close();
+    for (const conn of this.#open) this.#close(conn);
+    await this.#serving;
+  }
+}
+
+/** Sends back what it gets, and ends when its client does. */
+export function echo(hostname?: string): Upstream {
+  return new Upstream(async (conn) => {
+    const buffer = new Uint8Array(64 * 1024);
+    for (;;) {
+      const size = await conn.read(buffer);
+      if (size === null) break;
+      await writeAll(conn, buffer.subarray(0, size));
+    }
+    await conn.closeWrite();
+  }, hostname);
+}
+
+/** An address of this machine's on which nothing listens. */
+export function nowhere(): { address: string } {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  listener.close();
+  return { address: `127.0.0.1:${listener.addr.port}` };
+}
+
+export async function writeAll(conn: Deno.Conn, bytes: Uint8Array) {
+  for (let sent = 0; sent < bytes.length;) {
+    sent += await conn.write(bytes.subarray(sent));
+  }
+}
+
+export function send(conn: Deno.Conn, text: string): Promise<void> {
+  return writeAll(conn, new TextEncoder().encode(text));
+}
+
+/** Reads to the end of the stream. */
+export async function readAll(conn: Deno.Conn): Promise<Uint8Array> {
+  const chunks: Uint8Array<ArrayBuffer>[] = [];
+  const buffer = new Uint8Array(64 * 1024);
+  for (;;) {
+    const size = await conn.read(buffer);
+    if (size === null) break;
+    chunks.push(buffer.slice(0, size));
+  }
+  return new Uint8Array(await new Blob(chunks).arrayBuffer());
+}
+
+/** Reads so many bytes, or up to the end of the stream. */
+export async function readExactly(
+  conn: Deno.Conn,
+  length: number,
+): Promise<Uint8Array> {
+  const bytes = new Uint8Array(length);
+  let got = 0;
+  while (got < length) {
+    const size = await conn.read(bytes.subarray(got));
+    if (size === null) break;
+    got += size;
+  }
+  return bytes.subarray(0, got);
+}
+
+export function text(bytes: Uint8Array): string {
+  return new TextDecoder().decode(bytes);
+}
+
+/** Bytes that repeat nowhere soon, so that none can be lost or moved unseen. */
+export function testBytes(length: number, seed = 1): Uint8Array<ArrayBuffer> {
+  const words = new Uint32Array(Math.ceil(length / 4));
+  let state = seed | 1;
+  for (let i = 0; i < words.length; i++) {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    words[i] = state;
+  }
+  return new Uint8Array(words.buffer, 0, length);
+}
+
+/** Whether an error is one that a peer's leaving, or our closing, brings. */
+export function isDisconnect(error: unknown): boolean {
+  return error instanceof Deno.errors.ConnectionReset ||
+    error instanceof Deno.errors.ConnectionAborted ||
+    error instanceof Deno.errors.BrokenPipe ||
+    error instanceof Deno.errors.NotConnected ||
+    error instanceof Deno.errors.BadResource ||
+    error instanceof Deno.errors.Interrupted;
+}
+
+/** The import map and lock file by which this process runs, if any. */
+const RUN_FLAGS = import.meta.resolve("@std/yaml").startsWith("file:")
+  ? ["--import-map", "npm/imports.json", "--lock", "npm/deno.lock", "--frozen"]
+  : [];
+
+/** The folder of the project. */
+export const ROOT = new URL("..", import.meta.url);
+
+/** `chaos-proxy` as a user starts it, with just the permissions it needs. */
+export class Cli implements AsyncDisposable {
+  /** All that came on standard output; on standard error. */
+  stdout = "";
+  stderr = "";
+  /** The events that a `--log-format json` run has logged. */
+  readonly log = new EventLog();
+  readonly status: Promise<Deno.CommandStatus>;
+  readonly #child: Deno.ChildProcess;
+  #ended = false;
+
+  constructor(...args: string[]) {
+    this.#child = new Deno.Command(Deno.execPath(), {
+      args: [
+        "run",
+        "--no-prompt",
+        ...RUN_FLAGS,
+        "--allow-net",
+        "--allow-read",
+        "main.ts",
+        ...args,
+      ],
+      cwd: ROOT,
+      env: { NO_COLOR: "1" },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    this.status = this.#watch();
+  }
+
+  /** Runs with a configuration, logging JSON, until it has started. */
+  static async start(config: ConfigOptions, ...args: string[]): Promise<Cli> {
+    const path = await Deno.makeTempFile({ suffix: ".json" });
+    await Deno.writeTextFile(path, JSON.stringify(config));
+    const cli = new Cli("--log-format", "json", ...args, path);
+    try {
+      await cli.log.first("started", 1);
+    } catch (cause) {
+      throw new Error(`did not start: ${cli.stderr}`, { cause });
+    } finally {
+      await Deno.remove(path);
+    }
+    return cli;
+  }
+
+  get pid(): number {
+    return this.#child.pid;
+  }
+
+  /** The port on which a route listens. */
+  port(route = 0): number {
+    const { address } = this.log.of("listening")[route];
+    return Number(address.slice(address.lastIndexOf(":") + 1));
+  }
+
+  kill(signal: Deno.Signal = "SIGTERM"): void {
+    this.#child.kill(signal);
+  }
+
+  async #watch(): Promise<Deno.CommandStatus> {
+    await Promise.all([
+      this.#read(this.#child.stdout, (line) => {
+        this.stdout += line + "\n";
+        if (line.startsWith("{")) this.log.add(JSON.parse(line));
+      }),
+      this.#read(this.#child.stderr, (line) => {
+        this.stderr += line + "\n";
+      }),
+    ]);
+    const status = await this.#child.status;
+    this.#ended = true;
+    this.log.end();
+    return status;
+  }
+
+  async #read(
+    stream: ReadableStream<Uint8Array<ArrayBuffer>>,
+    onLine: (line: string) => void,
+  ): Promise<void> {
+    let rest = "";
+    for await (const part of stream.pipeThrough(new TextDecoderStream())) {
+      const lines = (rest + part).split("\n");
+      rest = lines.pop()!;
+      lines.forEach(onLine);
+    }
+    if (rest !== "") onLine(rest);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#ended) this.#child.kill("SIGKILL");
+    await this.status;
+  }
+}
+
+/** A configuration file that is there while it is used. */
+export class TempFile implements AsyncDisposable {
+  private constructor(readonly path: string) {}
+
+  static async with(
+    content: string | Uint8Array,
+    suffix = ".yaml",
+  ): Promise<TempFile> {
+    const path = await Deno.makeTempFile({ suffix });
+    await Deno.writeFile(
+      path,
+      typeof content === "string" ? new TextEncoder().encode(content) : content,
+    );
+    return new TempFile(path);
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return Deno.remove(this.path);
+  }
+}
