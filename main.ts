@@ -371,8 +371,7 @@ function checkConfig(value: unknown, source: string): Config {
     if (route.localPort !== undefined) route.name ??= String(route.localPort);
     return route;
   });
-  checkUnique(routes, "localPort", problems);
-  checkUnique(routes, "name", problems);
+  checkUnique(routes, problems);
   if (problems.length > 0) throw new ConfigError(source, problems);
   return { ...config, routes } as Config; // nothing is missing: no problem
 }
@@ -436,22 +435,25 @@ function isRequired(field: Field<unknown>): boolean {
   return field.default === undefined && !field.optional;
 }
 
+/** Ports are unique, and so are names, also those that default to the port. */
 function checkUnique(
   routes: readonly Partial<Route>[],
-  key: "localPort" | "name",
   problems: string[],
 ): void {
-  const owners = new Map<unknown, number>();
-  routes.forEach((route, index) => {
-    const value = route[key];
-    if (value === undefined || value === 0) return; // each 0 is another port
-    const owner = owners.get(value);
-    if (owner === undefined) owners.set(value, index);
-    else {
+  const ports = new Map<number, number>();
+  const names = new Map<string, number>();
+  routes.forEach(({ localPort, name }, index) => {
+    const taken = (key: "localPort" | "name", value: unknown, by: number) =>
       problems.push(
-        `routes[${index}].${key}: ${value} is already taken by routes[${owner}]`,
+        `routes[${index}].${key}: ${value} is already taken by routes[${by}]`,
       );
-    }
+    const samePort = localPort ? ports.get(localPort) : undefined; // 0: any
+    if (samePort !== undefined) taken("localPort", localPort, samePort);
+    else if (localPort) ports.set(localPort, index);
+    const sameName = name === undefined ? undefined : names.get(name);
+    const saidAlready = samePort !== undefined && name === `${localPort}`;
+    if (sameName !== undefined && !saidAlready) taken("name", name, sameName);
+    else if (name !== undefined && !saidAlready) names.set(name, index);
   });
 }
 
@@ -713,6 +715,7 @@ class Connection {
   readonly #aborted = new AbortController();
   readonly #sockets: Partial<Record<Side, Deno.TcpConn>>;
   readonly #links: Partial<Record<Side, Link>> = {};
+  #ended = 0;
   #firstToEnd: Side | undefined;
   #broken: { why: Ending; cause?: string } | undefined;
 
@@ -763,12 +766,12 @@ class Connection {
 
   /** Lets go of all that is open, so that whatever is under way ends. */
   #release(): void {
-    this.#aborted.abort();
     for (const side of SIDES) {
       this.#sockets[side]?.close();
       delete this.#sockets[side];
-      this.#links[side]?.abort();
+      if (this.#broken) this.#links[side]?.abort();
     }
+    if (this.#broken) this.#aborted.abort();
   }
 
   /**
@@ -887,7 +890,10 @@ class Connection {
     };
     return new WritableStream({
       write: (chunk) => orBreak(() => writeAll(socket, chunk)),
-      close: () => orBreak(() => socket.closeWrite()),
+      close: async () => {
+        // After the second end both sockets are closed, which ends them too.
+        if (++this.#ended < 2) await orBreak(() => socket.closeWrite());
+      },
     });
   }
 }
@@ -905,6 +911,13 @@ function addressOf(
   { hostname, port }: Pick<Deno.NetAddr, "hostname" | "port">,
 ): string {
   return joinAddress(hostname, port);
+}
+
+/** Whether an error says that the peer has left. */
+function isDisconnect(error: unknown): boolean {
+  return error instanceof Deno.errors.NotConnected ||
+    error instanceof Deno.errors.ConnectionReset ||
+    error instanceof Deno.errors.ConnectionAborted;
 }
 
 /** An error in the system's words, without its number. */
@@ -928,7 +941,7 @@ export type ProxyEvent =
   }
   /** All listeners are open; the seed repeats this run's decisions. */
   | { event: "started"; routes: number; seed: number }
-  /** No connection could be accepted; it is tried again in a moment. */
+  /** A connection could not be accepted; the next one will be tried. */
   | { event: "accept_failed"; route: string; cause: string }
   /** No more connections are accepted; so many are still in flight. */
   | { event: "draining"; connections: number }
@@ -1081,10 +1094,13 @@ export class ChaosProxy implements AsyncDisposable {
         client = await listener.accept();
       } catch (error) {
         if (this.#stopped.signal.aborted) return;
-        // Most often descriptors have run out: others will be given back.
         const cause = causeOf(error);
         this.#emit({ event: "accept_failed", route: route.name, cause });
-        await sleep(ACCEPT_PAUSE_MS, this.#stopped.signal);
+        // Descriptors that have run out will be given back in a moment. A
+        // client that has already left must not make the next one wait.
+        if (!isDisconnect(error)) {
+          await sleep(ACCEPT_PAUSE_MS, this.#stopped.signal);
+        }
         continue;
       }
       if (this.#stopped.signal.aborted) return client.close();
@@ -1150,7 +1166,7 @@ function describeFaults(route: Route): string {
   const faults: string[] = [];
   if (dropRate > 0) faults.push(`drop ${percent(dropRate)}`);
   if (timeoutRate > 0) {
-    const length = timeoutMs > 0 ? `${timeoutMs} ms` : "for ever";
+    const length = timeoutMs > 0 ? `for ${timeoutMs} ms` : "for ever";
     faults.push(`time out ${percent(timeoutRate)} ${length}`);
   }
   if (latencyMs > 0 || jitterMs > 0) {
@@ -1263,7 +1279,7 @@ function inWords(event: ProxyEvent): string {
     case "delayed":
       return `delayed ${event.delayMs} ms`;
     case "connected":
-      return `connected ${event.address} (${event.upstream}) in ${event.dialMs} ms`;
+      return `connected ${event.upstream} at ${event.address} in ${event.dialMs} ms`;
     case "upstream_failed":
       return `upstream_failed ${event.upstream}: ${event.cause}`;
     case "closed":
@@ -1272,7 +1288,7 @@ function inWords(event: ProxyEvent): string {
       }, ` +
         `${event.bytesUp} B up, ${event.bytesDown} B down, ${event.durationMs} ms`;
     case "accept_failed":
-      return `accept_failed ${event.cause}; trying again in ${ACCEPT_PAUSE_MS} ms`;
+      return `accept_failed ${event.cause}`;
     case "draining":
       return `draining ${count(event.connections, "connection")} in flight`;
     case "drained":
@@ -1413,7 +1429,8 @@ function readChoice<T extends string>(
   );
 }
 
-const EXAMPLE = "config.example.yaml";
+/** Beside this file; a compiled binary has it inside. */
+const EXAMPLE = `${import.meta.dirname ?? "."}/config.example.yaml`;
 
 /** @throws {ConfigError} If the file cannot be read, or holds no good config. */
 async function loadConfig(path: string): Promise<Config> {
@@ -1531,7 +1548,7 @@ async function main(args: string[]): Promise<number> {
     const line = readCommandLine(args);
     switch (line.action) {
       case "help":
-        console.log(HELP);
+        console.log(HELP.trimEnd());
         return 0;
       case "version":
         console.log(`chaos-proxy ${deno.version}`);
