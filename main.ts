@@ -181,10 +181,14 @@ function isHost(host: string): boolean {
     URL.canParse(`http://${host}`);
 }
 
+/** Where to listen, or to connect to. */
+interface Address {
+  readonly hostname: string;
+  readonly port: number;
+}
+
 /** Splits `host:port`; the brackets of an IPv6 address are taken off. */
-function splitAddress(
-  address: string,
-): { hostname: string; port: number } | undefined {
+function splitAddress(address: string): Address | undefined {
   const [, host, digits] = /^(.+):(\d{1,5})$/.exec(address) ?? [];
   const port = Number(digits);
   if (host === undefined || !isHost(host)) return undefined;
@@ -193,7 +197,7 @@ function splitAddress(
 }
 
 /** Joins what `splitAddress` splits. */
-function joinAddress(hostname: string, port: number): string {
+function addressOf({ hostname, port }: Address): string {
   return hostname.includes(":")
     ? `[${hostname}]:${port}`
     : `${hostname}:${port}`;
@@ -365,7 +369,7 @@ function findJsonProblem(text: string): JsonProblem | undefined {
 function checkConfig(value: unknown, source: string): Config {
   const problems: string[] = [];
   const config = checkFields(value, "", CONFIG_FIELDS, problems);
-  const routes = (config.routes ?? []).map((each, index) => {
+  const routes = Array.from(config.routes ?? [], (each, index) => {
     const path = `routes[${index}]`;
     const route = checkFields(each, path, ROUTE_FIELDS, problems);
     if (route.localPort !== undefined) route.name ??= String(route.localPort);
@@ -907,12 +911,6 @@ async function writeAll(socket: Deno.TcpConn, chunk: Uint8Array) {
   }
 }
 
-function addressOf(
-  { hostname, port }: Pick<Deno.NetAddr, "hostname" | "port">,
-): string {
-  return joinAddress(hostname, port);
-}
-
 /** Whether an error says that the peer has left. */
 function isDisconnect(error: unknown): boolean {
   return error instanceof Deno.errors.NotConnected ||
@@ -948,26 +946,19 @@ export type ProxyEvent =
   /** No connection is left; so many did not end in time, and were cut. */
   | { event: "drained"; cut: number; durationMs: number };
 
-/** A route could not be listened on. */
+/** An address could not be listened on. */
 export class ListenError extends Error {
   /** `ListenError` */
   override name = "ListenError";
 
-  /** Says which route and address, and why. */
-  constructor(
-    /** The route. */
-    readonly route: Route,
-    cause: unknown,
-  ) {
-    const address = joinAddress(route.host, route.localPort);
+  /** Says for what the address was meant, such as `route db`, and why not. */
+  constructor(what: string, address: Address, cause: unknown) {
     const why = cause instanceof Deno.errors.AddrInUse
       ? "the port is already in use"
       : cause instanceof Deno.errors.PermissionDenied
       ? "permission denied; ports below 1024 are for privileged users"
       : causeOf(cause);
-    super(`route ${route.name}: cannot listen on ${address}: ${why}`, {
-      cause,
-    });
+    super(`${what}: cannot listen on ${addressOf(address)}: ${why}`, { cause });
   }
 }
 
@@ -1149,12 +1140,12 @@ export class ChaosProxy implements AsyncDisposable {
 function listenAll(routes: readonly Route[]): Deno.TcpListener[] {
   const listeners: Deno.TcpListener[] = [];
   for (const route of routes) {
+    const address = { hostname: route.host, port: route.localPort };
     try {
-      const { host: hostname, localPort: port } = route;
-      listeners.push(Deno.listen({ hostname, port }));
+      listeners.push(Deno.listen(address));
     } catch (error) {
       for (const listener of listeners) listener.close();
-      throw new ListenError(route, error);
+      throw new ListenError(`route ${route.name}`, address, error);
     }
   }
   return listeners;
@@ -1483,7 +1474,7 @@ function summarize(config: Config, path: string): string {
     ["ROUTE", "LISTEN", "UPSTREAM", "FAULTS"],
     ...config.routes.map((route) => [
       route.name,
-      joinAddress(route.host, route.localPort),
+      addressOf({ hostname: route.host, port: route.localPort }),
       route.upstream,
       describeFaults(route),
     ]),
@@ -1504,17 +1495,22 @@ function summarize(config: Config, path: string): string {
   return [`${path}: ${routes}, ${seed}, ${drain}`, ...table].join("\n");
 }
 
-/** Serves what the example config forwards to. */
+/**
+ * Serves what the example config forwards to.
+ *
+ * @throws {ListenError} If its port cannot be listened on.
+ */
 function serveDemo(): Deno.HttpServer {
-  return Deno.serve(
-    { ...DEMO, onListen: () => {} },
-    async (request) =>
-      new Response(
-        request.body === null
-          ? "Hello from behind the proxy!\n"
-          : await request.arrayBuffer(),
-      ),
-  );
+  try {
+    return Deno.serve({ ...DEMO, onListen: () => {} }, async (request) => {
+      if (request.body === null) {
+        return new Response("Hello from behind the proxy!\n");
+      }
+      return new Response(await request.arrayBuffer());
+    });
+  } catch (error) {
+    throw new ListenError("demo upstream", DEMO, error);
+  }
 }
 
 /** Runs until a signal ends it; resolves to the exit code. */
