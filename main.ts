@@ -163,7 +163,8 @@ const routeName: Guard<string> = {
 const listenHost: Guard<string> = {
   expected: "a host name or an IP address",
   is: (value): value is string =>
-    typeof value === "string" && (isHost(value) || isHost(`[${value}]`)),
+    typeof value === "string" && !value.startsWith("[") &&
+    (isHost(value) || isHost(`[${value}]`)),
 };
 const upstreamAddress: Guard<string> = {
   expected: "host:port or [ipv6]:port, the port from 1 to 65535",
@@ -177,8 +178,8 @@ const routeList: Guard<unknown[]> = {
 
 /** Whether a host is fit for a URL: a name, an IPv4 or a bracketed IPv6 one. */
 function isHost(host: string): boolean {
-  return /^(?:[\w.-]+|\[[\da-f:.]+\])$/i.test(host) &&
-    URL.canParse(`http://${host}`);
+  return /^(?:\w+(?:[.-]+\w+)*\.?|\[[\da-f:.]+\])$/i.test(host) &&
+    !host.includes("..") && URL.canParse(`http://${host}`);
 }
 
 /** Where to listen, or to connect to. */
@@ -258,8 +259,9 @@ function readYaml(text: string, path: string): unknown {
   try {
     return parseYaml(text);
   } catch (error) {
-    // Deep nesting overflows the parser's stack: not only syntax errors come.
-    const { message } = error as Error;
+    const message = error instanceof RangeError // the parser's stack overflowed
+      ? "nested too deeply"
+      : (error as Error).message;
     const [, reason, line, column] =
       /^(.*?) at line (\d+), column (-?\d+)/s.exec(message) ??
         ["", message.split("\n", 1)[0]];
@@ -324,7 +326,11 @@ function findJsonProblem(text: string): JsonProblem | undefined {
     }
     if (take(/\[/y)) return items("]", depth, () => value(depth + 1));
     if (take(JSON_STRING) ?? take(JSON_OTHER_SCALAR)) return undefined;
-    return missing("a value");
+    return missing(
+      text[offset] === '"'
+        ? "a string with its closing quote, and escapes that JSON has"
+        : "a value",
+    );
   }
 
   function items(
@@ -370,8 +376,7 @@ function checkConfig(value: unknown, source: string): Config {
   const problems: string[] = [];
   const config = checkFields(value, "", CONFIG_FIELDS, problems);
   const routes = Array.from(config.routes ?? [], (each, index) => {
-    const path = `routes[${index}]`;
-    const route = checkFields(each, path, ROUTE_FIELDS, problems);
+    const route = checkFields(each, `routes[${index}]`, ROUTE_FIELDS, problems);
     if (route.localPort !== undefined) route.name ??= String(route.localPort);
     return route;
   });
@@ -419,7 +424,8 @@ function checkFields<T>(
     } else if (guard.is(found)) {
       good[key] = found;
     } else {
-      const unquoted = typeof found === "string" && found.trim() !== "" &&
+      const unquoted = typeof found === "string" &&
+        /^\s*[\d.]+\s*$/.test(found) &&
         guard.is(Number(found));
       problems.push(
         `${at(key)}: expected ${guard.expected}, found ${describe(found)}` +
@@ -456,8 +462,13 @@ function checkUnique(
     else if (localPort) ports.set(localPort, index);
     const sameName = name === undefined ? undefined : names.get(name);
     const saidAlready = samePort !== undefined && name === `${localPort}`;
-    if (sameName !== undefined && !saidAlready) taken("name", name, sameName);
-    else if (name !== undefined && !saidAlready) names.set(name, index);
+    if (sameName !== undefined && !saidAlready) {
+      const hint = name === `${localPort}`
+        ? " (a name defaults to the port)"
+        : "";
+      taken("name", name + hint, sameName);
+    }
+    if (name !== undefined && !names.has(name)) names.set(name, index);
   });
 }
 
@@ -758,14 +769,10 @@ class Connection {
     });
   }
 
-  /** Ends it at once, whatever it is about; the first reason stands. */
-  end(why: Ending, cause?: string): void {
-    this.#breaks(why, cause);
+  /** Ends it at once, whatever it is about; an earlier reason stands. */
+  end(why: Ending): void {
+    this.#broken ??= { why };
     this.#release();
-  }
-
-  #breaks(why: Ending, cause?: string): void {
-    this.#broken ??= cause === undefined ? { why } : { why, cause };
   }
 
   /** Lets go of all that is open, so that whatever is under way ends. */
@@ -813,6 +820,7 @@ class Connection {
         ...splitAddress(upstream)!,
         signal: this.#aborted.signal,
       });
+      if (this.#broken) return socket.close(); // ended in the last moment
       this.#sockets.upstream = socket;
       this.emit({
         event: "connected",
@@ -826,7 +834,7 @@ class Connection {
         ? `no answer within ${connectTimeoutMs} ms`
         : causeOf(error);
       this.emit({ event: "upstream_failed", upstream, cause });
-      this.end("upstream_failed", cause);
+      this.#broken = { why: "upstream_failed", cause };
     } finally {
       clearTimeout(timer);
     }
@@ -877,7 +885,7 @@ class Connection {
       this.#firstToEnd ??= from;
     } catch (error) {
       // If it was the link that failed, its reason stands already.
-      this.#breaks(`${from}_reset`, causeOf(error));
+      this.#broken ??= { why: `${from}_reset`, cause: causeOf(error) };
     }
     link.end();
   }
@@ -888,7 +896,7 @@ class Connection {
       try {
         await work();
       } catch (error) {
-        this.#breaks(`${side}_reset`, causeOf(error));
+        this.#broken ??= { why: `${side}_reset`, cause: causeOf(error) };
         throw error;
       }
     };
