@@ -843,8 +843,8 @@ class Connection {
   async #forward(): Promise<void> {
     const { client, upstream } = this.#sockets;
     if (!client || !upstream) return;
-    client.setNoDelay(); // small writes leave as they came, not in batches
-    upstream.setNoDelay();
+    sendAtOnce(client);
+    sendAtOnce(upstream);
     await Promise.all([
       this.#carry("client", this.#sinkTo("upstream")),
       this.#carry("upstream", this.#sinkTo("client")),
@@ -911,6 +911,15 @@ class Connection {
 }
 
 const SIDES = ["client", "upstream"] as const;
+
+/** Lets small writes leave as they came, not in batches. */
+function sendAtOnce(socket: Deno.TcpConn): void {
+  try {
+    socket.setNoDelay();
+  } catch {
+    // Some systems refuse it once the peer has left; reading will tell.
+  }
+}
 
 async function writeAll(socket: Deno.TcpConn, chunk: Uint8Array) {
   let written = await socket.write(chunk);

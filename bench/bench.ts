@@ -1,0 +1,631 @@
+/**
+ * `deno task bench`: how fast the proxy is, beside a direct connection and
+ * whatever other TCP proxies are installed. All measurements are interleaved,
+ * so that a busy moment of the machine does not fall on one contender alone.
+ */
+
+import { parseArgs } from "@std/cli/parse-args";
+import deno from "../deno.json" with { type: "json" };
+import {
+  connect,
+  delay,
+  exchange,
+  freePorts,
+  inLanes,
+  main,
+  misused,
+  ready,
+  residentKiB,
+  run,
+  start,
+  startChaosProxy,
+  startEcho,
+  stop,
+  table,
+  tempDir,
+  wholeNumber,
+} from "./peers.ts";
+
+type Service = "bulk" | "http" | "echo" | "delayedEcho";
+type Ports = Record<Service, number>;
+
+interface Route {
+  name: Service;
+  port: number;
+  upstream: number;
+}
+
+interface Contender {
+  name: string;
+  version: string;
+  /** Starts a process for all routes, or one for each. */
+  start(routes: Route[]): Promise<Deno.ChildProcess[]>;
+}
+
+interface Row {
+  name: string;
+  /** The load tools it needs. */
+  tools: string[];
+  measures(contender: string): boolean;
+  /** One round's samples of one contender; none where it cannot be told. */
+  measure(contender: Contender, ports: Ports): Promise<number[]>;
+  figures: Figure[];
+}
+
+interface Figure {
+  label: string;
+  digits: number;
+  of(samples: number[]): number;
+  /** Only what is added to a direct connection's median. */
+  added?: true;
+  /** Followed by a line with the ratios to the reference. */
+  ratio?: true;
+}
+
+const delayMs = 200;
+const httpConnections = 50;
+const idleConnections = 1000;
+const message = new Uint8Array(64).fill(120);
+const install = "apt install wrk iperf3 nginx-light haproxy socat";
+
+// Debian keeps servers where only root's PATH leads.
+if (Deno.build.os !== "windows") {
+  Deno.env.set("PATH", `${Deno.env.get("PATH")}:/usr/local/sbin:/usr/sbin`);
+}
+
+const upstreams: Ports = (() => {
+  const [bulk, http] = freePorts(2);
+  const echo = startEcho();
+  return { bulk, http, echo, delayedEcho: echo };
+})();
+
+const notes = new Set<string>();
+
+// The contenders
+
+const chaosProxy: Contender = {
+  name: "chaos-proxy",
+  version: deno.version,
+  async start(routes) {
+    return [
+      await startChaosProxy(routes.map(({ name, port, upstream }) => ({
+        name,
+        localPort: port,
+        upstream: `127.0.0.1:${upstream}`,
+        latencyMs: name === "delayedEcho" ? delayMs : 0,
+      }))),
+    ];
+  },
+};
+
+async function findOthers(): Promise<Contender[]> {
+  const found = [findHaproxy(), findNginx(), findSocat(), findToxiproxy()];
+  return (await Promise.all(found)).filter((each) => each !== undefined);
+}
+
+async function findHaproxy(): Promise<Contender | undefined> {
+  const version = await versionOf("haproxy", "-v");
+  if (!version) return undefined;
+  const startHaproxy = async (routes: Route[]) => {
+    const config = `${await tempDir()}/haproxy.cfg`;
+    const listens = routes.map(({ name, port, upstream }) => `
+listen ${name}
+  bind 127.0.0.1:${port}
+  server upstream 127.0.0.1:${upstream}
+`);
+    await Deno.writeTextFile(
+      config,
+      `global
+  nbthread 1
+  maxconn 4000
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+${listens.join("")}`,
+    );
+    return [start("haproxy", ["-db", "-q", "-f", config])];
+  };
+  return { name: "haproxy", version, start: startHaproxy };
+}
+
+async function findNginx(): Promise<Contender | undefined> {
+  const version = await versionOf("nginx", "-v");
+  if (!version) return undefined;
+  const built = await printed("nginx", "-V");
+  if (!built?.includes("--with-stream")) return undefined;
+  let load = "";
+  if (built.includes("--with-stream=dynamic")) {
+    const folder = /--modules-path=(\S+)/.exec(built)?.[1];
+    const module = `${folder}/ngx_stream_module.so`;
+    if (!await exists(module)) return undefined;
+    load = `load_module ${module};`;
+  }
+  const startStream = async (routes: Route[]) => {
+    const servers = routes.map(({ port, upstream }) => `
+  server {
+    listen 127.0.0.1:${port} backlog=4096;
+    proxy_pass 127.0.0.1:${upstream};
+    proxy_timeout 1h;
+  }`);
+    return [await startNginx(load, `stream {${servers.join("")}\n}`)];
+  };
+  return { name: "nginx", version, start: startStream };
+}
+
+async function findSocat(): Promise<Contender | undefined> {
+  const version = await versionOf("socat", "-V");
+  if (!version) return undefined;
+  const startSocat = async (routes: Route[]) => {
+    // Its buffer of 8 KiB is the others' many times over; it logs each reset.
+    const options = ["-b65536", "-lf", `${await tempDir()}/log`];
+    return routes.map(({ port, upstream }) =>
+      start("socat", [
+        ...options,
+        `TCP-LISTEN:${port},bind=127.0.0.1,fork,reuseaddr,backlog=4096,nodelay`,
+        `TCP:127.0.0.1:${upstream},nodelay`,
+      ])
+    );
+  };
+  return { name: "socat", version, start: startSocat };
+}
+
+async function findToxiproxy(): Promise<Contender | undefined> {
+  const version = await versionOf("toxiproxy-server", "-version");
+  if (!version) return undefined;
+  const startToxiproxy = async (routes: Route[]) => {
+    const config = `${await tempDir()}/toxiproxy.json`;
+    const proxies = routes.map(({ name, port, upstream }) => ({
+      name,
+      listen: `127.0.0.1:${port}`,
+      upstream: `127.0.0.1:${upstream}`,
+      enabled: true,
+    }));
+    await Deno.writeTextFile(config, JSON.stringify(proxies));
+    const [control] = freePorts(1);
+    return [
+      start("toxiproxy-server", ["-port", `${control}`, "-config", config]),
+    ];
+  };
+  return { name: "toxiproxy", version, start: startToxiproxy };
+}
+
+/** What a command prints when asked about itself, if it is installed. */
+async function printed(
+  command: string,
+  flag: string,
+): Promise<string | undefined> {
+  try {
+    const { stdout, stderr } = await new Deno.Command(command, { args: [flag] })
+      .output();
+    const decoder = new TextDecoder();
+    return decoder.decode(stdout) + decoder.decode(stderr);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
+
+async function versionOf(
+  command: string,
+  flag: string,
+): Promise<string | undefined> {
+  const text = await printed(command, flag);
+  return text && (/\d+\.\d+[\w.]*/.exec(text)?.[0] ?? "of unknown version");
+}
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await Deno.stat(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+/** Starts nginx as one process, which needs no rights and leaves no files. */
+async function startNginx(
+  load: string,
+  block: string,
+): Promise<Deno.ChildProcess> {
+  const dir = await tempDir();
+  await Deno.writeTextFile(
+    `${dir}/nginx.conf`,
+    `${load}
+daemon off;
+master_process off;
+pid pid;
+error_log error.log;
+events { worker_connections 4000; }
+${block}
+`,
+  );
+  return start("nginx", ["-p", dir, "-e", "error.log", "-c", "nginx.conf"]);
+}
+
+// The load
+
+async function startHttpUpstream(): Promise<void> {
+  const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+    .map((name) => `${name}_temp_path tmp;`).join(" ");
+  const child = await startNginx(
+    "",
+    `http {
+  ${temporary}
+  access_log off;
+  keepalive_requests 1000000000;
+  server {
+    listen 127.0.0.1:${upstreams.http} backlog=4096;
+    location / { return 200 "ok"; }
+  }
+}`,
+  );
+  await ready(child, upstreams.http);
+}
+
+function startBulkUpstream(): void {
+  const args = ["-s", "-B", "127.0.0.1", "-p", `${upstreams.bulk}`];
+  // It complains of each connection that only tries whether it is there.
+  start("iperf3", args, { stdout: "null", stderr: "null" });
+}
+
+async function gigabytesPerSecond(
+  port: number,
+  seconds: number,
+): Promise<number> {
+  const args = ["-c", "127.0.0.1", "-p", `${port}`, "-t", `${seconds}`, "-J"];
+  for (let attempt = 1;; attempt++) {
+    try {
+      const { end } = JSON.parse(await run("iperf3", args));
+      return end.sum_received.bits_per_second / 8e9;
+    } catch (error) {
+      // Its server serves one client at a time and is slow to part with it.
+      if (attempt === 20) throw error;
+      await delay(250);
+    }
+  }
+}
+
+async function requestsPerSecond(
+  what: string,
+  port: number,
+  seconds: number,
+  header: string[] = [],
+): Promise<number> {
+  const report = await run("wrk", [
+    ...["-t1", `-c${httpConnections}`, `-d${seconds}s`, ...header],
+    `http://127.0.0.1:${port}/`,
+  ]);
+  for (const trouble of report.matchAll(/Socket errors.*|Non-2xx.*/g)) {
+    notes.add(`${what}: wrk counted: ${trouble[0]}`);
+  }
+  return Number(/Requests\/sec:\s+([\d.]+)/.exec(report)![1]);
+}
+
+async function roundTripMicroseconds(
+  port: number,
+  seconds: number,
+): Promise<number> {
+  using conn = await connect(port);
+  const times: number[] = [];
+  const end = performance.now() + seconds * 1000;
+  for (let now = performance.now(); now < end;) {
+    await exchange(conn, message);
+    const before = now;
+    now = performance.now();
+    times.push((now - before) * 1000);
+  }
+  return median(times);
+}
+
+/** From the start of a connection to the first byte of the answer. */
+async function firstByteMilliseconds(port: number): Promise<number> {
+  const before = performance.now();
+  using conn = await connect(port);
+  await exchange(conn, message.subarray(0, 1));
+  return performance.now() - before;
+}
+
+/** In a process of its own, whose memory no earlier load has stretched. */
+async function idleConnectionKiB(contender: Contender): Promise<number[]> {
+  const [port] = freePorts(1);
+  const [child] = await contender.start([
+    { name: "echo", port, upstream: upstreams.echo },
+  ]);
+  await ready(child, port);
+  const established = async () => {
+    const conn = await connect(port);
+    await exchange(conn, message);
+    return conn;
+  };
+
+  await inLanes(200, 10, async () => (await established()).close());
+  await delay(1000);
+  const before = await residentKiB(child.pid);
+
+  const idle = await inLanes(idleConnections, 10, established);
+  await delay(1000);
+  const after = await residentKiB(child.pid);
+
+  for (const conn of idle) conn.close();
+  await stop(child);
+  if (before === undefined || after === undefined) return [];
+  return [(after - before) / idleConnections];
+}
+
+// The rows
+
+function rowsFor(seconds: number): Row[] {
+  return [
+    {
+      name: "bulk",
+      tools: ["iperf3"],
+      measures: () => true,
+      measure: async (_, { bulk }) => [await gigabytesPerSecond(bulk, seconds)],
+      figures: [
+        { label: "one stream, GB/s ↑", digits: 2, of: median, ratio: true },
+      ],
+    },
+    {
+      name: "http",
+      tools: ["wrk", "nginx"],
+      measures: () => true,
+      measure: async ({ name }, { http }) => [
+        await requestsPerSecond(`http, ${name}`, http, seconds),
+      ],
+      figures: [{
+        label: `requests/s, ${httpConnections} kept connections ↑`,
+        digits: 0,
+        of: median,
+        ratio: true,
+      }],
+    },
+    {
+      name: "connections",
+      tools: ["wrk", "nginx"],
+      measures: () => true,
+      measure: async ({ name }, { http }) => [
+        await requestsPerSecond(`connections, ${name}`, http, seconds, [
+          "-H",
+          "Connection: close",
+        ]),
+      ],
+      figures: [
+        { label: "connections/s ↑", digits: 0, of: median, ratio: true },
+      ],
+    },
+    {
+      name: "memory",
+      tools: [],
+      // socat's is that of a thousand processes.
+      measures: (contender) => !["direct", "socat"].includes(contender),
+      measure: idleConnectionKiB,
+      figures: [{
+        label: `KiB an idle connection, of ${idleConnections} ↓`,
+        digits: 1,
+        of: median,
+        ratio: true,
+      }],
+    },
+    {
+      name: "pingpong",
+      tools: [],
+      measures: () => true,
+      measure: async (_, { echo }) => [
+        await roundTripMicroseconds(echo, seconds),
+      ],
+      figures: [
+        { label: "round trip, µs ↓", digits: 0, of: median },
+        {
+          label: "round trip, added µs ↓",
+          digits: 0,
+          of: median,
+          added: true,
+          ratio: true,
+        },
+      ],
+    },
+    {
+      name: "latency",
+      tools: [],
+      measures: (contender) => ["direct", "chaos-proxy"].includes(contender),
+      measure: (_, { delayedEcho }) =>
+        inLanes(50, 5, () => firstByteMilliseconds(delayedEcho)),
+      figures: [
+        {
+          label: `latencyMs: ${delayMs}, added ms, median`,
+          digits: 2,
+          of: median,
+          added: true,
+        },
+        {
+          label: `latencyMs: ${delayMs}, added ms, 99th percentile`,
+          digits: 2,
+          of: (samples) => quantile(samples, 0.99),
+          added: true,
+        },
+      ],
+    },
+  ];
+}
+
+function median(samples: number[]): number {
+  return quantile(samples, 0.5);
+}
+
+function quantile(samples: number[], share: number): number {
+  const sorted = samples.toSorted((a, b) => a - b);
+  const at = (sorted.length - 1) * share;
+  const [low, high] = [sorted[Math.floor(at)], sorted[Math.ceil(at)]];
+  return low + (high - low) * (at % 1);
+}
+
+// The table
+
+/** Samples by contender, for one row. */
+type Samples = Map<string, number[]>;
+
+function linesOf(
+  figure: Figure,
+  samples: Samples,
+  names: string[],
+  reference: string,
+): string[][] {
+  const direct = figure.added ? median(samples.get("direct") ?? []) : 0;
+  const valueOf = (name: string) => {
+    const all = samples.get(name) ?? [];
+    if (all.length === 0 || (figure.added && name === "direct")) return NaN;
+    return figure.of(all) - direct;
+  };
+  const line = (
+    label: string,
+    digits: number,
+    of: (name: string) => number,
+  ) => [
+    label,
+    ...names.map((name) => cell(of(name), digits)),
+  ];
+  const lines = [line(figure.label, figure.digits, valueOf)];
+  if (figure.ratio) {
+    const one = valueOf(reference);
+    lines.push(line(`  to ${reference}`, 2, (name) => valueOf(name) / one));
+  }
+  return lines;
+}
+
+function cell(value: number, digits: number): string {
+  if (!Number.isFinite(value)) return "n/a";
+  return value.toLocaleString("en-US", {
+    minimumFractionDigits: digits,
+    maximumFractionDigits: digits,
+  });
+}
+
+// The run
+
+const usage = `Usage: deno task bench [options]
+
+  --rounds N     how often everything is measured (default 5)
+  --seconds N    how long each measurement lasts (default 2)
+  --rows A,B     only these of: ${rowsFor(1).map(({ name }) => name).join(", ")}
+  --help`;
+
+async function measureAll(): Promise<number> {
+  const args = parseArgs(Deno.args, {
+    boolean: ["help"],
+    string: ["rounds", "seconds", "rows"],
+    unknown: (arg) => misused(`unknown argument ${arg}`, usage),
+  });
+  if (args.help) {
+    console.log(usage);
+    return 0;
+  }
+  const rounds = wholeNumber("rounds", args.rounds ?? "5", usage);
+  const seconds = wholeNumber("seconds", args.seconds ?? "2", usage);
+  const rows = await runnable(choose(rowsFor(seconds), args.rows));
+
+  const others = await findOthers();
+  printMachine([chaosProxy, ...others]);
+  const needs = (tool: string) =>
+    rows.some(({ tools }) => tools.includes(tool));
+  if (needs("iperf3")) startBulkUpstream();
+  if (needs("nginx")) await startHttpUpstream();
+
+  const direct: Contender = {
+    name: "direct",
+    version: "",
+    start: () => Promise.resolve([]),
+  };
+  const contenders = [direct, chaosProxy, ...others];
+  const portsOf = new Map([[direct, upstreams]]);
+  for (const contender of [chaosProxy, ...others]) {
+    portsOf.set(contender, await launch(contender));
+  }
+
+  const results = new Map<Row, Samples>(rows.map((row) => [row, new Map()]));
+  for (let round = 0; round < rounds; round++) {
+    console.error(`round ${round + 1} of ${rounds}`);
+    const first = round % contenders.length;
+    const order = [...contenders.slice(first), ...contenders.slice(0, first)];
+    for (const [row, samples] of results) {
+      for (const contender of order) {
+        if (!row.measures(contender.name)) continue;
+        const more = await row.measure(contender, portsOf.get(contender)!);
+        const { name } = contender;
+        samples.set(name, [...samples.get(name) ?? [], ...more]);
+      }
+    }
+  }
+  printResults(results, contenders.map(({ name }) => name));
+  return 0;
+}
+
+function choose(rows: Row[], names: string | undefined): Row[] {
+  if (names === undefined) return rows;
+  return names.split(",").map((name) =>
+    rows.find((row) => row.name === name) ??
+      misused(`--rows has an unknown row "${name}"`, usage)
+  );
+}
+
+/** The rows whose load tools are installed; the others are named. */
+async function runnable(rows: Row[]): Promise<Row[]> {
+  const kept: Row[] = [];
+  for (const row of rows) {
+    const missing: string[] = [];
+    for (const tool of row.tools) {
+      if (!await versionOf(tool, "-v")) missing.push(tool);
+    }
+    if (missing.length === 0) kept.push(row);
+    else {
+      console.log(
+        `The row ${row.name} is skipped, for it needs ${
+          missing.join(" and ")
+        } (Debian: ${install}).`,
+      );
+    }
+  }
+  return kept;
+}
+
+/** Starts a contender for all services, and returns its ports. */
+async function launch(contender: Contender): Promise<Ports> {
+  const services = Object.keys(upstreams) as Service[];
+  const free = freePorts(services.length);
+  const routes = services.map((name, i) => ({
+    name,
+    port: free[i],
+    upstream: upstreams[name],
+  }));
+  const processes = await contender.start(routes);
+  for (const [i, { port }] of routes.entries()) {
+    await ready(processes[i % processes.length], port);
+  }
+  return Object.fromEntries(
+    routes.map(({ name, port }) => [name, port]),
+  ) as Ports;
+}
+
+function printMachine(contenders: Contender[]): void {
+  const gibibytes = Math.round(Deno.systemMemoryInfo().total / 2 ** 30);
+  console.log(
+    `${Deno.build.os} ${Deno.osRelease()} ${Deno.build.arch}, ` +
+      `${navigator.hardwareConcurrency} CPUs, ${gibibytes} GiB, ` +
+      `Deno ${Deno.version.deno}`,
+  );
+  for (const { name, version } of contenders) console.log(`${name} ${version}`);
+}
+
+function printResults(results: Map<Row, Samples>, names: string[]): void {
+  const reference = names.includes("haproxy") ? "haproxy" : "direct";
+  const lines = [...results].flatMap(([{ figures }, samples]) =>
+    figures.flatMap((figure) => linesOf(figure, samples, names, reference))
+  );
+  console.log(`\n${table([["medians", ...names], ...lines])}`);
+  console.log("\n↑ more is better, ↓ less is better");
+  for (const note of notes) console.log(note);
+}
+
+await main(measureAll);
