@@ -27,6 +27,7 @@
 import { parse as parseYaml } from "@std/yaml";
 import { parseArgs } from "@std/cli/parse-args";
 import { BaseHandler, Logger, type LogRecord } from "@std/log";
+import net from "node:net";
 import { setImmediate } from "node:timers";
 import deno from "./deno.json" with { type: "json" };
 
@@ -76,10 +77,15 @@ export interface RouteOptions {
    * Default: 10000.
    */
   connectTimeoutMs?: number;
+  /** Faults on the bytes, in the order in which they act. Default: none. */
+  toxics?: ToxicOptions[];
 }
 
 /** A route with every default filled in. */
-export type Route = Required<RouteOptions>;
+export interface Route extends Required<Omit<RouteOptions, "toxics">> {
+  /** Faults on the bytes, in the order in which they act. */
+  toxics: Toxic[];
+}
 
 /** A configuration as one writes it: what is left out takes its default. */
 export interface ConfigOptions {
@@ -171,6 +177,10 @@ const upstreamAddress: Guard<string> = {
   is: (value): value is string =>
     typeof value === "string" && splitAddress(value) !== undefined,
 };
+const toxicList: Guard<unknown[]> = {
+  expected: "a list of toxics",
+  is: (value): value is unknown[] => Array.isArray(value),
+};
 const routeList: Guard<unknown[]> = {
   expected: "a list of routes, at least one",
   is: (value): value is unknown[] => Array.isArray(value) && value.length > 0,
@@ -213,7 +223,7 @@ interface Field<T> {
 
 type Fields<T> = { readonly [K in keyof T]-?: Field<NonNullable<T[K]>> };
 
-const ROUTE_FIELDS: Fields<Route> = {
+const ROUTE_FIELDS: Fields<Omit<Route, "toxics"> & { toxics: unknown[] }> = {
   name: { guard: routeName, optional: true },
   localPort: { guard: integer(0, 65535) },
   host: { guard: listenHost, default: "127.0.0.1" },
@@ -224,6 +234,7 @@ const ROUTE_FIELDS: Fields<Route> = {
   latencyMs: { guard: milliseconds, default: 0 },
   jitterMs: { guard: milliseconds, default: 0 },
   connectTimeoutMs: { guard: integer(1, MAX_MS), default: 10_000 },
+  toxics: { guard: toxicList, default: [] },
 };
 
 const CONFIG_FIELDS: Fields<Omit<Config, "routes"> & { routes: unknown[] }> = {
@@ -376,9 +387,11 @@ function checkConfig(value: unknown, source: string): Config {
   const problems: string[] = [];
   const config = checkFields(value, "", CONFIG_FIELDS, problems);
   const routes = Array.from(config.routes ?? [], (each, index) => {
-    const route = checkFields(each, `routes[${index}]`, ROUTE_FIELDS, problems);
+    const path = `routes[${index}]`;
+    const route = checkFields(each, path, ROUTE_FIELDS, problems);
     if (route.localPort !== undefined) route.name ??= String(route.localPort);
-    return route;
+    const toxics = checkToxics(route.toxics ?? [], `${path}.toxics`, problems);
+    return { ...route, toxics };
   });
   checkUnique(routes, problems);
   if (problems.length > 0) throw new ConfigError(source, problems);
@@ -474,15 +487,14 @@ function checkUnique(
 
 /** What was found, in few words however large it is, or circular. */
 function describe(value: unknown): string {
-  if (typeof value === "string") {
-    const text = JSON.stringify(value);
-    return text.length <= 60 ? text : `${text.slice(0, 57)}…"`;
-  }
   if (Array.isArray(value)) return "a list";
   if (value instanceof Date) return "a date";
-  return typeof value === "object" && value !== null
-    ? "a mapping"
+  if (typeof value === "function") return "a function";
+  if (typeof value === "object" && value !== null) return "a mapping";
+  const text = typeof value === "string"
+    ? JSON.stringify(value)
     : String(value);
+  return text.length <= 60 ? text : `${text.slice(0, 57)}…${text.at(-1)}`;
 }
 
 /** The one of some names that was probably meant, if any is near enough. */
@@ -547,10 +559,406 @@ function hash(text: string, lane: number): number {
   return h ^ (h >>> 16);
 }
 
-// ---- Link: one direction of one connection ----------------------------------
+// ---- Toxics: faults on the bytes -----------------------------------------------
+
+/** The direction a toxic acts on: client to server, or server to client. */
+export type Stream = "upstream" | "downstream";
+
+/** The types of toxic there are. */
+export type ToxicType =
+  | "latency"
+  | "bandwidth"
+  | "slow_close"
+  | "timeout"
+  | "reset_peer"
+  | "slicer"
+  | "limit_data"
+  | "packet_loss"
+  | "corrupt"
+  | "limit_time";
 
 /**
- * Carries what one side sends to the other, and counts it.
+ * A fault on the bytes of a direction, as in Toxiproxy: its type decides what
+ * its attributes are, and what they do.
+ */
+export interface ToxicOptions {
+  /** What it does; see {@linkcode ToxicType}. */
+  type: ToxicType;
+  /** What it is called, unique on its route. Default: `<type>_<stream>`. */
+  name?: string;
+  /** The direction it acts on. Default: downstream. */
+  stream?: Stream;
+  /**
+   * The probability, 0 to 1, that it acts on a connection. Default: 1. Where
+   * it does not, it has no effect whatever.
+   */
+  toxicity?: number;
+  /** How it acts; what is left out takes its default. */
+  attributes?: Record<string, number>;
+}
+
+/** A toxic with every default filled in. */
+export type Toxic = Required<ToxicOptions>;
+
+/** What passes through a toxic: bytes, or the end, leaving at a time. */
+export interface Timed {
+  /** When it leaves, on the clock of `performance.now()`. */
+  at: number;
+  /** The bytes; without them the stream ends here, or the connection is over. */
+  what: Uint8Array<ArrayBuffer> | "end" | "close";
+}
+
+/** Where a toxic's doings go. */
+export interface Outlet {
+  /** Passes something on, in order. */
+  pass(timed: Timed): void;
+  /** Ends the connection at a time, whatever is still on its way. */
+  cut(at: number, how: "close" | "reset"): void;
+}
+
+/** A toxic at work on one direction of one connection. */
+export interface Effect {
+  /** The connection has opened. */
+  open?(at: number): void;
+  /** Something has come. */
+  take(timed: Timed): void;
+}
+
+/** What there is to know of a type of toxic. */
+interface ToxicKind<A> {
+  readonly attributes: Fields<A>;
+  /** What it does, for people. */
+  inWords(attributes: A): string;
+  /** Begins to act; `random` is this toxic's own on this direction. */
+  begin(attributes: A, out: Outlet, random: () => number): Effect;
+}
+
+function kind<A>(definition: ToxicKind<A>): ToxicKind<A> {
+  return definition;
+}
+
+const share = (fallback: number) => ({ guard: rate, default: fallback });
+const whole = { guard: integer(0, Number.MAX_SAFE_INTEGER), default: 0 };
+const ms = { guard: milliseconds, default: 0 };
+
+const TOXICS = {
+  latency: kind<{ latency: number; jitter: number }>({
+    attributes: { latency: ms, jitter: ms },
+    inWords: ({ latency, jitter }) =>
+      `+${latency}${jitter > 0 ? `±${jitter}` : ""} ms`,
+    begin: ({ latency, jitter }, out, random) => ({
+      take({ at, what }) {
+        const delay = typeof what === "string" || jitter === 0
+          ? latency
+          : latency + (2 * random() - 1) * jitter;
+        out.pass({ at: at + Math.max(0, delay), what });
+      },
+    }),
+  }),
+
+  bandwidth: kind<{ rate: number }>({
+    attributes: { rate: whole },
+    inWords: ({ rate }) => rate > 0 ? `${rate} KB/s` : "no limit",
+    begin({ rate }, out) {
+      const piece = Math.max(1, Math.floor(rate * BANDWIDTH_PIECE_MS));
+      let free = 0; // when all that was passed on has left
+      return {
+        take({ at, what }) {
+          free = Math.max(free, at);
+          if (typeof what === "string" || rate === 0) {
+            return out.pass({ at: free, what });
+          }
+          for (const part of inPieces(what, () => piece)) {
+            free += part.length / rate; // KB/s are bytes a millisecond
+            out.pass({ at: free, what: part });
+          }
+        },
+      };
+    },
+  }),
+
+  slow_close: kind<{ delay: number }>({
+    attributes: { delay: ms },
+    inWords: ({ delay }) => `ends ${delay} ms late`,
+    begin: ({ delay }, out) => ({
+      take({ at, what }) {
+        out.pass({ at: what === "end" ? at + delay : at, what });
+      },
+    }),
+  }),
+
+  timeout: kind<{ timeout: number }>({
+    attributes: { timeout: ms },
+    inWords: ({ timeout }) =>
+      timeout > 0
+        ? `nothing gets through, closed after ${timeout} ms`
+        : "nothing gets through",
+    begin: ({ timeout }, out) => ({
+      open(at) {
+        if (timeout > 0) out.cut(at + timeout, "close");
+      },
+      take(timed) {
+        // With no end to it, a side that leaves must not leave the other open.
+        if (timeout === 0 && timed.what === "end") out.pass(timed);
+      },
+    }),
+  }),
+
+  reset_peer: kind<{ timeout: number }>({
+    attributes: { timeout: ms },
+    inWords: ({ timeout }) => `reset ${timeout} ms after the first data`,
+    begin({ timeout }, out) {
+      let struck = false;
+      return {
+        take({ at }) {
+          if (!struck) out.cut(at + timeout, "reset");
+          struck = true;
+        },
+      };
+    },
+  }),
+
+  slicer: kind<
+    { average_size: number; size_variation: number; delay: number }
+  >({
+    attributes: {
+      average_size: { guard: integer(1, Number.MAX_SAFE_INTEGER) },
+      size_variation: whole,
+      delay: whole,
+    },
+    inWords: ({ average_size, size_variation, delay }) =>
+      `in pieces of ${average_size}` +
+      `${size_variation > 0 ? `±${size_variation}` : ""} B` +
+      `${delay > 0 ? `, ${delay} µs apart` : ""}`,
+    begin({ average_size, size_variation, delay }, out, random) {
+      let free = 0;
+      // The cuts lie where the seed says, however the data comes in.
+      let left = 0;
+      const nextSize = (taken: number) => {
+        if (left === 0) {
+          const variation = Math.round((2 * random() - 1) * size_variation);
+          left = Math.max(1, average_size + variation);
+        }
+        const size = Math.min(left, taken);
+        left -= size;
+        return size;
+      };
+      return {
+        take({ at, what }) {
+          if (typeof what === "string") {
+            return out.pass({ at: Math.max(at, free), what });
+          }
+          for (const part of inPieces(what, nextSize)) {
+            const leaves = Math.max(at, free);
+            out.pass({ at: leaves, what: part });
+            free = leaves + delay / 1000;
+          }
+        },
+      };
+    },
+  }),
+
+  limit_data: kind<{ bytes: number }>({
+    attributes: { bytes: whole },
+    inWords: ({ bytes }) => `closed after ${bytes} B`,
+    begin({ bytes }, out) {
+      let left = bytes;
+      return {
+        take({ at, what }) {
+          if (left < 0) return;
+          if (typeof what === "string") return out.pass({ at, what });
+          const part = what.subarray(0, left);
+          if (part.length > 0) out.pass({ at, what: part });
+          left -= part.length;
+          if (left > 0) return;
+          left = -1;
+          out.pass({ at, what: "close" });
+        },
+      };
+    },
+  }),
+
+  packet_loss: kind<{ loss_rate: number; correlation: number }>({
+    attributes: { loss_rate: share(0.1), correlation: share(0) },
+    inWords: ({ loss_rate, correlation }) =>
+      `loses ${percent(loss_rate)} of chunks` +
+      (correlation > 0 ? `, correlation ${percent(correlation)}` : ""),
+    begin({ loss_rate, correlation }, out, random) {
+      let lost = false;
+      return {
+        take(timed) {
+          if (typeof timed.what !== "string") {
+            const raised = lost ? correlation * (1 - loss_rate) : 0;
+            lost = random() < loss_rate + raised;
+            if (lost) return;
+          }
+          out.pass(timed);
+        },
+      };
+    },
+  }),
+
+  corrupt: kind<{ rate: number }>({
+    attributes: { rate: share(0.001) },
+    inWords: ({ rate }) => `flips a bit in ${percent(rate)} of bytes`,
+    begin({ rate }, out, random) {
+      // How many bytes are spared is geometric: one draw a flip, not a byte.
+      const spared = () =>
+        rate === 0 ? Infinity : rate === 1 ? 0 : Math.floor(
+          Math.log(1 - random()) / Math.log(1 - rate),
+        );
+      let next = spared();
+      return {
+        take(timed) {
+          const { what } = timed;
+          if (typeof what !== "string") {
+            for (; next < what.length; next += 1 + spared()) {
+              what[next] ^= 1 << Math.floor(random() * 8);
+            }
+            next -= what.length;
+          }
+          out.pass(timed);
+        },
+      };
+    },
+  }),
+
+  limit_time: kind<{ time: number }>({
+    attributes: { time: ms },
+    inWords: ({ time }) => `closed after ${time} ms`,
+    begin: ({ time }, out) => ({
+      open: (at) => out.cut(at + time, "close"),
+      take: (timed) => out.pass(timed),
+    }),
+  }),
+} satisfies Record<ToxicType, unknown>;
+
+/** Begins a toxic of any kind: its attributes have been checked to be its own. */
+function begin(toxic: Toxic, out: Outlet, random: () => number): Effect {
+  return kindOf(toxic.type).begin(toxic.attributes, out, random);
+}
+
+function kindOf(type: ToxicType): ToxicKind<Record<string, number>> {
+  return TOXICS[type] as ToxicKind<Record<string, number>>;
+}
+
+function percent(share: number): string {
+  return `${Number((share * 100).toPrecision(6))}%`;
+}
+
+/**
+ * Begins a toxic by itself, without a connection or a clock, as a function from
+ * what it is given to what it passes on: to test with, or to see what a seed
+ * brings.
+ *
+ * @param options The toxic, as in a configuration.
+ * @param seed What its randomness derives from.
+ * @param out Where its doings go.
+ * @throws {ConfigError} If the toxic is not valid.
+ */
+export function beginToxic(
+  options: ToxicOptions,
+  seed: number,
+  out: Outlet,
+): Effect {
+  const problems: string[] = [];
+  const [toxic] = checkToxics([options], "toxics", problems);
+  if (problems.length > 0) throw new ConfigError("toxic", problems);
+  return begin(toxic, out, randomStream(seed, toxic.name));
+}
+
+/** A toxic in words: `downstream: +100±20 ms on every connection`. */
+function describeToxic(toxic: Toxic): string {
+  const { type, stream, toxicity, attributes } = toxic;
+  const share = toxicity === 1
+    ? "every connection"
+    : `${percent(toxicity)} of connections`;
+  return `${stream}: ${kindOf(type).inWords(attributes)} on ${share}`;
+}
+
+/** Checks a route's toxics. */
+function checkToxics(
+  values: readonly unknown[],
+  path: string,
+  problems: string[],
+): Toxic[] {
+  const owners = new Map<string, number>();
+  return Array.from(values, (value, index) => {
+    const at = `${path}[${index}]`;
+    const toxic = checkFields(value, at, TOXIC_FIELDS, problems);
+    const { type, stream } = toxic;
+    if (type !== undefined && toxic.attributes !== undefined) {
+      const { attributes } = kindOf(type);
+      toxic.attributes = checkFields(
+        toxic.attributes,
+        `${at}.attributes`,
+        attributes,
+        problems,
+      ) as Record<string, number>;
+    }
+    if (type !== undefined) toxic.name ??= `${type}_${stream}`;
+    const { name } = toxic;
+    if (name !== undefined && owners.has(name)) {
+      problems.push(
+        `${at}.name: ${name} is already taken by ${path}[${owners.get(name)}]`,
+      );
+    } else if (name !== undefined) owners.set(name, index);
+    return toxic as Toxic; // whatever is missing is a problem
+  });
+}
+
+function oneOf<T extends string>(...choices: T[]): Guard<T> {
+  return {
+    expected: choices.join(" or "),
+    is: (value): value is T => choices.some((each) => each === value),
+  };
+}
+
+const TOXIC_FIELDS: Fields<Toxic> = {
+  name: { guard: routeName, optional: true },
+  type: { guard: oneOf(...Object.keys(TOXICS) as ToxicType[]) },
+  stream: {
+    guard: oneOf<Stream>("upstream", "downstream"),
+    default: "downstream",
+  },
+  toxicity: { guard: rate, default: 1 },
+  attributes: {
+    guard: { expected: "a mapping", is: isRecord } as Guard<
+      Record<string, number>
+    >,
+    default: {},
+  },
+};
+
+/** A limited flow leaves in pieces of that much time, and so dribbles. */
+const BANDWIDTH_PIECE_MS = 10;
+
+/** Cuts bytes up; `size` says how much of what is left comes next. */
+function* inPieces(
+  bytes: Uint8Array<ArrayBuffer>,
+  size: (left: number) => number,
+): Generator<Uint8Array<ArrayBuffer>> {
+  for (let start = 0; start < bytes.length;) {
+    const end = start + size(bytes.length - start);
+    yield bytes.subarray(start, end);
+    start = end;
+  }
+}
+
+// ---- Link: one direction of one connection ----------------------------------
+
+/** A toxic that acts on a connection, with its own randomness there. */
+interface Acting {
+  readonly toxic: Toxic;
+  readonly random: () => number;
+}
+
+const MAX_HELD_BYTES = 64 * 1024 * 1024;
+const HELD_OVERHEAD_BYTES = 256; // what a held piece costs besides its bytes
+
+/**
+ * Carries what one side sends to the other, counts it, and holds back what its
+ * toxics have given a later time.
  *
  * `write` waits until there is room, so that a slow reader slows the sender.
  */
@@ -559,20 +967,49 @@ class Link {
   bytes = 0;
   /** What is to be delivered. */
   readonly readable: ReadableStream<Uint8Array>;
-  readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
+  /** The toxic that ends the connection behind what is delivered. */
+  closedBy: string | undefined;
+  readonly #writer: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
+  readonly #effects: readonly Effect[];
+  readonly #stopped = new AbortController();
+  readonly #queue = new Queue<Timed>();
+  #heldBytes = 0;
+  #lastAt = 0;
+  #running = false;
+  #room: PromiseWithResolvers<void> | undefined;
+  #flushed: PromiseWithResolvers<void> | undefined;
+  #controller!: TransformStreamDefaultController<Uint8Array>;
 
-  constructor() {
-    const { readable, writable } = new TransformStream<Uint8Array, Uint8Array>({
-      transform: (chunk, controller) => {
-        this.bytes += chunk.length;
-        controller.enqueue(chunk);
+  /**
+   * @param acting The toxics, in the order in which they act.
+   * @param cut Ends the connection at a time, by order of a toxic.
+   */
+  constructor(
+    acting: readonly Acting[] = [],
+    cut: (toxic: string, at: number, how: "close" | "reset") => void = () => {},
+  ) {
+    const { readable, writable } = new TransformStream<
+      Uint8Array<ArrayBuffer>,
+      Uint8Array
+    >({
+      start: (controller) => {
+        this.#controller = controller;
       },
+      transform: (chunk) => this.#take(chunk),
+      flush: () => this.#flush(),
     });
     this.readable = readable;
     this.#writer = writable.getWriter();
+    this.#effects = this.#chain(acting, cut);
   }
 
-  write(chunk: Uint8Array): Promise<void> {
+  /** The connection has opened: toxics that act by the clock begin to. */
+  open(): void {
+    const at = performance.now();
+    for (const effect of this.#effects) effect.open?.(at);
+  }
+
+  write(chunk: Uint8Array<ArrayBuffer>): Promise<void> {
     return this.#writer.write(chunk);
   }
 
@@ -583,7 +1020,122 @@ class Link {
 
   /** Ends the stream at once; what has not been delivered is lost. */
   abort(): void {
+    this.#stop();
     this.#writer.abort().catch(expectedOfDelivery);
+  }
+
+  /** Each toxic passes on to the next one, the last to the queue. */
+  #chain(
+    acting: readonly Acting[],
+    cut: (toxic: string, at: number, how: "close" | "reset") => void,
+  ): Effect[] {
+    let pass = (timed: Timed) => this.#hold(timed);
+    const effects: Effect[] = [];
+    for (const { toxic, random } of acting.toReversed()) {
+      const outlet: Outlet = {
+        pass: (timed) => {
+          if (timed.what === "close") this.closedBy ??= toxic.name;
+          next(timed);
+        },
+        cut: (at, how) => cut(toxic.name, at, how),
+      };
+      const next = pass;
+      const effect = begin(toxic, outlet, random);
+      effects.unshift(effect);
+      pass = (timed) => effect.take(timed);
+    }
+    return effects;
+  }
+
+  #take(chunk: Uint8Array<ArrayBuffer>): Promise<void> | void {
+    this.bytes += chunk.length;
+    if (this.#effects.length === 0) return this.#controller.enqueue(chunk);
+    this.#effects[0].take({ at: performance.now(), what: chunk });
+    if (this.#heldBytes <= MAX_HELD_BYTES || this.#stopped.signal.aborted) {
+      return;
+    }
+    this.#room = Promise.withResolvers();
+    return this.#room.promise;
+  }
+
+  #flush(): Promise<void> | void {
+    if (this.#effects.length === 0 || this.#stopped.signal.aborted) return;
+    this.#flushed = Promise.withResolvers();
+    this.#effects[0].take({ at: performance.now(), what: "end" });
+    return this.#flushed.promise;
+  }
+
+  /** Puts something on the queue, not before what is there already. */
+  #hold(timed: Timed): void {
+    if (this.#stopped.signal.aborted) return;
+    this.#lastAt = Math.max(this.#lastAt, timed.at);
+    this.#queue.push({ at: this.#lastAt, what: timed.what });
+    this.#heldBytes += cost(timed);
+    if (!this.#running) this.#run();
+  }
+
+  /** Lets go of what is held, each when it is due. */
+  async #run(): Promise<void> {
+    this.#running = true;
+    const { signal } = this.#stopped;
+    for (;;) {
+      const first = this.#queue.peek();
+      if (first === undefined || signal.aborted) break;
+      if (first.at > performance.now()) await sleepUntil(first.at, signal);
+      else this.#release(this.#queue.shift()!);
+    }
+    this.#running = false;
+  }
+
+  #release(timed: Timed): void {
+    this.#heldBytes -= cost(timed);
+    if (this.#heldBytes <= MAX_HELD_BYTES) this.#room?.resolve();
+    if (timed.what === "end") {
+      this.#flushed?.resolve();
+    } else if (timed.what === "close") {
+      this.#stop();
+      this.#controller.terminate();
+    } else {
+      try {
+        this.#controller.enqueue(timed.what);
+      } catch {
+        this.#stop(); // its reader has gone, which is dealt with there
+      }
+    }
+  }
+
+  /** Holds nothing any more; whoever waits for room or for the end goes on. */
+  #stop(): void {
+    this.#stopped.abort();
+    this.#room?.resolve();
+    this.#flushed?.resolve();
+  }
+}
+
+function cost({ what }: Timed): number {
+  return HELD_OVERHEAD_BYTES + (typeof what === "string" ? 0 : what.length);
+}
+
+/** First in, first out, without moving what is left at each turn. */
+class Queue<T> {
+  #items: T[] = [];
+  #first = 0;
+
+  push(item: T): void {
+    this.#items.push(item);
+  }
+
+  peek(): T | undefined {
+    return this.#items[this.#first];
+  }
+
+  shift(): T | undefined {
+    const item = this.#items[this.#first++];
+    if (this.#first > 64 && 2 * this.#first > this.#items.length) {
+      this.#items = this.#items.slice(this.#first);
+      this.#first = 0;
+    }
+    return item;
   }
 }
 
@@ -604,7 +1156,7 @@ async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
     if (left < TIMER_LATENESS_MS + 1) {
       await new Promise<void>((resolve) => setImmediate(resolve));
     } else {
-      await sleep(left - TIMER_LATENESS_MS, signal);
+      await sleep(Math.min(left - TIMER_LATENESS_MS, MAX_MS), signal);
     }
   }
 }
@@ -633,8 +1185,8 @@ export type Fate =
   | { kind: "drop" }
   /** Never answered. */
   | { kind: "timeout" }
-  /** Forwarded, after a delay in milliseconds, 0 or more. */
-  | { kind: "forward"; delayMs: number };
+  /** Forwarded, after a delay in milliseconds, with these toxics acting. */
+  | { kind: "forward"; delayMs: number; toxics: Toxic[] };
 
 /**
  * Decides a connection's fate, from these three alone: never from the clock,
@@ -650,7 +1202,12 @@ export function decide(seed: number, route: Route, connection: number): Fate {
   if (drop < route.dropRate) return { kind: "drop" };
   if (timeout < route.timeoutRate) return { kind: "timeout" };
   const delay = route.latencyMs + (2 * jitter - 1) * route.jitterMs;
-  return { kind: "forward", delayMs: Math.max(0, toMicroseconds(delay)) };
+  const toxics = route.toxics.filter(({ toxicity }) => random() < toxicity);
+  return {
+    kind: "forward",
+    delayMs: Math.max(0, toMicroseconds(delay)),
+    toxics,
+  };
 }
 
 /** Milliseconds without the digits that no clock here resolves. */
@@ -692,8 +1249,14 @@ export type ConnectionEvent =
     | { event: "timed_out"; timeoutMs: number }
     /** Fault: waits that long before the upstream is dialled. */
     | { event: "delayed"; delayMs: number }
-    /** The upstream was reached, at this address, in that time. */
-    | { event: "connected"; upstream: string; address: string; dialMs: number }
+    /** The upstream was reached; these toxics act from now on. */
+    | {
+      event: "connected";
+      upstream: string;
+      address: string;
+      dialMs: number;
+      toxics: string[];
+    }
     /** The upstream could not be reached. */
     | { event: "upstream_failed"; upstream: string; cause: string }
     /** Ended: each accepted connection is, once. */
@@ -702,6 +1265,8 @@ export type ConnectionEvent =
       why: Ending;
       /** What broke it, in the system's words, where something did. */
       cause?: string;
+      /** The toxic that ended it, if one did. */
+      toxic?: string;
       /** Bytes that came from the client. */
       bytesUp: number;
       /** Bytes that came from the upstream. */
@@ -723,21 +1288,227 @@ type Happening<E = ConnectionEvent> = E extends ConnectionEvent
 
 const FIRST_READ_BYTES = 4 * 1024;
 const MAX_READ_BYTES = 256 * 1024;
+const MAX_LINGER_MS = 2000;
+
+/** What a connection needs of a socket. */
+interface Socket {
+  readonly remoteAddr: Address;
+  read(buffer: Uint8Array): Promise<number | null>;
+  write(bytes: Uint8Array): Promise<number>;
+  closeWrite(): Promise<void>;
+  close(): void;
+  /** Closes it with a RST, on routes where that may be asked for. */
+  reset?(): void;
+}
+
+/** A socket of Node's, for Deno's own cannot send a RST. */
+class NodeSocket implements Socket {
+  readonly remoteAddr: Address;
+  readonly #socket: net.Socket;
+  #chunk: Uint8Array = new Uint8Array();
+  #ended = false;
+  #failure: Error | undefined;
+  #wake = () => {};
+
+  constructor(socket: net.Socket) {
+    this.#socket = socket;
+    this.remoteAddr = {
+      hostname: socket.remoteAddress ?? "",
+      port: socket.remotePort ?? 0,
+    };
+    socket.setNoDelay();
+    socket.on("readable", () => this.#wake());
+    socket.on("end", () => {
+      this.#ended = true;
+      this.#wake();
+    });
+    socket.on("error", (error) => {
+      this.#failure ??= error;
+      this.#wake();
+    });
+    socket.on("close", () => {
+      this.#failure ??= new Deno.errors.BadResource("closed");
+      this.#wake();
+    });
+  }
+
+  static async connect(
+    { hostname, port }: Address,
+    signal: AbortSignal,
+  ): Promise<NodeSocket> {
+    const socket = net.connect({ host: hostname, port, allowHalfOpen: true });
+    const abort = () => socket.destroy(new Error("aborted"));
+    signal.addEventListener("abort", abort);
+    try {
+      await new Promise<void>((resolve, reject) => {
+        socket.once("connect", resolve);
+        socket.once("error", reject);
+      });
+    } finally {
+      signal.removeEventListener("abort", abort);
+    }
+    return new NodeSocket(socket);
+  }
+
+  async read(buffer: Uint8Array): Promise<number | null> {
+    while (this.#chunk.length === 0) {
+      const chunk: Uint8Array | null = this.#socket.read();
+      if (chunk !== null) this.#chunk = chunk;
+      else if (this.#ended) return null;
+      else if (this.#failure) throw this.#failure;
+      else await new Promise<void>((resolve) => this.#wake = resolve);
+    }
+    const part = this.#chunk.subarray(0, buffer.length);
+    buffer.set(part);
+    this.#chunk = this.#chunk.subarray(part.length);
+    return part.length;
+  }
+
+  write(bytes: Uint8Array): Promise<number> {
+    return new Promise((resolve, reject) => {
+      this.#socket.write(
+        bytes,
+        (error) => error ? reject(error) : resolve(bytes.length),
+      );
+    });
+  }
+
+  closeWrite(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#socket.end((error?: Error | null) =>
+        error ? reject(error) : resolve()
+      );
+    });
+  }
+
+  close(): void {
+    this.#socket.destroy();
+  }
+
+  reset(): void {
+    this.#socket.resetAndDestroy();
+  }
+}
+
+/** What the proxy needs of a listener. */
+interface Listener {
+  readonly addr: Address;
+  accept(): Promise<Socket>;
+  close(): void;
+}
+
+/** Accepts sockets of Node's. */
+class NodeListener implements Listener {
+  readonly #server: net.Server;
+  readonly #waiting: PromiseWithResolvers<Socket>[] = [];
+  readonly #accepted: net.Socket[] = [];
+
+  private constructor(server: net.Server) {
+    this.#server = server;
+    server.on("connection", (socket) => {
+      const waiting = this.#waiting.shift();
+      if (waiting) waiting.resolve(new NodeSocket(socket));
+      else this.#accepted.push(socket);
+    });
+    server.on("error", (error) => this.#waiting.shift()?.reject(error));
+  }
+
+  static async listen({ hostname, port }: Address): Promise<NodeListener> {
+    const server = net.createServer({ allowHalfOpen: true });
+    await new Promise<void>((resolve, reject) => {
+      server.once("error", reject);
+      server.listen(port, hostname, resolve);
+    });
+    server.removeAllListeners("error");
+    return new NodeListener(server);
+  }
+
+  get addr(): Address {
+    const { address, port } = this.#server.address() as net.AddressInfo;
+    return { hostname: address, port };
+  }
+
+  accept(): Promise<Socket> {
+    const socket = this.#accepted.shift();
+    if (socket) return Promise.resolve(new NodeSocket(socket));
+    const waiting = Promise.withResolvers<Socket>();
+    this.#waiting.push(waiting);
+    return waiting.promise;
+  }
+
+  close(): void {
+    this.#server.close();
+    for (const socket of this.#accepted) socket.destroy();
+    for (const waiting of this.#waiting) {
+      waiting.reject(new Deno.errors.BadResource("Listener has been closed"));
+    }
+  }
+}
+
+/** Lets small writes leave as they came, not in batches. */
+function withoutDelay(socket: Deno.TcpConn): Deno.TcpConn {
+  try {
+    socket.setNoDelay();
+  } catch {
+    // Some systems refuse it once the peer has left; reading will tell.
+  }
+  return socket;
+}
+
+/** Listens; where a RST may be asked for, by way of Node's sockets. */
+async function listen(route: Route): Promise<Listener> {
+  const address = { hostname: route.host, port: route.localPort };
+  try {
+    if (mayReset(route)) return await NodeListener.listen(address);
+    const listener = Deno.listen(address);
+    return {
+      addr: listener.addr,
+      accept: async () => withoutDelay(await listener.accept()),
+      close: () => listener.close(),
+    };
+  } catch (error) {
+    throw new ListenError(`route ${route.name}`, address, error);
+  }
+}
+
+/** Dials; a connection that may have to be reset by way of Node's sockets. */
+async function dial(
+  address: Address,
+  resettable: boolean,
+  signal: AbortSignal,
+): Promise<Socket> {
+  if (resettable) return await NodeSocket.connect(address, signal);
+  return withoutDelay(await Deno.connect({ ...address, signal }));
+}
+
+/** Whether a RST may be asked for on a route. */
+function mayReset(route: Route): boolean {
+  return route.toxics.some(({ type }) => type === "reset_peer");
+}
+
+/** Why a connection is over before both sides have ended their streams. */
+interface Break {
+  readonly why: Ending;
+  readonly cause?: string;
+  readonly toxic?: string;
+}
 
 /** A connection, from being accepted to its end. */
 class Connection {
   readonly #start = performance.now();
   readonly #aborted = new AbortController();
-  readonly #sockets: Partial<Record<Side, Deno.TcpConn>>;
+  readonly #sockets: Partial<Record<Side, Socket>>;
   readonly #links: Partial<Record<Side, Link>> = {};
   #ended = 0;
+  #leaving = false;
   #firstToEnd: Side | undefined;
-  #broken: { why: Ending; cause?: string } | undefined;
+  #broken: Break | undefined;
 
   constructor(
-    client: Deno.TcpConn,
+    client: Socket,
     readonly route: Route,
     readonly fate: Fate,
+    readonly randomOf: (toxic: Toxic) => () => number,
     readonly emit: (event: Happening) => void,
   ) {
     this.#sockets = { client };
@@ -756,8 +1527,8 @@ class Connection {
         break;
       case "forward":
         await this.#delay(this.fate.delayMs);
-        await this.#dial();
-        await this.#forward();
+        await this.#dial(this.fate.toxics);
+        await this.#forward(this.fate.toxics);
     }
     this.#release();
     this.emit({
@@ -778,8 +1549,7 @@ class Connection {
   /** Lets go of all that is open, so that whatever is under way ends. */
   #release(): void {
     for (const side of SIDES) {
-      this.#sockets[side]?.close();
-      delete this.#sockets[side];
+      this.#letGo(side);
       if (this.#broken) this.#links[side]?.abort();
     }
     if (this.#broken) this.#aborted.abort();
@@ -793,7 +1563,7 @@ class Connection {
   async #hold(): Promise<void> {
     const { timeoutMs } = this.route;
     this.emit({ event: "timed_out", timeoutMs });
-    const read = this.#carry("client", new WritableStream());
+    const read = this.#carry("client", new Link(), new WritableStream());
     if (timeoutMs === 0) return await read;
     await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
     this.end("fault");
@@ -806,7 +1576,7 @@ class Connection {
     await sleepUntil(this.#start + delayMs, this.#aborted.signal);
   }
 
-  async #dial(): Promise<void> {
+  async #dial(toxics: Toxic[]): Promise<void> {
     if (this.#broken) return;
     const { upstream, connectTimeoutMs } = this.route;
     const start = performance.now();
@@ -816,10 +1586,11 @@ class Connection {
       this.#aborted.abort();
     }, connectTimeoutMs);
     try {
-      const socket = await Deno.connect({
-        ...splitAddress(upstream)!,
-        signal: this.#aborted.signal,
-      });
+      const socket = await dial(
+        splitAddress(upstream)!,
+        mayReset(this.route),
+        this.#aborted.signal,
+      );
       if (this.#broken) return socket.close(); // ended in the last moment
       this.#sockets.upstream = socket;
       this.emit({
@@ -827,6 +1598,7 @@ class Connection {
         upstream,
         address: addressOf(socket.remoteAddr),
         dialMs: toMicroseconds(performance.now() - start),
+        toxics: toxics.map(({ name }) => name),
       });
     } catch (error) {
       if (this.#broken) return; // ended meanwhile, which aborts the dialling
@@ -840,25 +1612,57 @@ class Connection {
     }
   }
 
-  async #forward(): Promise<void> {
-    const { client, upstream } = this.#sockets;
-    if (!client || !upstream) return;
-    sendAtOnce(client);
-    sendAtOnce(upstream);
-    await Promise.all([
-      this.#carry("client", this.#sinkTo("upstream")),
-      this.#carry("upstream", this.#sinkTo("client")),
+  async #forward(toxics: Toxic[]): Promise<void> {
+    if (!this.#sockets.client || !this.#sockets.upstream) return;
+    const up = this.#linkOf("upstream", toxics);
+    const down = this.#linkOf("downstream", toxics);
+    const ended = Promise.all([
+      this.#carry("client", up, this.#sinkTo("upstream")),
+      this.#carry("upstream", down, this.#sinkTo("client")),
     ]);
+    up.open();
+    down.open();
+    await ended;
+  }
+
+  #linkOf(stream: Stream, toxics: Toxic[]): Link {
+    const acting = toxics
+      .filter((toxic) => toxic.stream === stream)
+      .map((toxic) => ({ toxic, random: this.randomOf(toxic) }));
+    return new Link(acting, (toxic, at, how) => this.#cutAt(toxic, at, how));
+  }
+
+  /** Ends it at a time, by order of a toxic. */
+  async #cutAt(
+    toxic: string,
+    at: number,
+    how: "close" | "reset",
+  ): Promise<void> {
+    await sleepUntil(at, this.#aborted.signal);
+    if (this.#aborted.signal.aborted) return;
+    this.#broken ??= { why: "fault", toxic };
+    if (how === "reset") {
+      for (const side of SIDES) {
+        this.#sockets[side]?.reset?.();
+        delete this.#sockets[side];
+      }
+    }
+    this.#release();
   }
 
   /**
    * Delivers what one side sends until it ends its stream. When that side has
-   * broken off, all that came before is delivered, and then the connection is
-   * over. When it is the receiver that has, nothing more can be done here: the
-   * receiver's own stream is broken too, and ends the connection.
+   * broken off, or a toxic ends the connection, all that came before is still
+   * delivered, and then the connection is over. When it is the receiver that
+   * has broken off, the receiver's own stream ends the connection, as soon as
+   * what came of it has been delivered.
    */
-  async #carry(from: Side, to: WritableStream<Uint8Array>): Promise<void> {
-    const link = this.#links[from] = new Link();
+  async #carry(
+    from: Side,
+    link: Link,
+    to: WritableStream<Uint8Array>,
+  ): Promise<void> {
+    this.#links[from] = link;
     const delivery = link.readable.pipeTo(to);
     this.#read(from, link);
     try {
@@ -866,7 +1670,38 @@ class Connection {
     } catch {
       return; // the sink has said why, or the connection was ended
     }
-    if (this.#broken?.why === `${from}_reset`) this.#release();
+    if (link.closedBy) this.#broken ??= { why: "fault", toxic: link.closedBy };
+    if (link.closedBy || this.#broken?.why === `${from}_reset`) {
+      await this.#leave(from === "client" ? "upstream" : "client");
+    }
+  }
+
+  /**
+   * Ends the connection when a side has got all that it will get. Closing a
+   * socket with unread bytes makes the system discard those on their way out,
+   * so what the side still sends is read for a while, and comes to nothing.
+   */
+  async #leave(side: Side): Promise<void> {
+    const socket = this.#sockets[side];
+    if (!socket) return this.#release();
+    if (this.#leaving) return;
+    this.#leaving = true;
+    this.#letGo(side === "client" ? "upstream" : "client");
+    this.#links[side]?.abort();
+    const timer = setTimeout(() => this.#release(), MAX_LINGER_MS);
+    const discarded = new Uint8Array(MAX_READ_BYTES);
+    try {
+      while (await socket.read(discarded) !== null);
+    } catch {
+      // The side has broken off itself, or the time is over.
+    }
+    clearTimeout(timer);
+    this.#release();
+  }
+
+  #letGo(side: Side): void {
+    this.#sockets[side]?.close();
+    delete this.#sockets[side];
   }
 
   /** Reads from a side into its link until its end, or the link's. */
@@ -884,8 +1719,10 @@ class Connection {
       }
       this.#firstToEnd ??= from;
     } catch (error) {
-      // If it was the link that failed, its reason stands already.
-      this.#broken ??= { why: `${from}_reset`, cause: causeOf(error) };
+      // If it was the link that failed, its reason stands, or is in the link.
+      if (!link.closedBy) {
+        this.#broken ??= { why: `${from}_reset`, cause: causeOf(error) };
+      }
     }
     link.end();
   }
@@ -912,16 +1749,7 @@ class Connection {
 
 const SIDES = ["client", "upstream"] as const;
 
-/** Lets small writes leave as they came, not in batches. */
-function sendAtOnce(socket: Deno.TcpConn): void {
-  try {
-    socket.setNoDelay();
-  } catch {
-    // Some systems refuse it once the peer has left; reading will tell.
-  }
-}
-
-async function writeAll(socket: Deno.TcpConn, chunk: Uint8Array) {
+async function writeAll(socket: Socket, chunk: Uint8Array) {
   let written = await socket.write(chunk);
   while (written < chunk.length) {
     written += await socket.write(chunk.subarray(written));
@@ -1004,18 +1832,23 @@ export class ChaosProxy implements AsyncDisposable {
   readonly routes: readonly Route[];
   readonly #drainTimeoutMs: number;
   readonly #emit: (event: ProxyEvent) => void;
-  readonly #listeners: readonly Deno.TcpListener[];
+  readonly #listeners: readonly Listener[];
   readonly #live = new Map<Connection, Promise<void>>();
   readonly #stopped = new AbortController();
+  #cutSoFar = 0;
 
-  private constructor(config: Config, { onEvent }: StartOptions) {
+  private constructor(
+    config: Config,
+    listeners: readonly Listener[],
+    { onEvent }: StartOptions,
+  ) {
     this.seed = config.seed ?? crypto.getRandomValues(new Uint32Array(1))[0];
     this.#drainTimeoutMs = config.drainTimeoutMs;
     this.#emit = onEvent ?? (() => {});
-    this.#listeners = listenAll(config.routes);
+    this.#listeners = listeners;
     this.routes = config.routes.map((route, i) => ({
       ...route,
-      localPort: this.#listeners[i].addr.port,
+      localPort: listeners[i].addr.port,
     }));
   }
 
@@ -1027,12 +1860,13 @@ export class ChaosProxy implements AsyncDisposable {
    * @throws {ConfigError} If the configuration is not valid.
    * @throws {ListenError} If a route cannot be listened on; then none is.
    */
-  // deno-lint-ignore require-await -- a failure to start is a rejection
   static async start(
     config: ConfigOptions,
     options: StartOptions = {},
   ): Promise<ChaosProxy> {
-    const proxy = new ChaosProxy(checkConfig(config, "config"), options);
+    const checked = checkConfig(config, "config");
+    const listeners = await listenAll(checked.routes);
+    const proxy = new ChaosProxy(checked, listeners, options);
     proxy.#run();
     return proxy;
   }
@@ -1045,19 +1879,27 @@ export class ChaosProxy implements AsyncDisposable {
   /**
    * Stops accepting at once, and waits for the connections in flight to end.
    *
-   * @param timeoutMs How long to wait, in milliseconds, before what is left is
-   * cut; 0: for ever. Default: the configured `drainTimeoutMs`.
-   * @returns How many connections had to be cut.
+   * @param timeoutMs How long to wait, in milliseconds, 0 to 2147483647, before
+   * what is left is cut; 0: for ever. Default: the configured `drainTimeoutMs`.
+   * @returns How many connections were cut meanwhile.
+   * @throws {RangeError} If `timeoutMs` is out of range.
    */
   async drain(timeoutMs: number = this.#drainTimeoutMs): Promise<number> {
+    if (!milliseconds.is(timeoutMs)) {
+      throw new RangeError(
+        `timeoutMs: expected ${milliseconds.expected}, found ${timeoutMs}`,
+      );
+    }
     const start = performance.now();
+    const cutBefore = this.#cutSoFar;
     this.#stopAccepting();
     this.#emit({ event: "draining", connections: this.#live.size });
     const ended = new AbortController();
     const allEnded = this.#allEnded().then(() => ended.abort());
     if (timeoutMs > 0) await sleep(timeoutMs, ended.signal);
     else await allEnded;
-    const cut = await this.#cut();
+    await this.#cut();
+    const cut = this.#cutSoFar - cutBefore;
     this.#emit({
       event: "drained",
       cut,
@@ -1095,9 +1937,9 @@ export class ChaosProxy implements AsyncDisposable {
     });
   }
 
-  async #accept(listener: Deno.TcpListener, route: Route): Promise<void> {
+  async #accept(listener: Listener, route: Route): Promise<void> {
     for (let number = 1;;) {
-      let client: Deno.TcpConn;
+      let client: Socket;
       try {
         client = await listener.accept();
       } catch (error) {
@@ -1116,7 +1958,7 @@ export class ChaosProxy implements AsyncDisposable {
     }
   }
 
-  #admit(client: Deno.TcpConn, route: Route, number: number): void {
+  #admit(client: Socket, route: Route, number: number): void {
     const id = {
       route: route.name,
       connection: number,
@@ -1126,10 +1968,12 @@ export class ChaosProxy implements AsyncDisposable {
       client,
       route,
       decide(this.seed, route, number),
+      (toxic) => randomStream(this.seed, route.name, number, toxic.name),
       ({ event, ...fields }) =>
         this.#emit({ event, ...id, ...fields } as ConnectionEvent),
     );
-    const life = connection.run().then(() => {
+    // It is alive before it tells anyone, who may stop the proxy on hearing it.
+    const life = Promise.resolve().then(() => connection.run()).then(() => {
       this.#live.delete(connection);
     });
     this.#live.set(connection, life);
@@ -1145,27 +1989,23 @@ export class ChaosProxy implements AsyncDisposable {
     await Promise.all(this.#live.values());
   }
 
-  async #cut(): Promise<number> {
-    const cut = this.#live.size;
+  async #cut(): Promise<void> {
+    this.#cutSoFar += this.#live.size;
     for (const connection of this.#live.keys()) connection.end("drain");
     await this.#allEnded();
-    return cut;
   }
 }
 
 /** Listens on all routes or, if one fails, on none. */
-function listenAll(routes: readonly Route[]): Deno.TcpListener[] {
-  const listeners: Deno.TcpListener[] = [];
-  for (const route of routes) {
-    const address = { hostname: route.host, port: route.localPort };
-    try {
-      listeners.push(Deno.listen(address));
-    } catch (error) {
-      for (const listener of listeners) listener.close();
-      throw new ListenError(`route ${route.name}`, address, error);
-    }
+async function listenAll(routes: readonly Route[]): Promise<Listener[]> {
+  const listeners: Listener[] = [];
+  try {
+    for (const route of routes) listeners.push(await listen(route));
+    return listeners;
+  } catch (error) {
+    for (const listener of listeners) listener.close();
+    throw error;
   }
-  return listeners;
 }
 
 /** A route's faults in words. */
@@ -1174,18 +2014,17 @@ function describeFaults(route: Route): string {
   const faults: string[] = [];
   if (dropRate > 0) faults.push(`drop ${percent(dropRate)}`);
   if (timeoutRate > 0) {
-    const length = timeoutMs > 0 ? `for ${timeoutMs} ms` : "for ever";
+    const length = timeoutMs > 0
+      ? `for ${timeoutMs} ms`
+      : "until the client leaves";
     faults.push(`time out ${percent(timeoutRate)} ${length}`);
   }
   if (latencyMs > 0 || jitterMs > 0) {
     const spread = jitterMs > 0 ? `±${jitterMs}` : "";
     faults.push(`latency ${latencyMs}${spread} ms`);
   }
+  faults.push(...route.toxics.map(describeToxic));
   return faults.join(", ") || "no faults";
-}
-
-function percent(share: number): string {
-  return `${Number((share * 100).toPrecision(6))}%`;
 }
 
 // ---- Logging: an event, a line ----------------------------------------------
@@ -1212,8 +2051,18 @@ const LEVEL_OF: Record<ProxyEvent["event"], LogLevel> = {
 
 /** Writes lines to standard output. */
 class LineHandler extends BaseHandler {
+  #failed = false;
+
   override log(line: string): void {
-    console.log(line);
+    try {
+      console.log(line);
+    } catch (error) {
+      // A full disk under the log must not end what it is about.
+      if (!this.#failed) {
+        console.error(`chaos-proxy: no log: ${causeOf(error)}`);
+      }
+      this.#failed = true;
+    }
   }
 }
 
@@ -1287,14 +2136,15 @@ function inWords(event: ProxyEvent): string {
     case "delayed":
       return `delayed ${event.delayMs} ms`;
     case "connected":
-      return `connected ${event.upstream} at ${event.address} in ${event.dialMs} ms`;
+      return `connected ${event.upstream} at ${event.address} in ${event.dialMs} ms` +
+        (event.toxics.length > 0 ? ` with ${event.toxics.join(", ")}` : "");
     case "upstream_failed":
       return `upstream_failed ${event.upstream}: ${event.cause}`;
-    case "closed":
-      return `closed by ${event.why}${
-        event.cause ? ` (${event.cause})` : ""
-      }, ` +
+    case "closed": {
+      const by = event.toxic ?? event.cause;
+      return `closed by ${event.why}${by ? ` (${by})` : ""}, ` +
         `${event.bytesUp} B up, ${event.bytesDown} B down, ${event.durationMs} ms`;
+    }
     case "accept_failed":
       return `accept_failed ${event.cause}`;
     case "draining":
@@ -1337,7 +2187,7 @@ Example:
   chaos-proxy --seed 42 config.yaml
 
 Signals: SIGINT and SIGTERM stop accepting and wait for the connections in
-flight, up to the config's drainTimeoutMs; a second one ends at once.
+flight, up to the config's drainTimeoutMs; a later second one ends at once.
 
 Exit codes: 0 stopped, all connections ended; 1 failed while running, or
 connections had to be cut; 2 a wrong argument or config.
@@ -1363,6 +2213,15 @@ const SETTINGS = ["log-format", "log-level", "seed"] as const;
 /** @throws {UsageError} If an argument is unknown, missing or wrong. */
 function readCommandLine(args: string[]): CommandLine {
   const operands: string[] = [];
+  const given = args.slice(
+    0,
+    args.includes("--") ? args.indexOf("--") : undefined,
+  );
+  for (const flag of FLAGS) {
+    if (given.some((arg) => arg.startsWith(`--${flag}=`))) {
+      throw new UsageError(`--${flag} takes no value`);
+    }
+  }
   const flags = parseArgs(args, {
     boolean: FLAGS,
     string: SETTINGS,
@@ -1407,7 +2266,7 @@ function unknownOption(arg: string): UsageError {
   const name = arg.replace(/=.*/s, "");
   const known = [...FLAGS, ...SETTINGS].map((each) => `--${each}`);
   if (known.includes(name)) {
-    return new UsageError(`${name} takes no such value`);
+    return new UsageError(`${name} needs a value`);
   }
   const meant = nearest(name, known);
   return new UsageError(
@@ -1513,17 +2372,21 @@ function summarize(config: Config, path: string): string {
 }
 
 /**
- * Serves what the example config forwards to.
+ * Serves what the example config forwards to, until the signal is aborted.
  *
  * @throws {ListenError} If its port cannot be listened on.
  */
-function serveDemo(): Deno.HttpServer {
+function serveDemo(signal: AbortSignal): void {
   try {
-    return Deno.serve({ ...DEMO, onListen: () => {} }, async (request) => {
+    Deno.serve({ ...DEMO, signal, onListen: () => {} }, async (request) => {
       if (request.body === null) {
         return new Response("Hello from behind the proxy!\n");
       }
-      return new Response(await request.arrayBuffer());
+      try {
+        return new Response(await request.arrayBuffer());
+      } catch {
+        return new Response(null, { status: 400 }); // its client has left
+      }
     });
   } catch (error) {
     throw new ListenError("demo upstream", DEMO, error);
@@ -1532,26 +2395,39 @@ function serveDemo(): Deno.HttpServer {
 
 /** Runs until a signal ends it; resolves to the exit code. */
 async function run(config: Config, line: CommandLine): Promise<number> {
+  const stop = signal();
   const onEvent = eventLogger(line.logLevel, line.logFormat, config.routes);
   const isDemo = ({ upstream }: Route) => upstream === addressOf(DEMO);
-  await using _demo = line.demo && config.routes.some(isDemo)
-    ? serveDemo()
-    : undefined;
-  await using proxy = await ChaosProxy.start(config, { onEvent });
-  await signal();
-  const drained = proxy.drain();
-  signal().then(() => Deno.exit(1));
-  return await drained > 0 ? 1 : 0;
+  const demo = new AbortController();
+  if (line.demo && config.routes.some(isDemo)) serveDemo(demo.signal);
+  try {
+    await using proxy = await ChaosProxy.start(config, { onEvent });
+    await stop;
+    signal(performance.now() + SAME_SIGNAL_MS).then(() => {
+      console.error("chaos-proxy: ended at once by a second signal");
+      Deno.exit(1);
+    });
+    return await proxy.drain() > 0 ? 1 : 0;
+  } finally {
+    demo.abort();
+  }
 }
 
+const SAME_SIGNAL_MS = 500;
 const SIGNALS: readonly Deno.Signal[] = Deno.build.os === "windows"
   ? ["SIGINT", "SIGBREAK"]
   : ["SIGINT", "SIGTERM"];
 
-/** Waits for the next signal to stop. */
-function signal(): Promise<void> {
+/**
+ * Waits for a signal to stop, from now on or from a time on: a terminal and the
+ * task runner may both pass on the same Ctrl-C.
+ */
+function signal(from = 0): Promise<void> {
   return new Promise((resolve) => {
-    for (const each of SIGNALS) Deno.addSignalListener(each, resolve);
+    const listener = () => {
+      if (performance.now() >= from) resolve();
+    };
+    for (const each of SIGNALS) Deno.addSignalListener(each, listener);
   });
 }
 

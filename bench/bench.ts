@@ -20,13 +20,17 @@ import {
   start,
   startChaosProxy,
   startEcho,
+  startSource,
   stop,
   table,
   tempDir,
   wholeNumber,
 } from "./peers.ts";
 
-type Service = "bulk" | "http" | "echo" | "delayedEcho";
+type Service =
+  | ("bulk" | "http" | "echo" | "delayedEcho")
+  | ("lateBulk" | "lateEcho" | "idleHttp" | `limited${Rate}`);
+type Rate = typeof rates[number];
 type Ports = Record<Service, number>;
 
 interface Route {
@@ -63,7 +67,12 @@ interface Figure {
 }
 
 const delayMs = 200;
+const toxicMs = 100;
+const rates = [10, 100, 1000, 10_000] as const;
+const rateMs = 5000;
+const windowMs = 250;
 const httpConnections = 50;
+const toxicConnections = 50;
 const idleConnections = 1000;
 const message = new Uint8Array(64).fill(120);
 const install = "apt install wrk iperf3 nginx-light haproxy socat";
@@ -76,8 +85,29 @@ if (Deno.build.os !== "windows") {
 const upstreams: Ports = (() => {
   const [bulk, http] = freePorts(2);
   const echo = startEcho();
-  return { bulk, http, echo, delayedEcho: echo };
+  const source = startSource();
+  return {
+    ...{ bulk, http, echo, delayedEcho: echo },
+    ...{ lateBulk: bulk, lateEcho: echo, idleHttp: http },
+    ...{ limited10: source, limited100: source },
+    ...{ limited1000: source, limited10000: source },
+  };
 })();
+
+/** What acts downstream on the routes that have toxics, in Toxiproxy's words. */
+const toxics: Partial<Record<Service, Record<string, unknown>[]>> = {
+  lateBulk: [{ type: "latency", attributes: { latency: toxicMs } }],
+  lateEcho: [{ type: "latency", attributes: { latency: toxicMs } }],
+  idleHttp: Array.from({ length: 10 }, (_, i) => ({
+    ...{ name: `idle${i}`, type: "latency", toxicity: 0 },
+    attributes: { latency: toxicMs },
+  })),
+  ...Object.fromEntries(rates.map((rate) => [
+    `limited${rate}`,
+    [{ type: "bandwidth", attributes: { rate } }],
+  ])),
+};
+const haveToxics = ["chaos-proxy", "toxiproxy"];
 
 const notes = new Set<string>();
 
@@ -93,6 +123,7 @@ const chaosProxy: Contender = {
         localPort: port,
         upstream: `127.0.0.1:${upstream}`,
         latencyMs: name === "delayedEcho" ? delayMs : 0,
+        toxics: toxics[name] ?? [],
       }))),
     ];
   },
@@ -184,11 +215,25 @@ async function findToxiproxy(): Promise<Contender | undefined> {
     }));
     await Deno.writeTextFile(config, JSON.stringify(proxies));
     const [control] = freePorts(1);
-    return [
-      start("toxiproxy-server", ["-port", `${control}`, "-config", config]),
-    ];
+    const args = ["-port", `${control}`, "-config", config];
+    const child = start("toxiproxy-server", args);
+    await ready(child, control);
+    for (const { name, port } of routes) {
+      await ready(child, port);
+      for (const toxic of toxics[name] ?? []) {
+        await addToxic(`http://127.0.0.1:${control}/proxies/${name}`, toxic);
+      }
+    }
+    return [child];
   };
   return { name: "toxiproxy", version, start: startToxiproxy };
+}
+
+async function addToxic(proxy: string, toxic: unknown): Promise<void> {
+  const body = JSON.stringify(toxic);
+  const answer = await fetch(`${proxy}/toxics`, { method: "POST", body });
+  const text = await answer.text();
+  if (!answer.ok) throw new Error(`toxiproxy refuses ${body}: ${text}`);
 }
 
 /** What a command prints when asked about itself, if it is installed. */
@@ -274,8 +319,12 @@ function startBulkUpstream(): void {
 async function gigabytesPerSecond(
   port: number,
   seconds: number,
+  more: string[] = [],
 ): Promise<number> {
-  const args = ["-c", "127.0.0.1", "-p", `${port}`, "-t", `${seconds}`, "-J"];
+  const args = [
+    ...["-c", "127.0.0.1", "-p", `${port}`, "-t", `${seconds}`, "-J"],
+    ...more,
+  ];
   for (let attempt = 1;; attempt++) {
     try {
       const { end } = JSON.parse(await run("iperf3", args));
@@ -286,6 +335,14 @@ async function gigabytesPerSecond(
       await delay(250);
     }
   }
+}
+
+/** From the upstream to the client, once it flows. */
+async function megabytesPerSecondDown(
+  port: number,
+  seconds: number,
+): Promise<number> {
+  return 1000 * await gigabytesPerSecond(port, seconds, ["-R", "-O", "1"]);
 }
 
 async function requestsPerSecond(
@@ -318,6 +375,65 @@ async function roundTripMicroseconds(
     times.push((now - before) * 1000);
   }
   return median(times);
+}
+
+/** Many connections at once, each waiting for its answers one by one. */
+async function answerMilliseconds(
+  port: number,
+  seconds: number,
+): Promise<number[]> {
+  const times: number[] = [];
+  await inLanes(toxicConnections, toxicConnections, async (index) => {
+    using conn = await connect(port);
+    await exchange(conn, message);
+    await delay(index * toxicMs / toxicConnections); // not all in one moment
+    const end = performance.now() + seconds * 1000;
+    for (let now = performance.now(); now < end;) {
+      await exchange(conn, message);
+      const before = now;
+      now = performance.now();
+      times.push(now - before);
+    }
+  });
+  return times;
+}
+
+/** What each window of a limited stream carries, as a part of its share. */
+async function windowShares(port: number, rate: number): Promise<number[]> {
+  using conn = await connect(port);
+  const buffer = new Uint8Array(256 * 1024);
+  const carried = new Array<number>(rateMs).fill(0); // by the millisecond
+  let start: number | undefined;
+  for (;;) {
+    const length = await conn.read(buffer);
+    if (length === null) throw new Error("the limited stream has ended");
+    const now = performance.now();
+    start ??= now;
+    const at = Math.floor(now - start);
+    if (at >= rateMs) break;
+    carried[at] += length;
+  }
+  const shares: number[] = [];
+  let sum = 0;
+  for (let at = 0; at < rateMs; at++) {
+    sum += carried[at] - (carried[at - windowMs] ?? 0);
+    if (at >= windowMs - 1) shares.push(sum / (rate * windowMs));
+  }
+  return shares;
+}
+
+/** Both measured twice, so that it does not matter which comes first. */
+async function timesPlain(
+  name: string,
+  { http, idleHttp }: Ports,
+  seconds: number,
+): Promise<number> {
+  const measure = (port: number) =>
+    requestsPerSecond(`idletoxics, ${name}`, port, seconds);
+  let [plain, idle] = [await measure(http), await measure(idleHttp)];
+  idle += await measure(idleHttp);
+  plain += await measure(http);
+  return idle / plain;
 }
 
 /** From the start of a connection to the first byte of the answer. */
@@ -448,7 +564,91 @@ function rowsFor(seconds: number): Row[] {
         },
       ],
     },
+    {
+      name: "toxiclatency",
+      tools: [],
+      measures: (contender) => haveToxics.includes(contender),
+      measure: (_, { lateEcho }) => answerMilliseconds(lateEcho, seconds),
+      figures: [
+        { label: `toxic latency ${toxicMs}: ms, least`, digits: 2, of: least },
+        { label: "  median", digits: 2, of: median },
+        {
+          label: "  99th percentile",
+          digits: 2,
+          of: (samples) => quantile(samples, 0.99),
+        },
+      ],
+    },
+    {
+      name: "toxicbulk",
+      tools: ["iperf3"],
+      measures: (contender) => ["direct", ...haveToxics].includes(contender),
+      measure: async (_, { lateBulk }) => [
+        await megabytesPerSecondDown(lateBulk, seconds),
+      ],
+      figures: [{
+        label: `toxic latency ${toxicMs}: one stream, MB/s ↑`,
+        digits: 0,
+        of: median,
+      }],
+    },
+    {
+      name: "plainbulk",
+      tools: ["iperf3"],
+      measures: (contender) => ["direct", ...haveToxics].includes(contender),
+      measure: async (_, { bulk }) => [
+        await megabytesPerSecondDown(bulk, seconds),
+      ],
+      figures: [{
+        label: "  the same without the toxic",
+        digits: 0,
+        of: median,
+      }],
+    },
+    ...rates.map((rate): Row => ({
+      name: `bandwidth${rate}`,
+      tools: [],
+      measures: (contender) => haveToxics.includes(contender),
+      measure: (_, ports) => windowShares(ports[`limited${rate}`], rate),
+      figures: [
+        {
+          label: `toxic bandwidth ${rate}: % of KB/s`,
+          digits: 2,
+          of: (samples) => 100 * mean(samples),
+        },
+        {
+          label: `  most in ${windowMs} ms, times its share ↓`,
+          digits: 3,
+          of: most,
+        },
+      ],
+    })),
+    {
+      name: "idletoxics",
+      tools: ["wrk", "nginx"],
+      measures: (contender) => haveToxics.includes(contender),
+      measure: async ({ name }, ports) => [
+        await timesPlain(name, ports, seconds),
+      ],
+      figures: [{
+        label: "ten toxics of toxicity 0: requests/s to none",
+        digits: 3,
+        of: median,
+      }],
+    },
   ];
+}
+
+function least(samples: number[]): number {
+  return samples.reduce((a, b) => Math.min(a, b));
+}
+
+function most(samples: number[]): number {
+  return samples.reduce((a, b) => Math.max(a, b));
+}
+
+function mean(samples: number[]): number {
+  return samples.reduce((a, b) => a + b) / samples.length;
 }
 
 function median(samples: number[]): number {

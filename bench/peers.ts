@@ -147,20 +147,32 @@ export function freePorts(count: number): number[] {
  * ends each connection after `endAfter` bytes, or else when the client does.
  */
 export function startEcho(endAfter = Infinity): number {
+  return startUpstream((conn) => echo(conn, endAfter));
+}
+
+/** Starts an upstream that sends for as long as one reads. */
+export function startSource(): number {
+  const bytes = new Uint8Array(64 * 1024);
+  return startUpstream(async (conn) => {
+    for (;;) await writeAll(conn, bytes);
+  });
+}
+
+function startUpstream(work: (conn: Deno.TcpConn) => Promise<void>): number {
   const listener = listen();
-  serve(listener, endAfter);
+  serve(listener, work);
   return listener.addr.port;
 }
 
 async function serve(
   listener: Deno.TcpListener,
-  endAfter: number,
+  work: (conn: Deno.TcpConn) => Promise<void>,
 ): Promise<never> {
   for (;;) {
     try {
       const conn = await listener.accept();
       // Whatever ends a connection early is the client's to notice.
-      echo(conn, endAfter).catch(() => {}).finally(() => conn.close());
+      work(conn).catch(() => {}).finally(() => conn.close());
     } catch (error) {
       // So fails to accept a connection that was reset while it waited.
       if (!(error instanceof Deno.errors.NotConnected)) throw error;

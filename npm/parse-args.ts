@@ -36,11 +36,13 @@ export function parseArgs<B extends string = never, S extends string = never>(
   { boolean, string, alias, unknown }: ParseOptions<B, S>,
 ): Args<B, S> {
   const end = args.indexOf("--");
-  // minimist takes `--no-x` for `x` being false, without asking `unknown`.
-  const kept = args.filter((arg, index) =>
-    !arg.startsWith("--no-") || (end >= 0 && index > end) ||
-    unknown?.(arg) !== false
-  );
+  // Without asking `unknown`, minimist takes `--no-x` for `x` being false, and
+  // what every object has, such as `--constructor`, for declared.
+  const kept = args.filter((arg, index) => {
+    const [, no, name] = /^--?(no-)?([^=]*)/.exec(arg) ?? [];
+    const asks = no !== undefined || Object.hasOwn(Object.prototype, name);
+    return !asks || (end >= 0 && index > end) || unknown?.(arg) !== false;
+  });
   const parsed = minimist(kept, {
     boolean: boolean?.slice(),
     string: string?.slice(),

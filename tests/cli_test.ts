@@ -230,6 +230,8 @@ Deno.test("a wrong command line is a usage error", async () => {
     ],
     [["--port", "5", "a"], "unknown option --port"],
     [["-x", "a"], "unknown option -x"],
+    [["--constructor", "a"], "unknown option --constructor"],
+    [["--check=false", "a"], "--check takes no value"],
     [["--seed", "abc", "a"], `${seed} "abc"`],
     [["--seed=-1", "a"], `${seed} "-1"`],
     [["--seed", "1.5", "a"], `${seed} "1.5"`],
@@ -272,7 +274,7 @@ routes:
   const routes = `ROUTE       LISTEN           UPSTREAM        FAULTS
 15432       127.0.0.1:15432  localhost:5432  no faults
 everything  [::1]:0          [::1]:80        drop 10%, time out 2.5% for 5000 ms, latency 150±50 ms
-hang        127.0.0.1:1      a:1             time out 100% for ever, latency 5 ms
+hang        127.0.0.1:1      a:1             time out 100% until the client leaves, latency 5 ms
 `;
   const [plain, seeded, seedless] = await Promise.all([
     runOn(config, "--check"),
@@ -552,6 +554,8 @@ const is: Record<string, (value: unknown) => boolean> = {
   count: (value) => Number.isSafeInteger(value) && Number(value) >= 0,
   number: (value) => Number.isSafeInteger(value) && Number(value) >= 1,
   ms: (value) => typeof value === "number" && value >= 0,
+  names: (value) =>
+    Array.isArray(value) && value.every((each) => typeof each === "string"),
   address: (value) => /^(?:[\d.]+|\[[\da-f:.]+\]):\d+$/.test(String(value)),
   ending: (value) =>
     /^(?:(?:client|upstream)(?:_reset)?|upstream_failed|fault|drain)$/
@@ -578,12 +582,14 @@ const FIELDS: Record<ProxyEvent["event"], Record<string, string>> = {
     upstream: "text",
     address: "address",
     dialMs: "ms",
+    toxics: "names",
   },
   upstream_failed: { ...CONNECTION, upstream: "text", cause: "text" },
   closed: {
     ...CONNECTION,
     why: "ending",
     "cause?": "text",
+    "toxic?": "text",
     bytesUp: "count",
     bytesDown: "count",
     durationMs: "ms",

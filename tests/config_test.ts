@@ -55,6 +55,7 @@ const DEFAULTS = {
   latencyMs: 0,
   jitterMs: 0,
   connectTimeoutMs: 10_000,
+  toxics: [],
 };
 
 Deno.test("what is left out takes its default", () => {
@@ -78,6 +79,13 @@ Deno.test("what is written is kept", () => {
       latencyMs: 150,
       jitterMs: 50,
       connectTimeoutMs: 1,
+      toxics: [{
+        name: "slow",
+        type: "latency",
+        stream: "upstream",
+        toxicity: 0.5,
+        attributes: { latency: 100, jitter: 20 },
+      }],
     }],
   };
   const json = JSON.stringify(written);
@@ -99,7 +107,7 @@ Deno.test("the example is a good config, and shows every field", async () => {
   const { routes } = parseConfig(text);
   assertGreater(routes.length, 1);
   for (const field of ["seed", "drainTimeoutMs", ...Object.keys(DEFAULTS)]) {
-    assertStringIncludes(text, `${field}: `);
+    assertStringIncludes(text, `${field}:`);
   }
 });
 

@@ -3,6 +3,7 @@ import {
   assertEquals,
   assertGreaterOrEqual,
   assertLess,
+  assertMatch,
 } from "@std/assert";
 import { ChaosProxy, type ConfigOptions, type RouteOptions } from "../main.ts";
 import {
@@ -105,6 +106,17 @@ Deno.test(
   },
 );
 
+Deno.test("a signal right after the start drains", onSignals, async () => {
+  await using upstream = echo();
+  const runs = Array.from({ length: 4 }, async () => {
+    await using cli = await startCli(upstream);
+    cli.kill();
+    assertEquals((await cli.status).code, 0);
+    assertEquals(cli.log.of("drained").length, 1);
+  });
+  await Promise.all(runs);
+});
+
 Deno.test("a second signal ends a drain at once", onSignals, async () => {
   await using upstream = echo();
   await using cli = await startCli(upstream, { drainTimeoutMs: LONG_MS });
@@ -112,11 +124,15 @@ Deno.test("a second signal ends a drain at once", onSignals, async () => {
   await send(client, "hello");
   await readExactly(client, 5);
   cli.kill("SIGINT");
+  cli.kill("SIGTERM"); // the same stop, passed on by two
   await cli.log.first("draining", 1);
   await send(client, "more");
   assertEquals(text(await readExactly(client, 4)), "more");
-  cli.kill("SIGTERM");
-  assertEquals((await cli.status).code, 1);
+  const again = setInterval(() => cli.kill("SIGTERM"), 100);
+  const { code } = await cli.status;
+  clearInterval(again);
+  assertEquals(code, 1);
+  assertMatch(cli.stderr, /second signal/);
   assertEquals(cli.log.of("drained"), []);
   assertEquals(await readToEnd(client), 0);
 });

@@ -108,7 +108,15 @@ export class Upstream implements AsyncDisposable {
 
   async #serve(): Promise<void> {
     const handled: Promise<void>[] = [];
-    for await (const conn of this.#listener) {
+    for (;;) {
+      let conn: Deno.TcpConn;
+      try {
+        conn = await this.#listener.accept();
+      } catch (error) {
+        if (error instanceof Deno.errors.NotConnected) continue; // left already
+        if (isDisconnect(error)) break; // the listener was closed
+        throw error;
+      }
       this.accepted++;
       this.#open.add(conn);
       handled.push(this.#handle(conn));

@@ -289,7 +289,11 @@ async function fatesSeen(
   }
   const closed = await watched.log.first("closed", connections);
   assertEquals(watched.log.of("accepted").length, connections);
-  const seen: Fate[] = closed.map(() => ({ kind: "forward", delayMs: 0 }));
+  const seen: Fate[] = closed.map(() => ({
+    kind: "forward",
+    delayMs: 0,
+    toxics: [],
+  }));
   for (const { connection } of watched.log.of("dropped")) {
     seen[connection - 1] = { kind: "drop" };
   }
@@ -297,7 +301,7 @@ async function fatesSeen(
     seen[connection - 1] = { kind: "timeout" };
   }
   for (const { connection, delayMs } of watched.log.of("delayed")) {
-    seen[connection - 1] = { kind: "forward", delayMs };
+    seen[connection - 1] = { kind: "forward", delayMs, toxics: [] };
   }
   const forwarded = seen.filter(({ kind }) => kind === "forward").length;
   assertEquals(watched.log.of("connected").length, forwarded);
