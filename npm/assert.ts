@@ -7,8 +7,8 @@
  * @module
  */
 
-import { deepStrictEqual, strictEqual } from "node:assert/strict";
-import { inspect, isDeepStrictEqual } from "node:util";
+import { deepStrictEqual } from "node:assert/strict";
+import { inspect } from "node:util";
 
 /** What every failed assertion throws. */
 export class AssertionError extends Error {
@@ -18,11 +18,6 @@ export class AssertionError extends Error {
   }
 }
 
-/** Fails. */
-export function fail(msg?: string): never {
-  throw new AssertionError(`Failed${suffix(msg)}`);
-}
-
 export function assert(expr: unknown, msg = ""): asserts expr {
   if (!expr) throw new AssertionError(msg);
 }
@@ -30,35 +25,6 @@ export function assert(expr: unknown, msg = ""): asserts expr {
 /** Deeply equal. */
 export function assertEquals<T>(actual: T, expected: T, msg?: string): void {
   check(() => deepStrictEqual(actual, expected), msg);
-}
-
-/** Not deeply equal. */
-export function assertNotEquals<T>(actual: T, expected: T, msg?: string): void {
-  if (!isDeepStrictEqual(actual, expected)) return;
-  throw new AssertionError(`Expected anything but ${show(actual, msg)}`);
-}
-
-/** The same, by `Object.is`. */
-export function assertStrictEquals<T>(
-  actual: unknown,
-  expected: T,
-  msg?: string,
-): asserts actual is T {
-  check(() => strictEqual(actual, expected), msg);
-}
-
-/** Equal within a tolerance, a ten-millionth of what is expected by default. */
-export function assertAlmostEquals(
-  actual: number,
-  expected: number,
-  tolerance = Number.isFinite(expected) ? Math.abs(expected * 1e-7) : 1e-7,
-  msg?: string,
-): void {
-  if (Object.is(actual, expected)) return;
-  if (Math.abs(expected - actual) <= tolerance) return;
-  throw new AssertionError(
-    `Expected ${actual} within ${tolerance} of ${expected}${suffix(msg)}`,
-  );
 }
 
 export function assertGreater<T>(actual: T, expected: T, msg?: string): void {
@@ -101,30 +67,6 @@ export function assertStringIncludes(
   if (!actual.includes(expected)) {
     failToCompare(actual, "including", expected, msg);
   }
-}
-
-/** An array or its like, but not a string. */
-export type ArrayLikeArg<T> = ArrayLike<T> & object;
-
-/** Each value expected is deeply equal to one that is there. */
-export function assertArrayIncludes<T>(
-  actual: ArrayLikeArg<T>,
-  expected: ArrayLikeArg<T>,
-  msg?: string,
-): void {
-  const there = Array.from(actual);
-  for (const value of Array.from(expected)) {
-    if (there.some((each) => isDeepStrictEqual(each, value))) continue;
-    failToCompare(actual, "including", value, msg);
-  }
-}
-
-export function assertExists<T>(
-  actual: T,
-  msg?: string,
-): asserts actual is NonNullable<T> {
-  if (actual !== undefined && actual !== null) return;
-  throw new AssertionError(`Expected a value, not ${show(actual, msg)}`);
 }
 
 // deno-lint-ignore no-explicit-any
