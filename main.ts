@@ -954,7 +954,7 @@ interface Acting {
 }
 
 const MAX_HELD_BYTES = 64 * 1024 * 1024;
-const HELD_OVERHEAD_BYTES = 256; // what a held piece costs besides its bytes
+const HELD_OVERHEAD_BYTES = 1024; // what a held piece costs besides its bytes
 
 /**
  * Carries what one side sends to the other, counts it, and holds back what its
@@ -1483,7 +1483,9 @@ async function dial(
 
 /** Whether a RST may be asked for on a route. */
 function mayReset(route: Route): boolean {
-  return route.toxics.some(({ type }) => type === "reset_peer");
+  return route.toxics.some(({ type, toxicity }) =>
+    type === "reset_peer" && toxicity > 0
+  );
 }
 
 /** Why a connection is over before both sides have ended their streams. */

@@ -327,11 +327,12 @@ async function gigabytesPerSecond(
   ];
   for (let attempt = 1;; attempt++) {
     try {
-      const { end } = JSON.parse(await run("iperf3", args));
+      const { end, error } = JSON.parse(await run("iperf3", args));
+      if (error) throw new Error(`iperf3 failed: ${error}`);
       return end.sum_received.bits_per_second / 8e9;
     } catch (error) {
       // Its server serves one client at a time and is slow to part with it.
-      if (attempt === 20) throw error;
+      if (attempt === 40) throw error;
       await delay(250);
     }
   }
