@@ -699,7 +699,10 @@ const TOXICS = {
       },
       take(timed) {
         // With no end to it, a side that leaves must not leave the other open.
-        if (timeout === 0 && timed.what === "end") out.pass(timed);
+        const { what } = timed;
+        if (what === "close" || timeout === 0 && what === "end") {
+          out.pass(timed);
+        }
       },
     }),
   }),
@@ -805,7 +808,7 @@ const TOXICS = {
       // How many bytes are spared is geometric: one draw a flip, not a byte.
       const spared = () =>
         rate === 0 ? Infinity : rate === 1 ? 0 : Math.floor(
-          Math.log(1 - random()) / Math.log(1 - rate),
+          Math.log1p(-random()) / Math.log1p(-rate),
         );
       let next = spared();
       return {
@@ -1001,6 +1004,11 @@ class Link {
     this.readable = readable;
     this.#writer = writable.getWriter();
     this.#effects = this.#chain(acting, cut);
+  }
+
+  /** Whether any toxic acts here. */
+  get acts(): boolean {
+    return this.#effects.length > 0;
   }
 
   /** The connection has opened: toxics that act by the clock begin to. */
@@ -1375,6 +1383,10 @@ class NodeSocket implements Socket {
 
   closeWrite(): Promise<void> {
     return new Promise((resolve, reject) => {
+      // One that is closed, or is so meanwhile, would never call back.
+      const closed = () => reject(new Deno.errors.BadResource("closed"));
+      if (this.#socket.destroyed) return closed();
+      this.#socket.once("close", closed);
       this.#socket.end((error?: Error | null) =>
         error ? reject(error) : resolve()
       );
@@ -1533,6 +1545,10 @@ class Connection {
         await this.#forward(this.fate.toxics);
     }
     this.#release();
+    // Toxics that act by the clock have nothing left to end.
+    if (Object.values(this.#links).some((link) => link.acts)) {
+      this.#aborted.abort();
+    }
     this.emit({
       event: "closed",
       ...(this.#broken ?? { why: this.#firstToEnd ?? "client" }),

@@ -14,8 +14,9 @@ import {
   parseConfig,
   type Timed,
   type ToxicOptions,
+  type ToxicType,
 } from "../main.ts";
-import { testBytes } from "./helpers.ts";
+import { Cli, TempFile, testBytes } from "./helpers.ts";
 
 interface Cut {
   at: number;
@@ -128,11 +129,15 @@ for (const rate of [10, 100, 1000, 10_000]) {
       );
       assertEquals(passed.reduce((sum, each) => sum + sizeOf(each), 0), total);
       assertLess(Math.abs(passed.at(-1)!.at - 5000), 1e-3);
-      for (let from = 0; from < 5000; from += 250) {
-        const carried = passed
-          .filter(({ at }) => at > from && at <= from + 250)
-          .reduce((sum, each) => sum + sizeOf(each), 0);
+      // In no window, wherever it begins, more than 1.5 times its share.
+      let [first, carried] = [0, 0];
+      for (const each of passed) {
+        carried += sizeOf(each);
+        while (passed[first].at <= each.at - 250) {
+          carried -= sizeOf(passed[first++]);
+        }
         assertLess(carried, 1.5 * rate * 250);
+        assertLessOrEqual(sizeOf(each), rate * 10); // dribbles, in 10 ms
       }
     }
   });
@@ -355,4 +360,396 @@ Deno.test("toxicity decides by connection, beside the other decisions", () => {
   assertShare(some, forwarded.length, 0.3);
   assert(acting.every((names) => names.includes("latency_upstream")));
   assert(acting.every((names) => !names.includes("latency_downstream")));
+});
+
+/** The ten, each so that it lets all through unless that is against its nature. */
+const TEN: Record<ToxicType, Record<string, number>> = {
+  latency: { latency: 10, jitter: 5 },
+  bandwidth: { rate: 100 },
+  slow_close: { delay: 10 },
+  timeout: { timeout: 10 },
+  reset_peer: { timeout: 10 },
+  slicer: { average_size: 10, size_variation: 5, delay: 10 },
+  limit_data: { bytes: 1_000_000 },
+  packet_loss: { loss_rate: 0.2, correlation: 0.5 },
+  corrupt: { rate: 0.01 },
+  limit_time: { time: 10 },
+};
+const TYPES = Object.keys(TEN) as ToxicType[];
+
+for (const last of ["end", "close"] as const) {
+  Deno.test(`what comes last, ${last}, leaves last`, () => {
+    for (const type of TYPES) {
+      const given: Timed[] = [chunk(1, 100), chunk(2, 30), {
+        at: 3,
+        what: last,
+      }];
+      const { passed } = through({ type, attributes: TEN[type] }, given);
+      if (type === "reset_peer" || type === "timeout") continue; // cut anyhow
+      assertEquals(passed.at(-1)?.what, last, type);
+      const ends = passed.filter(({ what }) => typeof what === "string");
+      assertEquals(ends.length, 1, type);
+      if (type === "latency") continue; // jitter: the link keeps the order
+      const times = passed.map(({ at }) => at);
+      assertEquals(times, times.toSorted((a, b) => a - b), type);
+      assertGreaterOrEqual(times[0], 1, type);
+    }
+  });
+}
+
+Deno.test("slow_close and jitter leave a toxic's close alone", () => {
+  const given: Timed[] = [{ at: 5, what: "close" }];
+  const slow: ToxicOptions = { type: "slow_close", attributes: { delay: 300 } };
+  assertEquals(through(slow, given).passed, given);
+  const jitter: ToxicOptions = {
+    type: "latency",
+    attributes: { latency: 100, jitter: 90 },
+  };
+  assertEquals(through(jitter, given).passed, [{ at: 105, what: "close" }]);
+});
+
+Deno.test("timeout does not hold back another toxic's close", () => {
+  const given: Timed[] = [{ at: 5, what: "close" }];
+  assertEquals(through({ type: "timeout" }, given).passed, given);
+});
+
+Deno.test("what does no harm by default lets all through, on time", () => {
+  const given: Timed[] = [chunk(1, 5), chunk(2, 5), { at: 3, what: "end" }];
+  for (const type of ["latency", "bandwidth", "slow_close"] as const) {
+    assertEquals(through({ type }, given), { passed: given, cuts: [] }, type);
+  }
+});
+
+Deno.test("the seed alone decides what is random", () => {
+  const random: ToxicType[] = ["latency", "slicer", "packet_loss", "corrupt"];
+  const result = (type: ToxicType, seed: number, name?: string) => {
+    const given = Array.from({ length: 200 }, (_, i) => chunk(i, 50, i + 1));
+    const options = { type, attributes: TEN[type], ...name && { name } };
+    const { passed } = through(options, given, seed);
+    return JSON.stringify(passed.map(({ at, what }) => [at, what.toString()]));
+  };
+  for (const type of TYPES) {
+    assertEquals(result(type, 1), result(type, 1), type);
+    const differs = random.includes(type);
+    assertEquals(result(type, 1) !== result(type, 2), differs, type);
+    // Two of a type on a route each have a stream of their own.
+    assertEquals(result(type, 1) !== result(type, 1, "two"), differs, type);
+  }
+});
+
+Deno.test("bandwidth goes on where the chunk before stopped", () => {
+  const { passed } = through(
+    { type: "bandwidth", attributes: { rate: 100 } },
+    [chunk(0, 1500), chunk(0, 1500), chunk(100, 500)],
+  );
+  assertEquals(passed.map(sizeOf), [1000, 500, 1000, 500, 500]);
+  const times = passed.map(({ at }) => Number(at.toFixed(6)));
+  assertEquals(times, [10, 15, 25, 30, 105]);
+});
+
+Deno.test("slicer never makes an empty piece, however large the variation", () => {
+  const { passed } = through(
+    { type: "slicer", attributes: { average_size: 5, size_variation: 50 } },
+    [chunk(0, 20_000)],
+  );
+  const sizes = passed.slice(0, -1).map(sizeOf);
+  assert(sizes.every((size) => size >= 1 && size <= 55));
+  assert(sizes.includes(1) && sizes.some((size) => size > 50));
+  assertEquals(passed.reduce((sum, each) => sum + sizeOf(each), 0), 20_000);
+});
+
+Deno.test("slicer's sizes are uniform around their average", () => {
+  const { passed } = through(
+    { type: "slicer", attributes: { average_size: 100, size_variation: 40 } },
+    [chunk(0, 1_000_000)],
+  );
+  const sizes = passed.slice(0, -1).map(sizeOf);
+  const mean = sizes.reduce((sum, each) => sum + each) / sizes.length;
+  assertLess(Math.abs(mean - 100), 4 * 80 / Math.sqrt(12 * sizes.length));
+  for (let low = 61; low < 140; low += 10) {
+    const inside = sizes.filter((each) => each >= low && each < low + 10);
+    if (low < 131) assertShare(inside.length, sizes.length, 10 / 80);
+  }
+});
+
+Deno.test("slicer spaces pieces across chunks, and does not save up", () => {
+  const { passed } = through(
+    { type: "slicer", attributes: { average_size: 10, delay: 1000 } },
+    [chunk(0, 20), chunk(0, 20), chunk(50, 10), { at: 50, what: "end" }],
+  );
+  assertEquals(passed.map(({ at }) => at), [0, 1, 2, 3, 50, 51]);
+});
+
+Deno.test("timeout and limit_time count from the opening", () => {
+  const toxics: ToxicOptions[] = [
+    { type: "timeout", attributes: { timeout: 30 } },
+    { type: "limit_time", attributes: { time: 30 } },
+  ];
+  for (const options of toxics) {
+    const cuts: Cut[] = [];
+    const effect = beginToxic(options, 1, {
+      pass: () => {},
+      cut: (at, how) => cuts.push({ at, how }),
+    });
+    assertEquals(cuts, []);
+    effect.open?.(1000);
+    assertEquals(cuts, [{ at: 1030, how: "close" }]);
+  }
+});
+
+Deno.test("limit_data counts over chunks, and lets a shorter stream end", () => {
+  const limit: ToxicOptions = { type: "limit_data", attributes: { bytes: 25 } };
+  const chunks = [1, 2, 3, 4].map((at) => chunk(at, 10, at));
+  const { passed, cuts } = through(limit, [...chunks, { at: 5, what: "end" }]);
+  assertEquals(passed.map(({ at }) => at), [1, 2, 3, 3]);
+  assertEquals(passed.map(sizeOf), [10, 10, 5, 0]);
+  assertEquals(bytesOf(passed), bytesOf(chunks).slice(0, 25));
+  assertEquals([passed.at(-1)?.what, cuts], ["close", []]);
+  const short: Timed[] = [chunks[0], { at: 5, what: "end" }];
+  assertEquals(through(limit, short).passed, short);
+  const nothing: Timed[] = [{ at: 5, what: "end" }];
+  assertEquals(through({ type: "limit_data" }, nothing).passed, nothing);
+});
+
+Deno.test("losses are as many and as long as their model says", () => {
+  for (const [loss, correlation] of [[0.1, 0], [0.1, 0.5], [0.3, 0.8]]) {
+    const count = 50_000;
+    const given = Array.from({ length: count }, (_, i) => chunk(i, 1));
+    const { passed } = through({
+      type: "packet_loss",
+      attributes: { loss_rate: loss, correlation },
+    }, given);
+    const kept = new Set(passed.map(({ at }) => at));
+    const runs: number[] = [];
+    for (let i = 0, run = 0; i <= count; i++) {
+      if (i < count && !kept.has(i)) run++;
+      else if (run > 0) [run] = [0, runs.push(run)];
+    }
+    // After a loss another follows with this probability: runs are geometric.
+    const again = loss + correlation * (1 - loss);
+    for (let length = 1; length <= 3; length++) {
+      const share = again ** (length - 1) * (1 - again);
+      assertShare(
+        runs.filter((run) => run === length).length,
+        runs.length,
+        share,
+      );
+    }
+    const mean = runs.reduce((sum, each) => sum + each) / runs.length;
+    const deviation = Math.sqrt(again / runs.length) / (1 - again);
+    assertLess(Math.abs(mean - 1 / (1 - again)), 4 * deviation);
+    // A run begins after each chunk that is kept with the plain rate.
+    assertShare(runs.length, kept.size, loss);
+  }
+});
+
+Deno.test("packet_loss knows never and always, and loses no end", () => {
+  const given = Array.from({ length: 1000 }, (_, i) => chunk(i, 1));
+  const kept = (loss_rate: number, correlation: number) =>
+    through(
+      { type: "packet_loss", attributes: { loss_rate, correlation } },
+      [...given, { at: 1000, what: "end" }],
+    ).passed.length - 1;
+  assertEquals(kept(0, 1), 1000);
+  assertEquals(kept(1, 0), 0);
+  assertLess(kept(0.1, 1), 200); // the first loss is for ever
+});
+
+Deno.test("corrupt flips each of the eight bits alike", () => {
+  const before = bytesOf([chunk(0, 100_000)]);
+  const { passed } = through(
+    { type: "corrupt", attributes: { rate: 0.5 } },
+    [chunk(0, 100_000)],
+  );
+  const after = bytesOf(passed);
+  const flipped = differences(after, before);
+  for (let bit = 0; bit < 8; bit++) {
+    const hits = flipped.filter((i) => (after[i] ^ before[i]) === 1 << bit);
+    assertShare(hits.length, flipped.length, 1 / 8);
+  }
+});
+
+Deno.test("corrupt with next to no rate flips nothing, and comes to an end", () => {
+  for (const rate of [1e-12, 1e-16, 1e-17, Number.MIN_VALUE]) {
+    const what = testBytes(10);
+    let looks = 0;
+    Object.defineProperty(what, "length", {
+      get() {
+        if (++looks > 1000) throw new Error(`no end with a rate of ${rate}`);
+        return 10;
+      },
+    });
+    const effect = beginToxic({ type: "corrupt", attributes: { rate } }, 1, {
+      pass: () => {},
+      cut: () => {},
+    });
+    effect.take({ at: 0, what });
+    assertEquals(Array.from(what), Array.from(testBytes(10)));
+  }
+});
+
+function routeWith(toxics: unknown, more = {}) {
+  const routes = [{ localPort: 1, upstream: "a:1", toxics, ...more }];
+  return parseConfig(JSON.stringify({ routes }), "config.json").routes[0];
+}
+
+Deno.test("a toxic's defaults are filled in", () => {
+  const toxics: ToxicOptions[] = [
+    { type: "latency" },
+    { type: "latency", stream: "upstream" },
+    { type: "packet_loss", toxicity: 0.5 },
+    { type: "slicer", name: "s", attributes: { average_size: 7 } },
+  ];
+  const [down, up] = ["downstream", "upstream"] as const;
+  const latency = { latency: 0, jitter: 0 };
+  assertEquals(
+    routeWith(toxics).toxics.map((
+      { name, type, stream, toxicity, attributes },
+    ) => [name, type, stream, toxicity, { ...attributes }]),
+    [
+      ["latency_downstream", "latency", down, 1, latency],
+      ["latency_upstream", "latency", up, 1, latency],
+      ["packet_loss_downstream", "packet_loss", down, 0.5, {
+        loss_rate: 0.1,
+        correlation: 0,
+      }],
+      ["s", "slicer", down, 1, {
+        average_size: 7,
+        size_variation: 0,
+        delay: 0,
+      }],
+    ],
+  );
+});
+
+Deno.test("every attribute of every type is checked", () => {
+  for (const type of TYPES) {
+    for (const key of Object.keys(TEN[type])) {
+      for (const bad of [-1, "x", true, null, [], {}]) {
+        const attributes = { ...TEN[type], [key]: bad };
+        const problems = problemsOf([{ type, attributes }]);
+        assertEquals(problems.length, 1, `${type}.${key}`);
+        const [problem] = problems;
+        assert(
+          problem.startsWith(`routes[0].toxics[0].attributes.${key}: expected`),
+          problem,
+        );
+      }
+    }
+    const [unknown] = problemsOf([
+      { type, attributes: { ...TEN[type], constructor: 1 } },
+    ]);
+    assert(unknown.startsWith("routes[0].toxics[0].attributes.constructor: "));
+  }
+});
+
+Deno.test("a toxic that is none is told as what it is", () => {
+  const at = "routes[0].toxics";
+  assertEquals(
+    problemsOf([5, null, []]),
+    ["5", "null", "a list"].map((found, i) =>
+      `${at}[${i}]: expected a mapping with type, found ${found}`
+    ),
+  );
+  const unknown = ["constructor", "lattency", "Latency"];
+  problemsOf(unknown.map((type) => ({ type }))).forEach((problem, i) => {
+    for (const known of TYPES) assert(problem.includes(known), problem);
+    assert(problem.startsWith(`${at}[${i}].type: expected `), problem);
+    assert(problem.endsWith(`found "${unknown[i]}"`), problem);
+  });
+  assertEquals(
+    problemsOf([{ type: "latency" }, {
+      type: "timeout",
+      name: "latency_downstream",
+    }]),
+    [`${at}[1].name: latency_downstream is already taken by ${at}[0]`],
+  );
+});
+
+Deno.test("toxics change no other decision, and are independent", () => {
+  const faults = {
+    dropRate: 0.2,
+    timeoutRate: 0.1,
+    latencyMs: 50,
+    jitterMs: 20,
+  };
+  const toxics: ToxicOptions[] = [
+    { type: "latency", name: "a", toxicity: 0.5 },
+    { type: "latency", name: "b", toxicity: 0.5 },
+    { type: "latency", name: "always" },
+    { type: "latency", name: "never", toxicity: 0 },
+  ];
+  const numbers = Array.from({ length: 10_000 }, (_, i) => i + 1);
+  const fates = (toxics: ToxicOptions[], seed = 7) => {
+    const route = routeWith(toxics, faults);
+    return numbers.map((number) => decide(seed, route, number));
+  };
+  const found = fates(toxics);
+  assertEquals(
+    found.map((fate) =>
+      fate.kind === "forward" ? { ...fate, toxics: [] } : fate
+    ),
+    fates([]),
+  );
+  assertEquals(fates(toxics), found);
+  const forwarded = found.filter((fate) => fate.kind === "forward");
+  const acting = forwarded.map(({ toxics }) => toxics.map(({ name }) => name));
+  const share = (...names: string[]) =>
+    acting.filter((each) => names.every((name) => each.includes(name))).length;
+  assertShare(share("a"), acting.length, 0.5);
+  assertShare(share("b"), acting.length, 0.5);
+  assertShare(share("a", "b"), acting.length, 0.25);
+  assertEquals([share("always"), share("never")], [acting.length, 0]);
+  const late = forwarded.filter(({ delayMs }) => delayMs > 50);
+  const lateWithA = late.filter(({ toxics }) => toxics[0].name === "a");
+  assertShare(lateWithA.length, late.length, 0.5);
+  assert(JSON.stringify(fates(toxics, 8)) !== JSON.stringify(found));
+});
+
+Deno.test({
+  name: "--check says in words what toxics do",
+  sanitizeOps: true,
+  sanitizeResources: true,
+  async fn() {
+    const toxics: ToxicOptions[] = [
+      { type: "latency", attributes: { latency: 100, jitter: 20 } },
+      {
+        type: "bandwidth",
+        stream: "upstream",
+        toxicity: 0.25,
+        attributes: { rate: 64 },
+      },
+      { type: "slow_close", attributes: { delay: 5 } },
+      { type: "timeout" },
+      { type: "reset_peer", attributes: { timeout: 7 } },
+      {
+        type: "slicer",
+        attributes: { average_size: 10, size_variation: 2, delay: 30 },
+      },
+      { type: "limit_data", attributes: { bytes: 9 } },
+      { type: "packet_loss", attributes: { correlation: 0.5 } },
+      { type: "corrupt" },
+      { type: "limit_time", toxicity: 0, attributes: { time: 8 } },
+    ];
+    await using file = await TempFile.with(
+      JSON.stringify({ routes: [{ localPort: 1, upstream: "a:1", toxics }] }),
+      ".json",
+    );
+    await using cli = new Cli("--check", file.path);
+    assertEquals((await cli.status).code, 0, cli.stderr);
+    const every = "on every connection";
+    const words = [
+      `downstream: +100±20 ms ${every}`,
+      "upstream: 64 KB/s on 25% of connections",
+      `downstream: ends 5 ms late ${every}`,
+      `downstream: nothing gets through ${every}`,
+      `downstream: reset 7 ms after the first data ${every}`,
+      `downstream: in pieces of 10±2 B, 30 µs apart ${every}`,
+      `downstream: closed after 9 B ${every}`,
+      `downstream: loses 10% of chunks, correlation 50% ${every}`,
+      `downstream: flips a bit in 0.1% of bytes ${every}`,
+      "downstream: closed after 8 ms on 0% of connections",
+    ];
+    assert(cli.stdout.includes(words.join(", ")), cli.stdout);
+  },
 });
