@@ -10,12 +10,13 @@ import {
   Cli,
   echo,
   EventLog,
-  isDisconnect,
   readAll,
   readExactly,
+  readToEnd,
   send,
   testBytes,
   text,
+  unlessDisconnected,
   Upstream,
   WatchedProxy,
   writeAll,
@@ -417,18 +418,4 @@ async function untilStalled(flow: Flow): Promise<void> {
     if (flow.sent !== last) same = 0;
     last = flow.sent;
   }
-}
-
-/** Reads to the end, be it a reset, and returns how many bytes there were. */
-async function readToEnd(conn: Deno.Conn): Promise<number> {
-  const buffer = new Uint8Array(64 * 1024);
-  for (let got = 0;;) {
-    const size = await conn.read(buffer).catch(unlessDisconnected);
-    if (!size) return got;
-    got += size;
-  }
-}
-
-function unlessDisconnected(error: unknown): void {
-  if (!isDisconnect(error)) throw error;
 }

@@ -9,12 +9,13 @@ import { connect, type Socket } from "node:net";
 import { decide } from "../main.ts";
 import {
   echo,
-  isDisconnect,
   readAll,
   readExactly,
+  readToEnd,
   send,
   testBytes,
   text,
+  unlessDisconnected,
   Upstream,
   WatchedProxy,
   writeAll,
@@ -261,20 +262,6 @@ function eventsOf(watched: WatchedProxy, connection: number): string[] {
   return watched.log.all
     .filter((each) => "connection" in each && each.connection === connection)
     .map((each) => each.event);
-}
-
-/** Reads to the end, be it a reset, and returns how many bytes there were. */
-async function readToEnd(conn: Deno.Conn): Promise<number> {
-  const buffer = new Uint8Array(64 * 1024);
-  for (let got = 0;;) {
-    const size = await conn.read(buffer).catch(unlessDisconnected);
-    if (!size) return got;
-    got += size;
-  }
-}
-
-function unlessDisconnected(error: unknown): void {
-  if (!isDisconnect(error)) throw error;
 }
 
 /** A client that can reset its connection, as Deno's own sockets cannot. */

@@ -228,6 +228,21 @@ export function isDisconnect(error: unknown): boolean {
     error instanceof Deno.errors.Interrupted;
 }
 
+/** Lets the errors pass that a peer's leaving, or our closing, brings. */
+export function unlessDisconnected(error: unknown): void {
+  if (!isDisconnect(error)) throw error;
+}
+
+/** Reads to the end, be it a reset, and returns how many bytes there were. */
+export async function readToEnd(conn: Deno.Conn): Promise<number> {
+  const buffer = new Uint8Array(64 * 1024);
+  for (let got = 0;;) {
+    const size = await conn.read(buffer).catch(unlessDisconnected);
+    if (!size) return got;
+    got += size;
+  }
+}
+
 /** The import map and lock file by which this process runs, if any. */
 const RUN_FLAGS = import.meta.resolve("@std/yaml").startsWith("file:")
   ? ["--import-map", "npm/imports.json", "--lock", "npm/deno.lock", "--frozen"]
