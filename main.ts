@@ -1301,19 +1301,64 @@ const MAX_LINGER_MS = 2000;
 /** What a connection needs of a socket. */
 interface Socket {
   readonly remoteAddr: Address;
-  read(buffer: Uint8Array): Promise<number | null>;
-  write(bytes: Uint8Array): Promise<number>;
+  /** The next bytes, which are the caller's from then on; null at the end. */
+  read(): Promise<Uint8Array<ArrayBuffer> | null>;
+  /** Resolves when all of them are on their way. */
+  write(bytes: Uint8Array): Promise<void>;
   closeWrite(): Promise<void>;
   close(): void;
-  /** Closes it with a RST, on routes where that may be asked for. */
+  /** Closes it with a RST, where the kind of socket can send one. */
   reset?(): void;
+}
+
+/** A socket of Deno's: the faster kind. */
+class DenoSocket implements Socket {
+  readonly #conn: Deno.TcpConn;
+  #buffer = new Uint8Array(FIRST_READ_BYTES);
+
+  constructor(conn: Deno.TcpConn) {
+    this.#conn = conn;
+    try {
+      conn.setNoDelay();
+    } catch {
+      // Some systems refuse it once the peer has left; reading will tell.
+    }
+  }
+
+  get remoteAddr(): Address {
+    return this.#conn.remoteAddr;
+  }
+
+  async read(): Promise<Uint8Array<ArrayBuffer> | null> {
+    const size = await this.#conn.read(this.#buffer);
+    if (size === null) return null;
+    const bytes = this.#buffer.slice(0, size);
+    if (size === this.#buffer.length && size < MAX_READ_BYTES) {
+      this.#buffer = new Uint8Array(2 * size);
+    }
+    return bytes;
+  }
+
+  async write(bytes: Uint8Array): Promise<void> {
+    let written = await this.#conn.write(bytes);
+    while (written < bytes.length) {
+      written += await this.#conn.write(bytes.subarray(written));
+    }
+  }
+
+  closeWrite(): Promise<void> {
+    return this.#conn.closeWrite();
+  }
+
+  close(): void {
+    this.#conn.close();
+  }
 }
 
 /** A socket of Node's, for Deno's own cannot send a RST. */
 class NodeSocket implements Socket {
   readonly remoteAddr: Address;
   readonly #socket: net.Socket;
-  #chunk: Uint8Array = new Uint8Array();
   #ended = false;
   #failure: Error | undefined;
   #wake = () => {};
@@ -1358,26 +1403,19 @@ class NodeSocket implements Socket {
     return new NodeSocket(socket);
   }
 
-  async read(buffer: Uint8Array): Promise<number | null> {
-    while (this.#chunk.length === 0) {
-      const chunk: Uint8Array | null = this.#socket.read();
-      if (chunk !== null) this.#chunk = chunk;
-      else if (this.#ended) return null;
-      else if (this.#failure) throw this.#failure;
-      else await new Promise<void>((resolve) => this.#wake = resolve);
+  async read(): Promise<Uint8Array<ArrayBuffer> | null> {
+    for (;;) {
+      const bytes: Uint8Array<ArrayBuffer> | null = this.#socket.read();
+      if (bytes !== null) return bytes;
+      if (this.#ended) return null;
+      if (this.#failure) throw this.#failure;
+      await new Promise<void>((resolve) => this.#wake = resolve);
     }
-    const part = this.#chunk.subarray(0, buffer.length);
-    buffer.set(part);
-    this.#chunk = this.#chunk.subarray(part.length);
-    return part.length;
   }
 
-  write(bytes: Uint8Array): Promise<number> {
+  write(bytes: Uint8Array): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#socket.write(
-        bytes,
-        (error) => error ? reject(error) : resolve(bytes.length),
-      );
+      this.#socket.write(bytes, (error) => error ? reject(error) : resolve());
     });
   }
 
@@ -1457,16 +1495,6 @@ class NodeListener implements Listener {
   }
 }
 
-/** Lets small writes leave as they came, not in batches. */
-function withoutDelay(socket: Deno.TcpConn): Deno.TcpConn {
-  try {
-    socket.setNoDelay();
-  } catch {
-    // Some systems refuse it once the peer has left; reading will tell.
-  }
-  return socket;
-}
-
 /** Listens; where a RST may be asked for, by way of Node's sockets. */
 async function listen(route: Route): Promise<Listener> {
   const address = { hostname: route.host, port: route.localPort };
@@ -1475,7 +1503,7 @@ async function listen(route: Route): Promise<Listener> {
     const listener = Deno.listen(address);
     return {
       addr: listener.addr,
-      accept: async () => withoutDelay(await listener.accept()),
+      accept: async () => new DenoSocket(await listener.accept()),
       close: () => listener.close(),
     };
   } catch (error) {
@@ -1490,7 +1518,7 @@ async function dial(
   signal: AbortSignal,
 ): Promise<Socket> {
   if (resettable) return await NodeSocket.connect(address, signal);
-  return withoutDelay(await Deno.connect({ ...address, signal }));
+  return new DenoSocket(await Deno.connect({ ...address, signal }));
 }
 
 /** Whether a RST may be asked for on a route. */
@@ -1707,9 +1735,8 @@ class Connection {
     this.#letGo(side === "client" ? "upstream" : "client");
     this.#links[side]?.abort();
     const timer = setTimeout(() => this.#release(), MAX_LINGER_MS);
-    const discarded = new Uint8Array(MAX_READ_BYTES);
     try {
-      while (await socket.read(discarded) !== null);
+      while (await socket.read() !== null);
     } catch {
       // The side has broken off itself, or the time is over.
     }
@@ -1725,15 +1752,11 @@ class Connection {
   /** Reads from a side into its link until its end, or the link's. */
   async #read(from: Side, link: Link): Promise<void> {
     const socket = this.#sockets[from]!;
-    let buffer = new Uint8Array(FIRST_READ_BYTES);
     try {
       for (;;) {
-        const size = await socket.read(buffer);
-        if (size === null) break;
-        await link.write(buffer.slice(0, size));
-        if (size === buffer.length && size < MAX_READ_BYTES) {
-          buffer = new Uint8Array(2 * size);
-        }
+        const bytes = await socket.read();
+        if (bytes === null) break;
+        await link.write(bytes);
       }
       this.#firstToEnd ??= from;
     } catch (error) {
@@ -1756,7 +1779,7 @@ class Connection {
       }
     };
     return new WritableStream({
-      write: (chunk) => orBreak(() => writeAll(socket, chunk)),
+      write: (chunk) => orBreak(() => socket.write(chunk)),
       close: async () => {
         // After the second end both sockets are closed, which ends them too.
         if (++this.#ended < 2) await orBreak(() => socket.closeWrite());
@@ -1766,13 +1789,6 @@ class Connection {
 }
 
 const SIDES = ["client", "upstream"] as const;
-
-async function writeAll(socket: Socket, chunk: Uint8Array) {
-  let written = await socket.write(chunk);
-  while (written < chunk.length) {
-    written += await socket.write(chunk.subarray(written));
-  }
-}
 
 /** Whether an error says that the peer has left. */
 function isDisconnect(error: unknown): boolean {
