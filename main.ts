@@ -41,11 +41,16 @@ export interface RouteOptions {
   upstream: string;
   /**
    * What the route is called, in logs and as part of each random decision:
-   * 1 to 64 characters without white space, unique. Default: the local port.
+   * 1 to 255 characters without white space, unique. Default: the local port.
    */
   name?: string;
   /** The address to listen on. Default: 127.0.0.1. */
   host?: string;
+  /**
+   * Whether it is listened on; one that is not can be enabled while the proxy
+   * runs. Default: true.
+   */
+  enabled?: boolean;
   /**
    * The probability, 0 to 1, that a connection is closed as soon as it is
    * accepted; the upstream is not dialled. Default: 0.
@@ -78,14 +83,18 @@ export interface RouteOptions {
    */
   connectTimeoutMs?: number;
   /** Faults on the bytes, in the order in which they act. Default: none. */
-  toxics?: ToxicOptions[];
+  toxics?: readonly ToxicOptions[];
 }
 
 /** A route with every default filled in. */
-export interface Route extends Required<Omit<RouteOptions, "toxics">> {
+export interface Route
+  extends Readonly<Required<Omit<RouteOptions, "toxics">>> {
   /** Faults on the bytes, in the order in which they act. */
-  toxics: Toxic[];
+  readonly toxics: readonly Toxic[];
 }
+
+/** What can be set while it is being checked. */
+type Draft<T> = { -readonly [K in keyof T]?: T[K] };
 
 /** A configuration as one writes it: what is left out takes its default. */
 export interface ConfigOptions {
@@ -99,8 +108,13 @@ export interface ConfigOptions {
    * milliseconds, 0 to 2147483647; with 0, for ever. Default: 30000.
    */
   drainTimeoutMs?: number;
-  /** The routes, at least one. */
-  routes: RouteOptions[];
+  /**
+   * Where the control API is to listen: a port, on 127.0.0.1, or `host:port`;
+   * port 0 takes a free one. Default: there is none.
+   */
+  api?: number | string;
+  /** The routes; in a configuration file at least one, unless it has an `api`. */
+  routes?: readonly RouteOptions[];
 }
 
 /** A configuration with every default but the seed's filled in. */
@@ -109,8 +123,10 @@ export interface Config {
   seed?: number;
   /** How long connections in flight may take to end, in ms; 0: for ever. */
   drainTimeoutMs: number;
+  /** Where the control API is to listen, `host:port`; absent, there is none. */
+  api?: string;
   /** The routes, with unique names and ports. */
-  routes: Route[];
+  routes: readonly Route[];
 }
 
 /** What is wrong with a configuration: all of it, not just the first. */
@@ -137,6 +153,7 @@ export class ConfigError extends Error {
 }
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
+const MAX_PROBLEMS = 1000;
 const MAX_PROBLEMS_SHOWN = 50;
 const MAX_MS = 2 ** 31 - 1; // what a timer can take
 
@@ -162,9 +179,9 @@ const rate: Guard<number> = {
     typeof value === "number" && value >= 0 && value <= 1,
 };
 const routeName: Guard<string> = {
-  expected: "1 to 64 characters without white space",
+  expected: "1 to 255 characters without white space",
   is: (value): value is string =>
-    typeof value === "string" && /^[^\s\p{C}]{1,64}$/u.test(value),
+    typeof value === "string" && /^[^\s\p{C}]{1,255}$/u.test(value),
 };
 const listenHost: Guard<string> = {
   expected: "a host name or an IP address",
@@ -177,18 +194,40 @@ const upstreamAddress: Guard<string> = {
   is: (value): value is string =>
     typeof value === "string" && splitAddress(value) !== undefined,
 };
+const listenAddress: Guard<string> = {
+  expected: "host:port, [ipv6]:port or :port, the port from 0 to 65535",
+  is: (value): value is string =>
+    typeof value === "string" &&
+    splitListen(value, ALL_ADDRESSES) !== undefined,
+};
+const apiAddress: Guard<number | string> = {
+  expected: "a port or host:port, the port from 0 to 65535",
+  is: (value): value is number | string => splitApi(value) !== undefined,
+};
+const yesOrNo: Guard<boolean> = {
+  expected: "true or false",
+  is: (value): value is boolean => typeof value === "boolean",
+};
 const toxicList: Guard<unknown[]> = {
   expected: "a list of toxics",
   is: (value): value is unknown[] => Array.isArray(value),
 };
+const anyRoutes: Guard<unknown[]> = {
+  expected: "a list of routes",
+  is: (value): value is unknown[] => Array.isArray(value),
+};
 const routeList: Guard<unknown[]> = {
   expected: "a list of routes, at least one",
-  is: (value): value is unknown[] => Array.isArray(value) && value.length > 0,
+  is: (value): value is unknown[] => anyRoutes.is(value) && value.length > 0,
 };
+
+const LOOPBACK = "127.0.0.1";
+const ALL_ADDRESSES = "0.0.0.0";
 
 /** Whether a host is fit for a URL: a name, an IPv4 or a bracketed IPv6 one. */
 function isHost(host: string): boolean {
-  return /^(?:\w+(?:[.-]+\w+)*\.?|\[[\da-f:.]+\])$/i.test(host) &&
+  return host.length <= 255 &&
+    /^(?:\w+(?:[.-]+\w+)*\.?|\[[\da-f:.]+\])$/i.test(host) &&
     !host.includes("..") && URL.canParse(`http://${host}`);
 }
 
@@ -199,12 +238,32 @@ interface Address {
 }
 
 /** Splits `host:port`; the brackets of an IPv6 address are taken off. */
-function splitAddress(address: string): Address | undefined {
+function splitAddress(address: string, lowestPort = 1): Address | undefined {
   const [, host, digits] = /^(.+):(\d{1,5})$/.exec(address) ?? [];
   const port = Number(digits);
   if (host === undefined || !isHost(host)) return undefined;
-  if (port < 1 || port > 65535) return undefined;
+  if (port < lowestPort || port > 65535) return undefined;
   return { hostname: host.replace(/^\[(.*)\]$/, "$1"), port };
+}
+
+/** Splits an address to listen on; `:port` is at the host given. */
+function splitListen(address: string, host: string): Address | undefined {
+  return splitAddress(address.replace(/^:/, `${host}:`), 0);
+}
+
+function splitApi(address: unknown): Address | undefined {
+  if (typeof address !== "string" && typeof address !== "number") return;
+  return splitListen(String(address).replace(/^\d+$/, ":$&"), LOOPBACK);
+}
+
+/** `localhost` in IPv4: a resolver may put IPv6 first, where few look for it. */
+function ofLocalhost({ hostname, port }: Address): Address {
+  return { hostname: hostname === "localhost" ? LOOPBACK : hostname, port };
+}
+
+/** Whether an address stands for all of them. */
+function isAnyAddress(hostname: string): boolean {
+  return hostname === ALL_ADDRESSES || hostname === "::";
 }
 
 /** Joins what `splitAddress` splits. */
@@ -212,6 +271,15 @@ function addressOf({ hostname, port }: Address): string {
   return hostname.includes(":")
     ? `[${hostname}]:${port}`
     : `${hostname}:${port}`;
+}
+
+/**
+ * A route as Toxiproxy's clients and files write it, where `listen` stands for
+ * `host` and `localPort`; `:port` is on all addresses.
+ */
+interface ProxyOptions extends Omit<RouteOptions, "host" | "localPort"> {
+  name: string;
+  listen?: string;
 }
 
 /** How to check a field, and what it is when left out. */
@@ -223,10 +291,19 @@ interface Field<T> {
 
 type Fields<T> = { readonly [K in keyof T]-?: Field<NonNullable<T[K]>> };
 
+/** The same fields, of which none is required or filled in. */
+function optional<T>(fields: Fields<T>): Fields<T> {
+  const entries = Object.entries<Field<unknown>>(fields);
+  return Object.fromEntries(
+    entries.map(([key, { guard }]) => [key, { guard, optional: true }]),
+  ) as Fields<T>;
+}
+
 const ROUTE_FIELDS: Fields<Omit<Route, "toxics"> & { toxics: unknown[] }> = {
   name: { guard: routeName, optional: true },
   localPort: { guard: integer(0, 65535) },
-  host: { guard: listenHost, default: "127.0.0.1" },
+  host: { guard: listenHost, default: LOOPBACK },
+  enabled: { guard: yesOrNo, default: true },
   upstream: { guard: upstreamAddress },
   dropRate: { guard: rate, default: 0 },
   timeoutRate: { guard: rate, default: 0 },
@@ -237,22 +314,40 @@ const ROUTE_FIELDS: Fields<Omit<Route, "toxics"> & { toxics: unknown[] }> = {
   toxics: { guard: toxicList, default: [] },
 };
 
-const CONFIG_FIELDS: Fields<Omit<Config, "routes"> & { routes: unknown[] }> = {
+const { localPort: _port, host: _host, ...SHARED_FIELDS } = ROUTE_FIELDS;
+const PROXY_FIELDS: Fields<
+  Omit<Required<ProxyOptions>, "toxics"> & { toxics: unknown[] }
+> = {
+  ...SHARED_FIELDS,
+  name: { guard: routeName },
+  listen: { guard: listenAddress, default: `${LOOPBACK}:0` },
+};
+
+const CONFIG_FIELDS: Fields<
+  Omit<ConfigOptions, "routes"> & { routes: unknown[] }
+> = {
   seed: { guard: integer(0, Number.MAX_SAFE_INTEGER), optional: true },
   drainTimeoutMs: { guard: milliseconds, default: 30_000 },
+  api: { guard: apiAddress, optional: true },
   routes: { guard: routeList },
 };
 
 /**
- * Reads a configuration: JSON if the path ends in `.json`, YAML otherwise.
+ * Reads a configuration: JSON if the path ends in `.json`, YAML otherwise. A
+ * list is Toxiproxy's own: `{name, listen, upstream, enabled, toxics}` each.
  *
  * @param text What the file holds, at most 1 MiB; a byte order mark is skipped.
  * @param path Where it comes from, for messages and to tell JSON from YAML.
+ * @param given What to take instead of what the text says.
  * @throws {ConfigError} If it cannot be read as JSON or YAML, or is no valid
  * configuration; the error holds every problem, each with where it is and what
  * was expected.
  */
-export function parseConfig(text: string, path = "config.yaml"): Config {
+export function parseConfig(
+  text: string,
+  path = "config.yaml",
+  given: Pick<ConfigOptions, "seed" | "api"> = {},
+): Config {
   if (text.length > MAX_CONFIG_BYTES) {
     throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
   }
@@ -263,6 +358,7 @@ export function parseConfig(text: string, path = "config.yaml"): Config {
   return checkConfig(
     /\.json$/i.test(path) ? readJson(body, path) : readYaml(body, path),
     path,
+    { given },
   );
 }
 
@@ -383,19 +479,141 @@ function findJsonProblem(text: string): JsonProblem | undefined {
  *
  * @throws {ConfigError} If it is not valid.
  */
-function checkConfig(value: unknown, source: string): Config {
+function checkConfig(
+  value: unknown,
+  source: string,
+  { given = {}, mayBeEmpty = false }: {
+    given?: Pick<ConfigOptions, "seed" | "api">;
+    mayBeEmpty?: boolean;
+  },
+): Config {
   const problems: string[] = [];
-  const config = checkFields(value, "", CONFIG_FIELDS, problems);
-  const routes = Array.from(config.routes ?? [], (each, index) => {
-    const path = `routes[${index}]`;
-    const route = checkFields(each, path, ROUTE_FIELDS, problems);
-    if (route.localPort !== undefined) route.name ??= String(route.localPort);
-    const toxics = checkToxics(route.toxics ?? [], `${path}.toxics`, problems);
-    return { ...route, toxics };
-  });
-  checkUnique(routes, problems);
+  // A list of routes without the `routes` before it is no list of Toxiproxy's.
+  const isList = Array.isArray(value) &&
+    !value.some((each) => isRecord(each) && "localPort" in each);
+  const read = isList ? { routes: value } : value;
+  const all = isRecord(read) ? { ...read, ...given } : read;
+  const fields = mayBeEmpty || (isRecord(all) && all.api !== undefined)
+    ? { ...CONFIG_FIELDS, routes: { guard: anyRoutes, default: [] } }
+    : CONFIG_FIELDS;
+  const config = checkFields(all, "", fields, problems);
+  const routes = isList
+    ? checkRoutes(config.routes ?? [], "", checkProxy, problems, "listen")
+    : checkRoutes(
+      config.routes ?? [],
+      "routes",
+      checkRoute,
+      problems,
+      "localPort",
+    );
+  const api = splitApi(config.api);
+  const taken = routes.findIndex(({ enabled, host, localPort }) =>
+    api && enabled && localPort > 0 && localPort === api.port &&
+    (isAnyAddress(host) || isAnyAddress(api.hostname) ||
+      addressOf(ofLocalhost({ hostname: host, port: localPort })) ===
+        addressOf(ofLocalhost(api)))
+  );
+  if (api && taken >= 0) {
+    const by = `${isList ? "" : "routes"}[${taken}]`;
+    problems.push(`api: ${api.port} is already taken by ${by}`);
+  }
   if (problems.length > 0) throw new ConfigError(source, problems);
-  return { ...config, routes } as Config; // nothing is missing: no problem
+  return {
+    ...config,
+    routes,
+    ...(api && { api: addressOf(api) }),
+  } as Config; // nothing is missing: no problem
+}
+
+/**
+ * Checks routes that come from a program.
+ *
+ * @throws {ConfigError} If one of them is not valid.
+ */
+function checkedRoutes(values: readonly unknown[]): Route[] {
+  const problems: string[] = [];
+  const routes = checkRoutes(values, "routes", checkRoute, problems);
+  if (problems.length > 0) throw new ConfigError("routes", problems);
+  return routes;
+}
+
+type CheckRoute = (
+  value: unknown,
+  path: string,
+  problems: string[],
+) => Partial<Route>;
+
+function checkRoutes(
+  values: readonly unknown[],
+  path: string,
+  check: CheckRoute,
+  problems: string[],
+  unique?: "localPort" | "listen",
+): Route[] {
+  const routes: Partial<Route>[] = [];
+  for (let index = 0; index < values.length; index++) {
+    routes.push(check(values[index], `${path}[${index}]`, problems));
+    if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
+  }
+  checkUnique(routes, path, problems, unique);
+  return routes as Route[]; // whatever is missing is a problem
+}
+
+function checkRoute(
+  value: unknown,
+  path: string,
+  problems: string[],
+): Partial<Route> {
+  const route = checkFields(value, path, ROUTE_FIELDS, problems);
+  if (route.localPort !== undefined) route.name ??= String(route.localPort);
+  const toxics = checkToxics(route.toxics ?? [], `${path}.toxics`, problems);
+  return { ...route, toxics };
+}
+
+/** Checks a route in Toxiproxy's words. */
+function checkProxy(
+  value: unknown,
+  path: string,
+  problems: string[],
+): Partial<Route> {
+  const meant = proxyAsMeant(value);
+  const proxy = checkFields(meant, path, PROXY_FIELDS, problems);
+  const { listen, toxics: written = [], ...route } = proxy;
+  const toxics = checkToxics(
+    written.map(toxicAsMeant),
+    path ? `${path}.toxics` : "toxics",
+    problems,
+  );
+  return { ...route, ...(listen && placeOf(listen)), toxics };
+}
+
+/** Where a route in Toxiproxy's words listens. */
+function placeOf(listen: string): Pick<Route, "host" | "localPort"> {
+  const { hostname: host, port: localPort } = splitListen(
+    listen,
+    ALL_ADDRESSES,
+  )!;
+  return { host, localPort };
+}
+
+/** Toxiproxy's clients write keys in any case, and null for what is left out. */
+function asMeant(value: unknown, fields: object): unknown {
+  if (!isRecord(value)) return value;
+  const known = new Map(
+    Object.keys(fields).map((key) => [key.toLowerCase(), key]),
+  );
+  return Object.fromEntries(
+    Object.entries(value)
+      .filter(([, each]) => each !== null)
+      .map(([key, each]) => [known.get(key.toLowerCase()) ?? key, each]),
+  );
+}
+
+/** As {@linkcode asMeant}, of a route; without `listen` it takes a free port. */
+function proxyAsMeant(value: unknown): unknown {
+  const proxy = asMeant(value, PROXY_FIELDS);
+  if (isRecord(proxy) && proxy.listen === "") delete proxy.listen;
+  return proxy;
 }
 
 /** Checks an object's fields; what is good is returned, defaults filled in. */
@@ -404,12 +622,13 @@ function checkFields<T>(
   path: string,
   fields: Fields<T>,
   problems: string[],
-): Partial<T> {
+): Draft<T> {
   const known = Object.keys(fields) as (keyof T & string)[];
+  const required = known.filter((key) => isRequired(fields[key]));
   if (!isRecord(value)) {
     problems.push(
-      `${path && `${path}: `}expected a mapping with ${
-        known.filter((key) => isRequired(fields[key])).join(" and ")
+      `${path && `${path}: `}expected a mapping${
+        required.length > 0 ? ` with ${required.join(" and ")}` : ""
       }, found ${describe(value)}`,
     );
     return {};
@@ -420,13 +639,14 @@ function checkFields<T>(
   };
   for (const key of Object.keys(value)) {
     if (Object.hasOwn(fields, key)) continue;
+    if (problems.length >= MAX_PROBLEMS) break;
     const meant = nearest(key, known);
     problems.push(
       `${at(key)}: unknown key; ` +
         (meant ? `did you mean ${meant}?` : `known are ${known.join(", ")}`),
     );
   }
-  const good: Partial<T> = {};
+  const good: Draft<T> = {};
   for (const key of known) {
     const { guard, default: fallback } = fields[key];
     const found = Object.hasOwn(value, key) ? value[key] : undefined;
@@ -450,31 +670,42 @@ function checkFields<T>(
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value) &&
-    !(value instanceof Date);
+  return typeof value === "object" && value !== null &&
+    !(Symbol.iterator in value) && !(value instanceof Date);
 }
 
 function isRequired(field: Field<unknown>): boolean {
   return field.default === undefined && !field.optional;
 }
 
-/** Ports are unique, and so are names, also those that default to the port. */
+/**
+ * Names are unique, also those that default to the port, and so are ports; in
+ * Toxiproxy's lists it is the addresses of what is enabled.
+ */
 function checkUnique(
   routes: readonly Partial<Route>[],
+  path: string,
   problems: string[],
+  key?: "localPort" | "listen",
 ): void {
-  const ports = new Map<number, number>();
+  const places = new Map<unknown, number>();
   const names = new Map<string, number>();
-  routes.forEach(({ localPort, name }, index) => {
-    const taken = (key: "localPort" | "name", value: unknown, by: number) =>
+  routes.forEach(({ host, localPort, name, enabled }, index) => {
+    const taken = (key: string, value: unknown, by: number) =>
       problems.push(
-        `routes[${index}].${key}: ${value} is already taken by routes[${by}]`,
+        `${path}[${index}].${key}: ${value} is already taken by ${path}[${by}]`,
       );
-    const samePort = localPort ? ports.get(localPort) : undefined; // 0: any
-    if (samePort !== undefined) taken("localPort", localPort, samePort);
-    else if (localPort) ports.set(localPort, index);
+    const place = !key || !localPort // which takes any
+      ? undefined
+      : key === "localPort"
+      ? localPort
+      : enabled && host &&
+        addressOf(ofLocalhost({ hostname: host, port: localPort }));
+    const samePlace = place ? places.get(place) : undefined;
+    if (key && samePlace !== undefined) taken(key, place, samePlace);
+    else if (place) places.set(place, index);
     const sameName = name === undefined ? undefined : names.get(name);
-    const saidAlready = samePort !== undefined && name === `${localPort}`;
+    const saidAlready = samePlace !== undefined && name === `${localPort}`;
     if (sameName !== undefined && !saidAlready) {
       const hint = name === `${localPort}`
         ? " (a name defaults to the port)"
@@ -594,15 +825,21 @@ export interface ToxicOptions {
    */
   toxicity?: number;
   /** How it acts; what is left out takes its default. */
-  attributes?: Record<string, number>;
+  attributes?: Readonly<Record<string, number>>;
 }
 
 /** A toxic with every default filled in. */
-export type Toxic = Required<ToxicOptions>;
+export interface Toxic extends Readonly<Required<ToxicOptions>> {
+  /** How it acts: all of its attributes. */
+  readonly attributes: Readonly<Record<string, number>>;
+}
 
 /** What passes through a toxic: bytes, or the end, leaving at a time. */
 export interface Timed {
-  /** When it leaves, on the clock of `performance.now()`. */
+  /**
+   * When it leaves, on the clock of `performance.now()`; `Infinity` holds it for
+   * as long as its toxic acts.
+   */
   at: number;
   /** The bytes; without them the stream ends here, or the connection is over. */
   what: Uint8Array<ArrayBuffer> | "end" | "close";
@@ -612,16 +849,36 @@ export interface Timed {
 export interface Outlet {
   /** Passes something on, in order. */
   pass(timed: Timed): void;
-  /** Ends the connection at a time, whatever is still on its way. */
+  /**
+   * Ends the connection at a time, whatever is still on its way; `Infinity` is
+   * never. A later order takes the place of an earlier one.
+   */
   cut(at: number, how: "close" | "reset"): void;
 }
 
 /** A toxic at work on one direction of one connection. */
 export interface Effect {
-  /** The connection has opened. */
+  /** The connection has opened, or the toxic was added while it was open. */
   open?(at: number): void;
   /** Something has come. */
   take(timed: Timed): void;
+  /**
+   * Takes on other attributes, all of them and valid. What the toxic still held
+   * is to come again; what it passed on last has left at a time, `-Infinity` if
+   * nothing has.
+   */
+  change(
+    attributes: Readonly<Record<string, number>>,
+    at: number,
+    lastLeft: number,
+  ): void;
+  /** The toxic acts no longer; what it held is then let go. */
+  end?(at: number): void;
+}
+
+/** As an {@linkcode Effect}, of which the attributes have changed by then. */
+interface KindOfEffect extends Omit<Effect, "change"> {
+  change?(at: number, lastLeft: number): void;
 }
 
 /** What there is to know of a type of toxic. */
@@ -629,10 +886,14 @@ interface ToxicKind<A> {
   readonly attributes: Fields<A>;
   /** What it does, for people. */
   inWords(attributes: A): string;
-  /** Begins to act; `random` is this toxic's own on this direction. */
-  begin(attributes: A, out: Outlet, random: () => number): Effect;
+  /**
+   * Begins to act; `random` is this toxic's own on this direction, and the
+   * attributes are read as it goes, for they may change.
+   */
+  begin(attributes: A, out: Outlet, random: () => number): KindOfEffect;
 }
 
+/** Has the attributes' types follow from how they are checked. */
 function kind<A>(definition: ToxicKind<A>): ToxicKind<A> {
   return definition;
 }
@@ -646,11 +907,11 @@ const TOXICS = {
     attributes: { latency: ms, jitter: ms },
     inWords: ({ latency, jitter }) =>
       `+${latency}${jitter > 0 ? `±${jitter}` : ""} ms`,
-    begin: ({ latency, jitter }, out, random) => ({
+    begin: (attributes, out, random) => ({
       take({ at, what }) {
-        const delay = typeof what === "string" || jitter === 0
-          ? latency
-          : latency + (2 * random() - 1) * jitter;
+        const delay = typeof what === "string" || attributes.jitter === 0
+          ? attributes.latency
+          : attributes.latency + (2 * random() - 1) * attributes.jitter;
         out.pass({ at: at + Math.max(0, delay), what });
       },
     }),
@@ -659,19 +920,25 @@ const TOXICS = {
   bandwidth: kind<{ rate: number }>({
     attributes: { rate: whole },
     inWords: ({ rate }) => rate > 0 ? `${rate} KB/s` : "no limit",
-    begin({ rate }, out) {
-      const piece = Math.max(1, Math.floor(rate * BANDWIDTH_PIECE_MS));
+    begin(attributes, out) {
       let free = 0; // when all that was passed on has left
       return {
         take({ at, what }) {
           free = Math.max(free, at);
-          if (typeof what === "string" || rate === 0) {
+          if (typeof what === "string" || attributes.rate === 0) {
             return out.pass({ at: free, what });
           }
+          const piece = Math.max(
+            1,
+            Math.floor(attributes.rate * BANDWIDTH_PIECE_MS),
+          );
           for (const part of inPieces(what, () => piece)) {
-            free += part.length / rate; // KB/s are bytes a millisecond
+            free += part.length / attributes.rate; // KB/s are bytes a millisecond
             out.pass({ at: free, what: part });
           }
+        },
+        change(_, lastLeft) {
+          free = lastLeft;
         },
       };
     },
@@ -680,9 +947,9 @@ const TOXICS = {
   slow_close: kind<{ delay: number }>({
     attributes: { delay: ms },
     inWords: ({ delay }) => `ends ${delay} ms late`,
-    begin: ({ delay }, out) => ({
+    begin: (attributes, out) => ({
       take({ at, what }) {
-        out.pass({ at: what === "end" ? at + delay : at, what });
+        out.pass({ at: what === "end" ? at + attributes.delay : at, what });
       },
     }),
   }),
@@ -693,29 +960,47 @@ const TOXICS = {
       timeout > 0
         ? `nothing gets through, closed after ${timeout} ms`
         : "nothing gets through",
-    begin: ({ timeout }, out) => ({
-      open(at) {
-        if (timeout > 0) out.cut(at + timeout, "close");
-      },
-      take(timed) {
-        // With no end to it, a side that leaves must not leave the other open.
-        const { what } = timed;
-        if (what === "close" || timeout === 0 && what === "end") {
-          out.pass(timed);
-        }
-      },
-    }),
+    begin(attributes, out) {
+      let began = 0;
+      let swallowed = false;
+      const order = () =>
+        out.cut(
+          attributes.timeout > 0 ? began + attributes.timeout : Infinity,
+          "close",
+        );
+      return {
+        open(at) {
+          began = at;
+          if (attributes.timeout > 0) order();
+        },
+        take({ at, what }) {
+          // With no end to it, a side that leaves must not leave the other open.
+          if (typeof what !== "string") swallowed = true;
+          else if (what === "close" || attributes.timeout === 0) {
+            out.pass({ at, what });
+          } else out.pass({ at: Infinity, what });
+        },
+        change: order,
+        end(at) {
+          if (swallowed) out.pass({ at, what: "close" });
+        },
+      };
+    },
   }),
 
   reset_peer: kind<{ timeout: number }>({
     attributes: { timeout: ms },
     inWords: ({ timeout }) => `reset ${timeout} ms after the first data`,
-    begin({ timeout }, out) {
-      let struck = false;
+    begin(attributes, out) {
+      let struck: number | undefined;
+      const order = (at: number) => out.cut(at + attributes.timeout, "reset");
       return {
-        take({ at }) {
-          if (!struck) out.cut(at + timeout, "reset");
-          struck = true;
+        take({ at, what }) {
+          if (struck === undefined) order(struck = at);
+          out.pass({ at: Infinity, what });
+        },
+        change() {
+          if (struck !== undefined) order(struck);
         },
       };
     },
@@ -733,14 +1018,14 @@ const TOXICS = {
       `in pieces of ${average_size}` +
       `${size_variation > 0 ? `±${size_variation}` : ""} B` +
       `${delay > 0 ? `, ${delay} µs apart` : ""}`,
-    begin({ average_size, size_variation, delay }, out, random) {
+    begin(attributes, out, random) {
       let free = 0;
       // The cuts lie where the seed says, however the data comes in.
       let left = 0;
       const nextSize = (taken: number) => {
         if (left === 0) {
-          const variation = Math.round((2 * random() - 1) * size_variation);
-          left = Math.max(1, average_size + variation);
+          const variation = (2 * random() - 1) * attributes.size_variation;
+          left = Math.max(1, attributes.average_size + Math.round(variation));
         }
         const size = Math.min(left, taken);
         left -= size;
@@ -754,8 +1039,12 @@ const TOXICS = {
           for (const part of inPieces(what, nextSize)) {
             const leaves = Math.max(at, free);
             out.pass({ at: leaves, what: part });
-            free = leaves + delay / 1000;
+            free = leaves + attributes.delay / 1000;
           }
+        },
+        change(_, lastLeft) {
+          free = lastLeft + attributes.delay / 1000;
+          left = 0;
         },
       };
     },
@@ -764,18 +1053,25 @@ const TOXICS = {
   limit_data: kind<{ bytes: number }>({
     attributes: { bytes: whole },
     inWords: ({ bytes }) => `closed after ${bytes} B`,
-    begin({ bytes }, out) {
-      let left = bytes;
+    begin(attributes, out) {
+      let passed = 0;
+      let closed = false;
+      const closeIfFull = (at: number) => {
+        if (closed || passed < attributes.bytes) return;
+        closed = true;
+        out.pass({ at, what: "close" });
+      };
       return {
         take({ at, what }) {
-          if (left < 0) return;
+          if (closed) return;
           if (typeof what === "string") return out.pass({ at, what });
-          const part = what.subarray(0, left);
+          const part = what.subarray(0, attributes.bytes - passed);
           if (part.length > 0) out.pass({ at, what: part });
-          left -= part.length;
-          if (left > 0) return;
-          left = -1;
-          out.pass({ at, what: "close" });
+          passed += part.length;
+          closeIfFull(at);
+        },
+        change(at) {
+          if (passed > 0) closeIfFull(at);
         },
       };
     },
@@ -786,13 +1082,15 @@ const TOXICS = {
     inWords: ({ loss_rate, correlation }) =>
       `loses ${percent(loss_rate)} of chunks` +
       (correlation > 0 ? `, correlation ${percent(correlation)}` : ""),
-    begin({ loss_rate, correlation }, out, random) {
+    begin(attributes, out, random) {
       let lost = false;
       return {
         take(timed) {
           if (typeof timed.what !== "string") {
-            const raised = lost ? correlation * (1 - loss_rate) : 0;
-            lost = random() < loss_rate + raised;
+            const raised = lost
+              ? attributes.correlation * (1 - attributes.loss_rate)
+              : 0;
+            lost = random() < attributes.loss_rate + raised;
             if (lost) return;
           }
           out.pass(timed);
@@ -804,12 +1102,16 @@ const TOXICS = {
   corrupt: kind<{ rate: number }>({
     attributes: { rate: share(0.001) },
     inWords: ({ rate }) => `flips a bit in ${percent(rate)} of bytes`,
-    begin({ rate }, out, random) {
+    begin(attributes, out, random) {
       // How many bytes are spared is geometric: one draw a flip, not a byte.
       const spared = () =>
-        rate === 0 ? Infinity : rate === 1 ? 0 : Math.floor(
-          Math.log1p(-random()) / Math.log1p(-rate),
-        );
+        attributes.rate === 0
+          ? Infinity
+          : attributes.rate === 1
+          ? 0
+          : Math.floor(
+            Math.log1p(-random()) / Math.log1p(-attributes.rate),
+          );
       let next = spared();
       return {
         take(timed) {
@@ -822,6 +1124,9 @@ const TOXICS = {
           }
           out.pass(timed);
         },
+        change() {
+          next = spared();
+        },
       };
     },
   }),
@@ -829,16 +1134,32 @@ const TOXICS = {
   limit_time: kind<{ time: number }>({
     attributes: { time: ms },
     inWords: ({ time }) => `closed after ${time} ms`,
-    begin: ({ time }, out) => ({
-      open: (at) => out.cut(at + time, "close"),
-      take: (timed) => out.pass(timed),
-    }),
+    begin(attributes, out) {
+      let began = 0;
+      const order = () => out.cut(began + attributes.time, "close");
+      return {
+        open(at) {
+          began = at;
+          order();
+        },
+        take: (timed) => out.pass(timed),
+        change: order,
+      };
+    },
   }),
 } satisfies Record<ToxicType, unknown>;
 
 /** Begins a toxic of any kind: its attributes have been checked to be its own. */
 function begin(toxic: Toxic, out: Outlet, random: () => number): Effect {
-  return kindOf(toxic.type).begin(toxic.attributes, out, random);
+  const attributes = { ...toxic.attributes };
+  const effect = kindOf(toxic.type).begin(attributes, out, random);
+  return {
+    ...effect,
+    change(changed, at, lastLeft) {
+      Object.assign(attributes, changed);
+      effect.change?.(at, lastLeft);
+    },
+  };
 }
 
 function kindOf(type: ToxicType): ToxicKind<Record<string, number>> {
@@ -864,10 +1185,16 @@ export function beginToxic(
   seed: number,
   out: Outlet,
 ): Effect {
-  const problems: string[] = [];
-  const [toxic] = checkToxics([options], "toxics", problems);
-  if (problems.length > 0) throw new ConfigError("toxic", problems);
+  const toxic = checkedToxic(options);
   return begin(toxic, out, randomStream(seed, toxic.name));
+}
+
+/** @throws {ConfigError} If the toxic is not valid. */
+function checkedToxic(options: unknown): Toxic {
+  const problems: string[] = [];
+  const toxic = checkToxic(options, "", problems);
+  if (problems.length > 0) throw new ConfigError("toxic", problems);
+  return toxic;
 }
 
 /** A toxic in words: `downstream: +100±20 ms on every connection`. */
@@ -888,26 +1215,43 @@ function checkToxics(
   const owners = new Map<string, number>();
   return Array.from(values, (value, index) => {
     const at = `${path}[${index}]`;
-    const toxic = checkFields(value, at, TOXIC_FIELDS, problems);
-    const { type, stream } = toxic;
-    if (type !== undefined && toxic.attributes !== undefined) {
-      const { attributes } = kindOf(type);
-      toxic.attributes = checkFields(
-        toxic.attributes,
-        `${at}.attributes`,
-        attributes,
-        problems,
-      ) as Record<string, number>;
-    }
-    if (type !== undefined) toxic.name ??= `${type}_${stream}`;
+    const toxic = checkToxic(value, at, problems);
     const { name } = toxic;
     if (name !== undefined && owners.has(name)) {
       problems.push(
         `${at}.name: ${name} is already taken by ${path}[${owners.get(name)}]`,
       );
     } else if (name !== undefined) owners.set(name, index);
-    return toxic as Toxic; // whatever is missing is a problem
+    return toxic;
   });
+}
+
+function checkToxic(value: unknown, path: string, problems: string[]): Toxic {
+  const toxic = checkFields(value, path, TOXIC_FIELDS, problems);
+  const { type, stream } = toxic;
+  if (type !== undefined && toxic.attributes !== undefined) {
+    toxic.attributes = checkFields(
+      toxic.attributes,
+      path ? `${path}.attributes` : "attributes",
+      kindOf(type).attributes,
+      problems,
+    ) as Record<string, number>;
+  }
+  if (type !== undefined) toxic.name ??= `${type}_${stream}`;
+  return toxic as Toxic; // whatever is missing is a problem
+}
+
+/** As {@linkcode asMeant}, of a toxic. */
+function toxicAsMeant(value: unknown): unknown {
+  const toxic = asMeant(value, TOXIC_FIELDS);
+  if (!isRecord(toxic)) return toxic;
+  const { name, type, stream, attributes } = toxic;
+  if (name === "") delete toxic.name;
+  if (typeof stream === "string") toxic.stream = stream.toLowerCase();
+  if (TOXIC_FIELDS.type.guard.is(type)) {
+    toxic.attributes = asMeant(attributes, kindOf(type).attributes);
+  }
+  return toxic;
 }
 
 function oneOf<T extends string>(...choices: T[]): Guard<T> {
@@ -950,18 +1294,42 @@ function* inPieces(
 
 // ---- Link: one direction of one connection ----------------------------------
 
-/** A toxic that acts on a connection, with its own randomness there. */
-interface Acting {
-  readonly toxic: Toxic;
-  readonly random: () => number;
+/** A toxic's order to end the connection; to be disregarded once aborted. */
+interface CutOrder {
+  readonly toxic: string;
+  readonly at: number;
+  readonly how: "close" | "reset";
+  readonly signal: AbortSignal;
+}
+
+/** What a toxic holds, and when it came to it. */
+interface Held extends Timed {
+  readonly since: number;
+}
+
+/** A toxic at work on a link. */
+interface Stage {
+  toxic: Toxic;
+  readonly effect: Effect;
+  /** What it holds, in the order in which it leaves. */
+  held: Queue<Held>;
+  /** When what it has now came to it. */
+  since: number;
+  /** When what left it last did. */
+  lastLeft: number;
+  /** When it last changed: what was due before that goes on from then. */
+  changed: number;
+  /** Its order to end the connection, if it has given one. */
+  order?: AbortController;
 }
 
 const MAX_HELD_BYTES = 64 * 1024 * 1024;
 const HELD_OVERHEAD_BYTES = 1024; // what a held piece costs besides its bytes
 
 /**
- * Carries what one side sends to the other, counts it, and holds back what its
- * toxics have given a later time.
+ * Carries what one side sends to the other, counts it, and leads it through the
+ * toxics that act here: each holds back what it has given a later time, and
+ * then passes it on to the next one. Toxics may come, change and go meanwhile.
  *
  * `write` waits until there is room, so that a slow reader slows the sender.
  */
@@ -973,24 +1341,28 @@ class Link {
   /** The toxic that ends the connection behind what is delivered. */
   closedBy: string | undefined;
   readonly #writer: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
-  readonly #effects: readonly Effect[];
-  readonly #stopped = new AbortController();
-  readonly #queue = new Queue<Timed>();
+  readonly #cut: (order: CutOrder) => void;
+  readonly #randomOf: (toxic: string) => () => number;
+  readonly #stages: Stage[] = [];
+  #stopped = false;
+  #ended = false;
   #heldBytes = 0;
-  #lastAt = 0;
   #running = false;
+  #nap: AbortController | undefined;
   #room: PromiseWithResolvers<void> | undefined;
   #flushed: PromiseWithResolvers<void> | undefined;
   #controller!: TransformStreamDefaultController<Uint8Array>;
 
   /**
-   * @param acting The toxics, in the order in which they act.
    * @param cut Ends the connection at a time, by order of a toxic.
+   * @param randomOf Makes the random numbers of a toxic of that name.
    */
   constructor(
-    acting: readonly Acting[] = [],
-    cut: (toxic: string, at: number, how: "close" | "reset") => void = () => {},
+    cut: (order: CutOrder) => void,
+    randomOf: (toxic: string) => () => number,
   ) {
+    this.#cut = cut;
+    this.#randomOf = randomOf;
     const { readable, writable } = new TransformStream<
       Uint8Array<ArrayBuffer>,
       Uint8Array
@@ -1003,18 +1375,24 @@ class Link {
     });
     this.readable = readable;
     this.#writer = writable.getWriter();
-    this.#effects = this.#chain(acting, cut);
   }
 
-  /** Whether any toxic acts here. */
-  get acts(): boolean {
-    return this.#effects.length > 0;
-  }
-
-  /** The connection has opened: toxics that act by the clock begin to. */
-  open(): void {
-    const at = performance.now();
-    for (const effect of this.#effects) effect.open?.(at);
+  /**
+   * Has these toxics act from now on, in this order, and no others. What is
+   * held by one that goes is let go, and by one that changes held anew.
+   */
+  act(toxics: readonly Toxic[]): void {
+    if (this.#stopped) return;
+    const names = new Set(toxics.map(({ name }) => name));
+    for (const stage of this.#stages.slice()) {
+      if (!names.has(stage.toxic.name)) this.#remove(stage);
+    }
+    toxics.forEach((toxic, index) => {
+      const stage = this.#stages.find((each) => each.toxic.name === toxic.name);
+      if (stage === undefined) this.#insert(index, toxic);
+      else if (stage.toxic !== toxic) this.#change(stage, toxic);
+    });
+    this.#wake();
   }
 
   write(chunk: Uint8Array<ArrayBuffer>): Promise<void> {
@@ -1028,95 +1406,186 @@ class Link {
 
   /** Ends the stream at once; what has not been delivered is lost. */
   abort(): void {
-    this.#stop();
+    this.stop();
     this.#writer.abort().catch(expectedOfDelivery);
   }
 
-  /** Each toxic passes on to the next one, the last to the queue. */
-  #chain(
-    acting: readonly Acting[],
-    cut: (toxic: string, at: number, how: "close" | "reset") => void,
-  ): Effect[] {
-    let pass = (timed: Timed) => this.#hold(timed);
-    const effects: Effect[] = [];
-    for (const { toxic, random } of acting.toReversed()) {
-      const outlet: Outlet = {
-        pass: (timed) => {
-          if (timed.what === "close") this.closedBy ??= toxic.name;
-          next(timed);
-        },
-        cut: (at, how) => cut(toxic.name, at, how),
-      };
-      const next = pass;
-      const effect = begin(toxic, outlet, random);
-      effects.unshift(effect);
-      pass = (timed) => effect.take(timed);
+  /**
+   * Holds nothing any more, and ends no connection; whoever waits for room or
+   * for the end goes on.
+   */
+  stop(): void {
+    this.#stopped = true;
+    this.#nap?.abort();
+    for (const { order } of this.#stages) order?.abort();
+    this.#room?.resolve();
+    this.#flushed?.resolve();
+  }
+
+  #insert(index: number, toxic: Toxic): void {
+    const stage: Stage = {
+      toxic,
+      effect: begin(toxic, {
+        pass: (timed) => this.#hold(stage, timed),
+        cut: (at, how) => this.#order(stage, at, how),
+      }, this.#randomOf(toxic.name)),
+      held: new Queue(),
+      since: 0,
+      lastLeft: -Infinity,
+      changed: -Infinity,
+    };
+    this.#stages.splice(index, 0, stage);
+    stage.effect.open?.(performance.now());
+  }
+
+  #change(stage: Stage, toxic: Toxic): void {
+    const held = this.#empty(stage);
+    stage.toxic = toxic;
+    stage.changed = performance.now();
+    stage.effect.change(toxic.attributes, stage.changed, stage.lastLeft);
+    for (const { since, what } of held) this.#give(stage, { at: since, what });
+  }
+
+  #remove(stage: Stage): void {
+    const at = performance.now();
+    stage.effect.end?.(at);
+    for (const { what } of this.#empty(stage)) {
+      this.#passOn(stage, { at, what });
     }
-    return effects;
+    stage.order?.abort();
+    this.#stages.splice(this.#stages.indexOf(stage), 1);
+  }
+
+  /** Takes from a toxic all that it holds. */
+  #empty(stage: Stage): Held[] {
+    const held = [...stage.held];
+    stage.held = new Queue();
+    for (const each of held) this.#heldBytes -= cost(each);
+    return held;
+  }
+
+  #order(stage: Stage, at: number, how: "close" | "reset"): void {
+    stage.order?.abort();
+    stage.order = undefined;
+    if (at === Infinity || this.#stopped) return;
+    stage.order = new AbortController();
+    const { signal } = stage.order;
+    this.#cut({ toxic: stage.toxic.name, at, how, signal });
   }
 
   #take(chunk: Uint8Array<ArrayBuffer>): Promise<void> | void {
+    if (this.#stopped) return;
     this.bytes += chunk.length;
-    if (this.#effects.length === 0) return this.#controller.enqueue(chunk);
-    this.#effects[0].take({ at: performance.now(), what: chunk });
-    if (this.#heldBytes <= MAX_HELD_BYTES || this.#stopped.signal.aborted) {
-      return;
-    }
+    const [first] = this.#stages;
+    if (first === undefined) return this.#controller.enqueue(chunk);
+    this.#give(first, { at: performance.now(), what: chunk });
+    if (this.#heldBytes <= MAX_HELD_BYTES || this.#stopped) return;
     this.#room = Promise.withResolvers();
     return this.#room.promise;
   }
 
   #flush(): Promise<void> | void {
-    if (this.#effects.length === 0 || this.#stopped.signal.aborted) return;
+    const [first] = this.#stages;
+    if (first === undefined) this.#ended = true;
+    if (first === undefined || this.#stopped) return;
     this.#flushed = Promise.withResolvers();
-    this.#effects[0].take({ at: performance.now(), what: "end" });
+    this.#give(first, { at: performance.now(), what: "end" });
     return this.#flushed.promise;
   }
 
-  /** Puts something on the queue, not before what is there already. */
-  #hold(timed: Timed): void {
-    if (this.#stopped.signal.aborted) return;
-    this.#lastAt = Math.max(this.#lastAt, timed.at);
-    this.#queue.push({ at: this.#lastAt, what: timed.what });
-    this.#heldBytes += cost(timed);
-    if (!this.#running) this.#run();
+  #give(stage: Stage, timed: Timed): void {
+    stage.since = timed.at;
+    stage.effect.take(timed);
+  }
+
+  /** Holds something at a toxic until it is due, not before what is there. */
+  #hold(stage: Stage, { at, what }: Timed): void {
+    if (this.#stopped) return;
+    const last = stage.held.last();
+    const due = Math.max(at, last?.at ?? stage.lastLeft);
+    if (what === "close") this.closedBy ??= stage.toxic.name;
+    if (last === undefined && due <= performance.now()) {
+      stage.lastLeft = due;
+      return this.#passOn(stage, { at: Math.max(due, stage.changed), what });
+    }
+    const held = { at: due, what, since: stage.since };
+    stage.held.push(held);
+    this.#heldBytes += cost(held);
+    if (last === undefined) this.#wake();
+  }
+
+  /** Passes something on from a toxic to the next one, or out. */
+  #passOn(stage: Stage, timed: Timed): void {
+    const next = this.#stages[this.#stages.indexOf(stage) + 1];
+    if (next === undefined) this.#deliver(timed.what);
+    else this.#give(next, timed);
+  }
+
+  #deliver(what: Timed["what"]): void {
+    if (this.#stopped) return;
+    if (what === "end") {
+      this.#ended = true;
+      this.#flushed?.resolve();
+    } else if (what === "close") {
+      this.#close();
+    } else {
+      try {
+        this.#controller.enqueue(what);
+      } catch {
+        this.stop(); // its reader has gone, which is dealt with there
+      }
+    }
+  }
+
+  /**
+   * Ends the stream here, by order of a toxic, and drops what comes after. Not
+   * by `terminate`: `pipeTo` never settles then if what came before cannot be
+   * written. Where the stream has ended already, it ends the connection.
+   */
+  #close(): void {
+    this.stop();
+    if (!this.#ended) return this.end();
+    const { signal } = new AbortController();
+    this.#cut({ toxic: this.closedBy!, at: 0, how: "close", signal });
+  }
+
+  /** Looks anew which toxic lets go of something first. */
+  #wake(): void {
+    if (this.#running) this.#nap?.abort();
+    else this.#run();
   }
 
   /** Lets go of what is held, each when it is due. */
   async #run(): Promise<void> {
     this.#running = true;
-    const { signal } = this.#stopped;
     for (;;) {
-      const first = this.#queue.peek();
-      if (first === undefined || signal.aborted) break;
-      if (first.at > performance.now()) await sleepUntil(first.at, signal);
-      else this.#release(this.#queue.shift()!);
+      if (this.#heldBytes <= MAX_HELD_BYTES) this.#room?.resolve();
+      const stage = this.#firstToLetGo();
+      const due = stage?.held.first()?.at ?? Infinity;
+      if (stage === undefined || due === Infinity || this.#stopped) break;
+      if (due > performance.now()) {
+        this.#nap = new AbortController();
+        await sleepUntil(due, this.#nap.signal);
+      } else this.#letGo(stage);
     }
     this.#running = false;
   }
 
-  #release(timed: Timed): void {
-    this.#heldBytes -= cost(timed);
-    if (this.#heldBytes <= MAX_HELD_BYTES) this.#room?.resolve();
-    if (timed.what === "end") {
-      this.#flushed?.resolve();
-    } else if (timed.what === "close") {
-      this.#stop();
-      this.#controller.terminate();
-    } else {
-      try {
-        this.#controller.enqueue(timed.what);
-      } catch {
-        this.#stop(); // its reader has gone, which is dealt with there
-      }
-    }
+  #letGo(stage: Stage): void {
+    const held = stage.held.shift()!;
+    this.#heldBytes -= cost(held);
+    stage.lastLeft = held.at;
+    this.#passOn(stage, held);
   }
 
-  /** Holds nothing any more; whoever waits for room or for the end goes on. */
-  #stop(): void {
-    this.#stopped.abort();
-    this.#room?.resolve();
-    this.#flushed?.resolve();
+  #firstToLetGo(): Stage | undefined {
+    let found: Stage | undefined;
+    let earliest = Infinity;
+    for (const stage of this.#stages) {
+      const at = stage.held.first()?.at ?? Infinity;
+      if (at < earliest) [found, earliest] = [stage, at];
+    }
+    return found;
   }
 }
 
@@ -1126,24 +1595,33 @@ function cost({ what }: Timed): number {
 
 /** First in, first out, without moving what is left at each turn. */
 class Queue<T> {
-  #items: T[] = [];
+  #items: (T | undefined)[] = [];
   #first = 0;
 
   push(item: T): void {
     this.#items.push(item);
   }
 
-  peek(): T | undefined {
+  first(): T | undefined {
     return this.#items[this.#first];
   }
 
+  last(): T | undefined {
+    return this.#first < this.#items.length ? this.#items.at(-1) : undefined;
+  }
+
   shift(): T | undefined {
-    const item = this.#items[this.#first++];
+    const item = this.#items[this.#first];
+    this.#items[this.#first++] = undefined; // or it would be kept
     if (this.#first > 64 && 2 * this.#first > this.#items.length) {
       this.#items = this.#items.slice(this.#first);
       this.#first = 0;
     }
     return item;
+  }
+
+  [Symbol.iterator](): Iterator<T> {
+    return (this.#items.slice(this.#first) as T[]).values();
   }
 }
 
@@ -1210,12 +1688,28 @@ export function decide(seed: number, route: Route, connection: number): Fate {
   if (drop < route.dropRate) return { kind: "drop" };
   if (timeout < route.timeoutRate) return { kind: "timeout" };
   const delay = route.latencyMs + (2 * jitter - 1) * route.jitterMs;
-  const toxics = route.toxics.filter(({ toxicity }) => random() < toxicity);
   return {
     kind: "forward",
     delayMs: Math.max(0, toMicroseconds(delay)),
-    toxics,
+    toxics: route.toxics.filter((toxic) =>
+      acts(toxic, seed, route.name, connection)
+    ),
   };
+}
+
+/**
+ * Whether a toxic acts on a connection. It is drawn by the toxic's name, so that
+ * neither the other toxics nor the order in which they came make a difference,
+ * and so that a higher toxicity adds connections to those of a lower one.
+ */
+function acts(
+  { name, toxicity }: Toxic,
+  seed: number,
+  route: string,
+  connection: number,
+): boolean {
+  if (toxicity === 0 || toxicity === 1) return toxicity === 1;
+  return randomStream(seed, route, connection, name, "acts")() < toxicity;
 }
 
 /** Milliseconds without the digits that no clock here resolves. */
@@ -1229,13 +1723,14 @@ export type Side = "client" | "upstream";
 /**
  * Why a connection ended: which side was the first to end its stream (both
  * have ended theirs) or broke off; the upstream could not be reached; an
- * injected fault; or the proxy was stopped.
+ * injected fault; it, or all of its route, was cut; or the proxy was stopped.
  */
 export type Ending =
   | Side
   | `${Side}_reset`
   | "upstream_failed"
   | "fault"
+  | "cut"
   | "drain";
 
 /** What happens to a connection, in this order. */
@@ -1257,7 +1752,7 @@ export type ConnectionEvent =
     | { event: "timed_out"; timeoutMs: number }
     /** Fault: waits that long before the upstream is dialled. */
     | { event: "delayed"; delayMs: number }
-    /** The upstream was reached; these toxics act from now on. */
+    /** The upstream was reached; these toxics act at first. */
     | {
       event: "connected";
       upstream: string;
@@ -1297,6 +1792,7 @@ type Happening<E = ConnectionEvent> = E extends ConnectionEvent
 const FIRST_READ_BYTES = 4 * 1024;
 const MAX_READ_BYTES = 256 * 1024;
 const MAX_LINGER_MS = 2000;
+const ACCEPT_PAUSE_MS = 100;
 
 /** What a connection needs of a socket. */
 interface Socket {
@@ -1361,7 +1857,7 @@ class NodeSocket implements Socket {
   readonly #socket: net.Socket;
   #ended = false;
   #failure: Error | undefined;
-  #wake = () => {};
+  #waiting: (() => void)[] = [];
 
   constructor(socket: net.Socket) {
     this.#socket = socket;
@@ -1369,6 +1865,7 @@ class NodeSocket implements Socket {
       hostname: socket.remoteAddress ?? "",
       port: socket.remotePort ?? 0,
     };
+    NodeListener.count(socket);
     socket.setNoDelay();
     socket.on("readable", () => this.#wake());
     socket.on("end", () => {
@@ -1409,13 +1906,30 @@ class NodeSocket implements Socket {
       if (bytes !== null) return bytes;
       if (this.#ended) return null;
       if (this.#failure) throw this.#failure;
-      await new Promise<void>((resolve) => this.#wake = resolve);
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
     }
+  }
+
+  #wake(): void {
+    for (const go of this.#waiting.splice(0)) go();
   }
 
   write(bytes: Uint8Array): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#socket.write(bytes, (error) => error ? reject(error) : resolve());
+      this.#socket.write(bytes, (error) => {
+        if (!error) return resolve();
+        if (!this.#ended) return reject(error);
+        // Deno's node:net (2.9.6) takes the end of a stream without a byte for
+        // its sender's leaving as soon as a write to it has to wait. What is
+        // missing must not look like the end.
+        this.reset();
+        reject(
+          new Error(
+            `${error.message}: it had ended its stream without a byte, and ` +
+              "then gets no more on a socket of Node's than can be buffered",
+          ),
+        );
+      });
     });
   }
 
@@ -1440,72 +1954,201 @@ class NodeSocket implements Socket {
   }
 }
 
+/** An address could not be listened on. */
+export class ListenError extends Error {
+  /** `ListenError` */
+  override name = "ListenError";
+
+  /** Says for what the address was meant, such as `route db`, and why not. */
+  constructor(what: string, address: Address, cause: unknown) {
+    const why = cause instanceof Deno.errors.AddrInUse
+      ? "the port is already in use"
+      : cause instanceof Deno.errors.PermissionDenied
+      ? "permission denied; ports below 1024 are for privileged users"
+      : causeOf(cause);
+    super(`${what}: cannot listen on ${addressOf(address)}: ${why}`, { cause });
+  }
+}
+
 /** What the proxy needs of a listener. */
 interface Listener {
   readonly addr: Address;
   accept(): Promise<Socket>;
-  close(): void;
+  /** Resolves when the address is free again. */
+  close(): Promise<void>;
 }
 
-/** Accepts sockets of Node's. */
-class NodeListener implements Listener {
-  readonly #server: net.Server;
-  readonly #waiting: PromiseWithResolvers<Socket>[] = [];
-  readonly #accepted: net.Socket[] = [];
+/** Accepts sockets of Deno's. */
+class DenoListener implements Listener {
+  readonly #listener: Deno.TcpListener;
+  #accepting: Promise<unknown> = Promise.resolve();
 
-  private constructor(server: net.Server) {
-    this.#server = server;
-    server.on("connection", (socket) => {
-      const waiting = this.#waiting.shift();
-      if (waiting) waiting.resolve(new NodeSocket(socket));
-      else this.#accepted.push(socket);
-    });
-    server.on("error", (error) => this.#waiting.shift()?.reject(error));
-  }
-
-  static async listen({ hostname, port }: Address): Promise<NodeListener> {
-    const server = net.createServer({ allowHalfOpen: true });
-    await new Promise<void>((resolve, reject) => {
-      server.once("error", reject);
-      server.listen(port, hostname, resolve);
-    });
-    server.removeAllListeners("error");
-    return new NodeListener(server);
+  constructor(address: Address) {
+    this.#listener = Deno.listen(address);
   }
 
   get addr(): Address {
-    const { address, port } = this.#server.address() as net.AddressInfo;
-    return { hostname: address, port };
+    return this.#listener.addr;
+  }
+
+  async accept(): Promise<Socket> {
+    const accepting = this.#listener.accept();
+    this.#accepting = accepting.catch(() => {}); // which the caller is told
+    return new DenoSocket(await accepting);
+  }
+
+  async close(): Promise<void> {
+    this.#listener.close();
+    await this.#accepting; // which has it open for as long
+  }
+}
+
+/**
+ * Accepts sockets of Node's.
+ *
+ * Deno's `net.Server` (2.9.6) says nothing when it finds no descriptor for a
+ * connection, and accepts none after that. So it is watched whether there are
+ * descriptors left, from time to time and whenever there are more sockets than
+ * ever; and when there are again, another server takes its place.
+ */
+class NodeListener implements Listener {
+  static readonly #open = new Set<NodeListener>();
+  static #watch = new AbortController();
+  static #sockets = 0;
+  /** How many there have been with a descriptor to spare. */
+  static #mostSockets = 0;
+  static #short = false;
+
+  readonly addr: Address;
+  #server: net.Server;
+  #closed = false;
+  readonly #waiting: PromiseWithResolvers<Socket>[] = [];
+  readonly #accepted: Socket[] = [];
+
+  private constructor(server: net.Server) {
+    const { address, port } = server.address() as net.AddressInfo;
+    this.addr = { hostname: address, port };
+    this.#server = this.#serve(server);
+    NodeListener.#open.add(this);
+    if (NodeListener.#open.size === 1) NodeListener.#watchDescriptors();
+  }
+
+  static async listen(address: Address): Promise<NodeListener> {
+    return new NodeListener(await listenOnNode(address));
   }
 
   accept(): Promise<Socket> {
     const socket = this.#accepted.shift();
-    if (socket) return Promise.resolve(new NodeSocket(socket));
+    if (socket) return Promise.resolve(socket);
     const waiting = Promise.withResolvers<Socket>();
     this.#waiting.push(waiting);
     return waiting.promise;
   }
 
-  close(): void {
+  close(): Promise<void> {
+    this.#closed = true;
     this.#server.close();
-    for (const socket of this.#accepted) socket.destroy();
+    for (const socket of this.#accepted) socket.close();
     for (const waiting of this.#waiting) {
       waiting.reject(new Deno.errors.BadResource("Listener has been closed"));
     }
+    NodeListener.#open.delete(this);
+    if (NodeListener.#open.size === 0) NodeListener.#watch.abort();
+    return Promise.resolve();
+  }
+
+  #serve(server: net.Server): net.Server {
+    return server.on("connection", (conn) => {
+      const socket = new NodeSocket(conn);
+      const waiting = this.#waiting.shift();
+      if (waiting) waiting.resolve(socket);
+      else this.#accepted.push(socket);
+    });
+  }
+
+  /** Counts a socket for as long as it is open. */
+  static count(socket: net.Socket): void {
+    this.#sockets++;
+    socket.once("close", () => this.#sockets--);
+    if (this.#sockets > this.#mostSockets) this.#short ||= this.#isShort();
+  }
+
+  /** Whether there is no descriptor left, of which all are told once. */
+  static #isShort(): boolean {
+    const [some] = this.#open;
+    const shortage = some && shortageAt(some.addr);
+    if (shortage === undefined) {
+      this.#mostSockets = Math.max(this.#mostSockets, this.#sockets);
+      return false;
+    }
+    if (!this.#short) {
+      for (const each of this.#open) each.#waiting.shift()?.reject(shortage);
+    }
+    return true;
+  }
+
+  static async #watchDescriptors(): Promise<void> {
+    const { signal } = this.#watch = new AbortController();
+    this.#short = false;
+    for (;;) {
+      await sleep(ACCEPT_PAUSE_MS, signal);
+      if (signal.aborted) return;
+      const wasShort = this.#short;
+      this.#short = this.#isShort();
+      if (!wasShort || this.#short) continue;
+      for (const each of this.#open) each.#replace();
+    }
+  }
+
+  /** Has another server take over; what waits for this one is reset. */
+  async #replace(): Promise<void> {
+    this.#server.close();
+    while (!this.#closed) {
+      try {
+        this.#server = this.#serve(await listenOnNode(this.addr));
+        break;
+      } catch (error) {
+        this.#waiting.shift()?.reject(error);
+        await sleep(ACCEPT_PAUSE_MS, NodeListener.#watch.signal);
+      }
+    }
+    if (this.#closed) this.#server.close();
   }
 }
 
-/** Listens; where a RST may be asked for, by way of Node's sockets. */
-async function listen(route: Route): Promise<Listener> {
-  const address = { hostname: route.host, port: route.localPort };
+async function listenOnNode({ hostname, port }: Address): Promise<net.Server> {
+  const server = net.createServer({ allowHalfOpen: true });
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", (error) => reject(asOfDeno(error)));
+    server.listen(port, hostname, resolve);
+  });
+  return server.removeAllListeners("error");
+}
+
+/** What a shortage of descriptors is called, if there is one. */
+function shortageAt(address: Address): Error | undefined {
   try {
-    if (mayReset(route)) return await NodeListener.listen(address);
-    const listener = Deno.listen(address);
-    return {
-      addr: listener.addr,
-      accept: async () => new DenoSocket(await listener.accept()),
-      close: () => listener.close(),
-    };
+    Deno.listen(address).close(); // nor can it: it is listened on already
+  } catch (error) {
+    const { code } = error as Error & { code?: string };
+    if (code === "EMFILE" || code === "ENFILE") return error as Error;
+  }
+}
+
+/** An error of Node's as the one that Deno has for it. */
+function asOfDeno(error: NodeJS.ErrnoException): Error {
+  const { message, code } = error;
+  if (code === "EADDRINUSE") return new Deno.errors.AddrInUse(message);
+  if (code === "EACCES") return new Deno.errors.PermissionDenied(message);
+  return error;
+}
+
+/** Listens; where a RST may be asked for, by way of Node's sockets. */
+async function listen(route: Route, resettable: boolean): Promise<Listener> {
+  const address = ofLocalhost({ hostname: route.host, port: route.localPort });
+  try {
+    if (resettable) return await NodeListener.listen(address);
+    return new DenoListener(address);
   } catch (error) {
     throw new ListenError(`route ${route.name}`, address, error);
   }
@@ -1521,13 +2164,6 @@ async function dial(
   return new DenoSocket(await Deno.connect({ ...address, signal }));
 }
 
-/** Whether a RST may be asked for on a route. */
-function mayReset(route: Route): boolean {
-  return route.toxics.some(({ type, toxicity }) =>
-    type === "reset_peer" && toxicity > 0
-  );
-}
-
 /** Why a connection is over before both sides have ended their streams. */
 interface Break {
   readonly why: Ending;
@@ -1535,12 +2171,38 @@ interface Break {
   readonly toxic?: string;
 }
 
+/** What a connection is told by its route. */
+interface Instructions {
+  /** The route, as it stands when the connection comes. */
+  readonly route: Route;
+  /** The connection's number on it, from 1. */
+  readonly number: number;
+  /** What its decisions follow from. */
+  readonly seed: number;
+  /** Whether it may have to be reset. */
+  readonly resettable: boolean;
+  /** Told of what happens. */
+  readonly emit: (event: Happening) => void;
+}
+
 /** A connection, from being accepted to its end. */
 class Connection {
+  readonly route: Route;
+  readonly number: number;
+  /** The client's address. */
+  readonly client: string;
+  /** Bytes that have been written to each side. */
+  readonly sent: Record<Side, number> = { client: 0, upstream: 0 };
   readonly #start = performance.now();
+  /** Whether it can be reset. */
+  readonly resettable: boolean;
+  readonly #seed: number;
+  readonly #emit: (event: Happening) => void;
   readonly #aborted = new AbortController();
   readonly #sockets: Partial<Record<Side, Socket>>;
   readonly #links: Partial<Record<Side, Link>> = {};
+  #toxics: readonly Toxic[];
+  #forwards = false;
   #ended = 0;
   #leaving = false;
   #firstToEnd: Side | undefined;
@@ -1548,47 +2210,86 @@ class Connection {
 
   constructor(
     client: Socket,
-    readonly route: Route,
-    readonly fate: Fate,
-    readonly randomOf: (toxic: Toxic) => () => number,
-    readonly emit: (event: Happening) => void,
+    { route, number, seed, resettable, emit }: Instructions,
   ) {
+    this.route = route;
+    this.number = number;
+    this.client = addressOf(client.remoteAddr);
+    this.#seed = seed;
+    this.resettable = resettable;
+    this.#emit = emit;
     this.#sockets = { client };
+    this.#toxics = route.toxics;
+  }
+
+  /** How long it has lasted, in milliseconds. */
+  get ageMs(): number {
+    return toMicroseconds(performance.now() - this.#start);
+  }
+
+  /** How many bytes have come from a side. */
+  received(from: Side): number {
+    return this.#links[from]?.bytes ?? 0;
+  }
+
+  /** The toxics that act on it now. */
+  get acting(): Toxic[] {
+    if (!this.#forwards || this.#broken) return [];
+    return this.#toxics.filter((toxic) =>
+      acts(toxic, this.#seed, this.route.name, this.number)
+    );
+  }
+
+  /** The toxics of its route have changed: they act so from now on. */
+  setToxics(toxics: readonly Toxic[]): void {
+    this.#toxics = toxics;
+    if (this.#forwards) this.#act();
   }
 
   /** Lives the connection's life, through to its end; never fails. */
   async run(): Promise<void> {
-    this.emit({ event: "accepted", upstream: this.route.upstream });
-    switch (this.fate.kind) {
+    this.#emit({ event: "accepted", upstream: this.route.upstream });
+    const fate = decide(this.#seed, this.route, this.number);
+    switch (fate.kind) {
       case "drop":
-        this.emit({ event: "dropped" });
-        this.end("fault");
+        this.#emit({ event: "dropped" });
+        this.end({ why: "fault" });
         break;
       case "timeout":
         await this.#hold();
         break;
       case "forward":
-        await this.#delay(this.fate.delayMs);
-        await this.#dial(this.fate.toxics);
-        await this.#forward(this.fate.toxics);
+        await this.#delay(fate.delayMs);
+        await this.#dial();
+        await this.#forward();
     }
     this.#release();
     // Toxics that act by the clock have nothing left to end.
-    if (Object.values(this.#links).some((link) => link.acts)) {
-      this.#aborted.abort();
-    }
-    this.emit({
+    for (const link of Object.values(this.#links)) link.stop();
+    this.#emit({
       event: "closed",
       ...(this.#broken ?? { why: this.#firstToEnd ?? "client" }),
-      bytesUp: this.#links.client?.bytes ?? 0,
-      bytesDown: this.#links.upstream?.bytes ?? 0,
-      durationMs: toMicroseconds(performance.now() - this.#start),
+      bytesUp: this.received("client"),
+      bytesDown: this.received("upstream"),
+      durationMs: this.ageMs,
     });
   }
 
-  /** Ends it at once, whatever it is about; an earlier reason stands. */
-  end(why: Ending): void {
-    this.#broken ??= { why };
+  /**
+   * Ends it at once, whatever it is about; an earlier reason stands.
+   *
+   * @param how `reset` sends a RST to both sides where the sockets can.
+   */
+  end(reason: Break, how: "close" | "reset" = "close"): void {
+    this.#broken ??= reason;
+    if (how === "reset") {
+      for (const side of SIDES) {
+        const socket = this.#sockets[side];
+        if (socket?.reset) socket.reset();
+        else socket?.close();
+        delete this.#sockets[side];
+      }
+    }
     this.#release();
   }
 
@@ -1608,21 +2309,21 @@ class Connection {
    */
   async #hold(): Promise<void> {
     const { timeoutMs } = this.route;
-    this.emit({ event: "timed_out", timeoutMs });
-    const read = this.#carry("client", new Link(), new WritableStream());
+    this.#emit({ event: "timed_out", timeoutMs });
+    const read = this.#carry("client", this.#newLink(), new WritableStream());
     if (timeoutMs === 0) return await read;
     await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
-    this.end("fault");
+    this.end({ why: "fault" });
     await read;
   }
 
   async #delay(delayMs: number): Promise<void> {
     if (delayMs === 0) return;
-    this.emit({ event: "delayed", delayMs });
+    this.#emit({ event: "delayed", delayMs });
     await sleepUntil(this.#start + delayMs, this.#aborted.signal);
   }
 
-  async #dial(toxics: Toxic[]): Promise<void> {
+  async #dial(): Promise<void> {
     if (this.#broken) return;
     const { upstream, connectTimeoutMs } = this.route;
     const start = performance.now();
@@ -1634,66 +2335,61 @@ class Connection {
     try {
       const socket = await dial(
         splitAddress(upstream)!,
-        mayReset(this.route),
+        this.resettable,
         this.#aborted.signal,
       );
       if (this.#broken) return socket.close(); // ended in the last moment
       this.#sockets.upstream = socket;
-      this.emit({
+      this.#forwards = true;
+      this.#emit({
         event: "connected",
         upstream,
         address: addressOf(socket.remoteAddr),
         dialMs: toMicroseconds(performance.now() - start),
-        toxics: toxics.map(({ name }) => name),
+        toxics: this.acting.map(({ name }) => name),
       });
     } catch (error) {
       if (this.#broken) return; // ended meanwhile, which aborts the dialling
       const cause = late
         ? `no answer within ${connectTimeoutMs} ms`
         : causeOf(error);
-      this.emit({ event: "upstream_failed", upstream, cause });
+      this.#emit({ event: "upstream_failed", upstream, cause });
       this.#broken = { why: "upstream_failed", cause };
     } finally {
       clearTimeout(timer);
     }
   }
 
-  async #forward(toxics: Toxic[]): Promise<void> {
+  async #forward(): Promise<void> {
     if (!this.#sockets.client || !this.#sockets.upstream) return;
-    const up = this.#linkOf("upstream", toxics);
-    const down = this.#linkOf("downstream", toxics);
     const ended = Promise.all([
-      this.#carry("client", up, this.#sinkTo("upstream")),
-      this.#carry("upstream", down, this.#sinkTo("client")),
+      this.#carry("client", this.#newLink(), this.#sinkTo("upstream")),
+      this.#carry("upstream", this.#newLink(), this.#sinkTo("client")),
     ]);
-    up.open();
-    down.open();
+    this.#act();
     await ended;
   }
 
-  #linkOf(stream: Stream, toxics: Toxic[]): Link {
-    const acting = toxics
-      .filter((toxic) => toxic.stream === stream)
-      .map((toxic) => ({ toxic, random: this.randomOf(toxic) }));
-    return new Link(acting, (toxic, at, how) => this.#cutAt(toxic, at, how));
+  #newLink(): Link {
+    return new Link(
+      (order) => this.#cutAt(order),
+      (toxic) => randomStream(this.#seed, this.route.name, this.number, toxic),
+    );
+  }
+
+  /** Has the toxics of each direction act on its link. */
+  #act(): void {
+    const { acting } = this;
+    const on = (stream: Stream) =>
+      acting.filter((toxic) => toxic.stream === stream);
+    this.#links.client?.act(on("upstream"));
+    this.#links.upstream?.act(on("downstream"));
   }
 
   /** Ends it at a time, by order of a toxic. */
-  async #cutAt(
-    toxic: string,
-    at: number,
-    how: "close" | "reset",
-  ): Promise<void> {
-    await sleepUntil(at, this.#aborted.signal);
-    if (this.#aborted.signal.aborted) return;
-    this.#broken ??= { why: "fault", toxic };
-    if (how === "reset") {
-      for (const side of SIDES) {
-        this.#sockets[side]?.reset?.();
-        delete this.#sockets[side];
-      }
-    }
-    this.#release();
+  async #cutAt({ toxic, at, how, signal }: CutOrder): Promise<void> {
+    await sleepUntil(at, signal);
+    if (!signal.aborted) this.end({ why: "fault", toxic }, how);
   }
 
   /**
@@ -1779,7 +2475,11 @@ class Connection {
       }
     };
     return new WritableStream({
-      write: (chunk) => orBreak(() => socket.write(chunk)),
+      write: (chunk) =>
+        orBreak(async () => {
+          await socket.write(chunk);
+          this.sent[side] += chunk.length;
+        }),
       close: async () => {
         // After the second end both sockets are closed, which ends them too.
         if (++this.#ended < 2) await orBreak(() => socket.closeWrite());
@@ -1800,7 +2500,7 @@ function isDisconnect(error: unknown): boolean {
 /** An error in the system's words, without its number. */
 function causeOf(error: unknown): string {
   const { message } = error as Error;
-  return message.replace(/ \(os error \d+\)/g, "");
+  return message.replace(/ \(os error \d+\)/g, "").replace(/^Error: /, "");
 }
 
 // ---- Proxy: listeners and the connections alive -----------------------------
@@ -1820,77 +2520,532 @@ export type ProxyEvent =
   | { event: "started"; routes: number; seed: number }
   /** A connection could not be accepted; the next one will be tried. */
   | { event: "accept_failed"; route: string; cause: string }
+  /** A route was added, or changed: how it stands now. */
+  | {
+    event: "route_added" | "route_changed";
+    route: string;
+    upstream: string;
+    enabled: boolean;
+    faults: string;
+  }
+  /** A route was removed, and its connections cut. */
+  | { event: "route_removed"; route: string }
+  /** A toxic was added, or changed: what it does now, in words. */
+  | {
+    event: "toxic_added" | "toxic_changed";
+    route: string;
+    toxic: string;
+    effect: string;
+  }
+  /** A toxic was removed. */
+  | { event: "toxic_removed"; route: string; toxic: string }
+  /** Decisions follow from another seed, and connections count from 1 again. */
+  | { event: "reseeded"; seed: number }
   /** No more connections are accepted; so many are still in flight. */
   | { event: "draining"; connections: number }
   /** No connection is left; so many did not end in time, and were cut. */
   | { event: "drained"; cut: number; durationMs: number };
 
-/** An address could not be listened on. */
-export class ListenError extends Error {
-  /** `ListenError` */
-  override name = "ListenError";
-
-  /** Says for what the address was meant, such as `route db`, and why not. */
-  constructor(what: string, address: Address, cause: unknown) {
-    const why = cause instanceof Deno.errors.AddrInUse
-      ? "the port is already in use"
-      : cause instanceof Deno.errors.PermissionDenied
-      ? "permission denied; ports below 1024 are for privileged users"
-      : causeOf(cause);
-    super(`${what}: cannot listen on ${addressOf(address)}: ${why}`, { cause });
-  }
-}
-
 /** How to start a {@linkcode ChaosProxy}. */
 export interface StartOptions {
   /** Told of all that happens, as it happens; must not throw. */
   onEvent?: (event: ProxyEvent) => void;
+  /**
+   * Whether every connection can be reset, and so be given a `reset_peer` while
+   * the proxy runs. It takes Node's sockets. They are slower, and a side that
+   * ends its stream before it has sent a byte is reset once it is sent more than
+   * the system buffers. Default: only on routes that are configured with a
+   * `reset_peer`.
+   */
+  resettable?: boolean;
 }
 
-const ACCEPT_PAUSE_MS = 100;
+/** A connection in flight. */
+export interface LiveConnection {
+  /** Identifies it among all connections of this proxy. */
+  id: number;
+  /** Its route's name. */
+  route: string;
+  /** Its number on that route, from 1. */
+  number: number;
+  /** The client's address. */
+  client: string;
+  /** Where it goes. */
+  upstream: string;
+  /** Bytes that have come from the client. */
+  bytesUp: number;
+  /** Bytes that have come from the upstream. */
+  bytesDown: number;
+  /** How long it has lasted, in milliseconds. */
+  ageMs: number;
+  /** The names of the toxics that act on it. */
+  toxics: string[];
+}
+
+/** What may be injected: a fault of a route, or a toxic by its type. */
+export type FaultKind = "dropRate" | "timeoutRate" | "latencyMs" | ToxicType;
+
+/** What has come of a route's connections so far. */
+export interface RouteStats {
+  /** The route as it stands. */
+  route: Route;
+  /** How many connections are in flight. */
+  open: number;
+  /** How many have ended, by why. */
+  ended: Partial<Record<Ending, number>>;
+  /** How often a fault was injected into one or began to act, by its kind. */
+  faults: Partial<Record<FaultKind, number>>;
+  /** How long it took to reach the upstream. */
+  dials: {
+    /** How often it was reached. */
+    count: number;
+    /** How long that took together, in milliseconds. */
+    totalMs: number;
+    /** How often within each of {@linkcode DIAL_BOUNDS_MS}. */
+    within: number[];
+  };
+  /** Bytes that were read, from the client (upstream) or from the upstream. */
+  received: Record<Stream, number>;
+  /** Bytes that were written, to the upstream (upstream) or to the client. */
+  sent: Record<Stream, number>;
+}
+
+/** The bounds, in milliseconds, by which dialling times are counted. */
+export const DIAL_BOUNDS_MS: readonly number[] = [
+  ...[1, 2.5, 5, 10, 25, 50, 100, 250, 500],
+  ...[1000, 2500, 5000, 10_000],
+];
+
+/** Adds to one of many counts. */
+function tally<K extends string>(
+  counts: Partial<Record<K, number>>,
+  key: K,
+): void {
+  counts[key] = (counts[key] ?? 0) + 1;
+}
+
+type Bytes = Pick<RouteStats, "received" | "sent">;
+
+function noBytes(): Bytes {
+  return {
+    received: { upstream: 0, downstream: 0 },
+    sent: { upstream: 0, downstream: 0 },
+  };
+}
+
+function addBytes({ received, sent }: Bytes, connection: Connection): void {
+  received.upstream += connection.received("client");
+  received.downstream += connection.received("upstream");
+  sent.upstream += connection.sent.upstream;
+  sent.downstream += connection.sent.client;
+}
+
+const REGAIN_ATTEMPTS = 20;
+const REGAIN_PAUSE_MS = 10;
+
+/** What a route is run by. */
+interface Surroundings {
+  seed: number;
+  /** Whether a RST may be asked for on every connection. */
+  readonly resettable: boolean;
+  emit(event: ProxyEvent): void;
+  /** The next connection's id. */
+  nextId(): number;
+}
+
+/** A connection alive on a route. */
+interface Alive {
+  readonly id: number;
+  /** Resolves when it has ended. */
+  readonly life: Promise<void>;
+  /** Where its bytes are added in the end. */
+  readonly bytes: Bytes;
+}
+
+/** A route that is served: its listener, and the connections alive on it. */
+class LiveRoute {
+  readonly connections = new Map<Connection, Alive>();
+  readonly #around: Surroundings;
+  readonly #resettable: boolean;
+  #route: Route;
+  /** Where it was told to listen; the route has where it does. */
+  #asked: Address;
+  #listening: { listener: Listener; stopped: AbortController } | undefined;
+  /** The port that it gave back last. */
+  #lastPort: number | undefined;
+  #closed = false;
+  #numbers = 0;
+  readonly #ended: RouteStats["ended"] = {};
+  readonly #faults: RouteStats["faults"] = {};
+  readonly #dials = {
+    count: 0,
+    totalMs: 0,
+    within: DIAL_BOUNDS_MS.map(() => 0),
+  };
+  #bytes = noBytes();
+
+  constructor(route: Route, around: Surroundings) {
+    this.#route = route;
+    this.#asked = { hostname: route.host, port: route.localPort };
+    this.#around = around;
+    this.#resettable = around.resettable || route.toxics.some(needsReset);
+  }
+
+  /** The route as it stands, with the address really taken. */
+  get route(): Route {
+    return this.#route;
+  }
+
+  /** Whether it listens at an address, or was told to. */
+  isAt({ host, localPort }: Pick<Route, "host" | "localPort">): boolean {
+    const { host: hostname, localPort: port } = this.#route;
+    const wanted = addressOf(ofLocalhost({ hostname: host, port: localPort }));
+    return [this.#asked, { hostname, port }].some((each) =>
+      addressOf(ofLocalhost(each)) === wanted
+    );
+  }
+
+  /**
+   * Listens, unless it is disabled; nothing is accepted yet.
+   *
+   * @throws {ListenError}
+   */
+  async open(): Promise<void> {
+    if (this.#route.enabled) this.#take(await this.#listen(this.#route));
+  }
+
+  /** Accepts what comes where it listens. */
+  run(): void {
+    if (!this.#listening) return;
+    const { listener, stopped } = this.#listening;
+    const { name, upstream } = this.#route;
+    this.#around.emit({
+      event: "listening",
+      route: name,
+      address: addressOf(listener.addr),
+      upstream,
+      faults: describeFaults(this.#route),
+    });
+    this.#accept(listener, stopped.signal);
+  }
+
+  /**
+   * Takes on other settings. Where it listens or forwards to another address
+   * from now on, or is disabled, the connections so far are cut.
+   *
+   * @param anew Whether the connections to come are counted from 1 again.
+   * @throws {ListenError} If it cannot listen where it is told to. All is as it
+   * was, but for a route that had to make way for itself and could not get back:
+   * it is disabled then.
+   * @throws {Deno.errors.NotSupported} As `setToxics` does.
+   */
+  async become(changes: Partial<Route>, anew = false): Promise<void> {
+    this.#assertResettable(changes.toxics ?? []);
+    const wanted = { ...this.#route, ...changes };
+    const moves = !this.isAt(wanted);
+    const { host, localPort } = moves ? wanted : this.#route;
+    const next = { ...wanted, host, localPort };
+    const listener = next.enabled && (moves || !this.#listening)
+      ? this.#unlessClosed(await this.#relisten(next))
+      : undefined;
+
+    const restarts = moves || next.upstream !== this.#route.upstream;
+    const { toxics } = this.#route; // those of this moment
+    this.#route = { ...next, toxics };
+    if (moves) this.#asked = { hostname: host, port: localPort };
+    if (restarts) this.#bytes = noBytes();
+    if (anew) this.renumber();
+    const ended = restarts || !next.enabled ? this.cut("cut") : undefined;
+    if (changes.toxics) this.setToxics(changes.toxics);
+    const closed = listener || !next.enabled ? this.#unlisten() : undefined;
+    if (listener) {
+      this.#take(listener);
+      this.run();
+    }
+    await Promise.all([ended, closed]);
+  }
+
+  /**
+   * Has other toxics act, at once and on all connections.
+   *
+   * @throws {Deno.errors.NotSupported} If they reset what cannot be reset.
+   */
+  setToxics(toxics: readonly Toxic[]): void {
+    this.#assertResettable(toxics);
+    const before = this.#route.toxics;
+    this.#route = { ...this.#route, toxics };
+    for (const connection of this.connections.keys()) {
+      const acted = new Set(connection.acting.map(({ name }) => name));
+      connection.setToxics(toxics);
+      for (const { name, type } of connection.acting) {
+        if (!acted.has(name)) tally(this.#faults, type);
+      }
+    }
+    const route = this.#route.name;
+    for (const { name } of before) {
+      if (toxics.some((toxic) => toxic.name === name)) continue;
+      this.#around.emit({ event: "toxic_removed", route, toxic: name });
+    }
+    for (const toxic of toxics) {
+      if (before.includes(toxic)) continue;
+      const changed = before.some(({ name }) => name === toxic.name);
+      this.#around.emit({
+        event: changed ? "toxic_changed" : "toxic_added",
+        route,
+        toxic: toxic.name,
+        effect: describeToxic(toxic),
+      });
+    }
+  }
+
+  #assertResettable(toxics: readonly Toxic[]): void {
+    if (this.#resettable || !toxics.some(needsReset)) return;
+    throw new Deno.errors.NotSupported(
+      `route ${this.#route.name}: its connections cannot be reset; ` +
+        "start the proxy with resettable: true",
+    );
+  }
+
+  /** Counts its connections from 1 again. */
+  renumber(): void {
+    this.#numbers = 0;
+  }
+
+  /** Listens no more, and never again; resolves when the address is free. */
+  close(): Promise<void> {
+    this.#closed = true;
+    return this.#unlisten();
+  }
+
+  /** Cuts all its connections; resolves when they have ended. */
+  async cut(why: Ending): Promise<void> {
+    for (const connection of this.connections.keys()) connection.end({ why });
+    await this.ended();
+  }
+
+  /** Resolves when the connections of now have ended. */
+  async ended(): Promise<void> {
+    await Promise.all([...this.connections.values()].map(({ life }) => life));
+  }
+
+  list(): LiveConnection[] {
+    return [...this.connections].map(([connection, { id }]) => ({
+      id,
+      route: connection.route.name,
+      number: connection.number,
+      client: connection.client,
+      upstream: connection.route.upstream,
+      bytesUp: connection.received("client"),
+      bytesDown: connection.received("upstream"),
+      ageMs: connection.ageMs,
+      toxics: connection.acting.map(({ name }) => name),
+    }));
+  }
+
+  stats(): RouteStats {
+    const { received, sent } = structuredClone(this.#bytes);
+    for (const [connection, { bytes }] of this.connections) {
+      if (bytes === this.#bytes) addBytes({ received, sent }, connection);
+    }
+    return {
+      route: this.#route,
+      open: this.connections.size,
+      ended: { ...this.#ended },
+      faults: { ...this.#faults },
+      dials: structuredClone(this.#dials),
+      received,
+      sent,
+    };
+  }
+
+  /**
+   * Listens. An address that was just given back may be in use for a moment
+   * longer: a process that is being started by another thread of this one has
+   * a copy of all that was open, until it has begun.
+   */
+  async #listen(route: Route): Promise<Listener> {
+    for (let attempt = 1;; attempt++) {
+      try {
+        return this.#unlessClosed(await listen(route, this.#resettable));
+      } catch (error) {
+        const isInUse = (error as Error).cause instanceof Deno.errors.AddrInUse;
+        const wasOwn = route.localPort === this.#lastPort;
+        if (!isInUse || !wasOwn || attempt === REGAIN_ATTEMPTS) throw error;
+        await sleep(REGAIN_PAUSE_MS, new AbortController().signal);
+      }
+    }
+  }
+
+  #unlessClosed(listener: Listener): Listener {
+    if (!this.#closed) return listener;
+    listener.close();
+    throw stoppedError();
+  }
+
+  /** Listens elsewhere, but leaves it to the caller to take the listener. */
+  async #relisten(next: Route): Promise<Listener> {
+    const makesWay = this.#listening?.listener.addr.port === next.localPort;
+    if (makesWay) await this.#unlisten(); // for itself, under another host
+    try {
+      return await this.#listen(next);
+    } catch (error) {
+      if (!makesWay || this.#closed) throw error;
+      try {
+        this.#take(this.#unlessClosed(await this.#listen(this.#route)));
+        this.run();
+      } catch {
+        // The first failure is the one to tell of.
+        this.#route = { ...this.#route, enabled: false };
+        await this.cut("cut");
+      }
+      throw error;
+    }
+  }
+
+  #take(listener: Listener): void {
+    this.#listening = { listener, stopped: new AbortController() };
+    const { hostname: host, port: localPort } = listener.addr;
+    this.#route = { ...this.#route, host, localPort };
+  }
+
+  async #unlisten(): Promise<void> {
+    const listening = this.#listening;
+    this.#listening = undefined;
+    this.#lastPort = listening?.listener.addr.port ?? this.#lastPort;
+    listening?.stopped.abort();
+    await listening?.listener.close();
+  }
+
+  async #accept(listener: Listener, stopped: AbortSignal): Promise<void> {
+    for (;;) {
+      let client: Socket;
+      try {
+        client = await listener.accept();
+      } catch (error) {
+        if (stopped.aborted) return;
+        const { name: route } = this.#route;
+        const cause = causeOf(error);
+        this.#around.emit({ event: "accept_failed", route, cause });
+        // Descriptors that have run out will be given back in a moment. A
+        // client that has already left must not make the next one wait.
+        if (!isDisconnect(error)) await sleep(ACCEPT_PAUSE_MS, stopped);
+        continue;
+      }
+      if (stopped.aborted) return client.close();
+      this.#admit(client);
+    }
+  }
+
+  #admit(client: Socket): void {
+    const id = {
+      route: this.#route.name,
+      connection: ++this.#numbers,
+      client: addressOf(client.remoteAddr),
+    };
+    const connection = new Connection(client, {
+      route: this.#route,
+      number: id.connection,
+      seed: this.#around.seed,
+      resettable: this.#resettable,
+      emit: ({ event, ...fields }) => {
+        const told = { event, ...id, ...fields } as ConnectionEvent;
+        this.#count(told, connection);
+        this.#around.emit(told);
+      },
+    });
+    const bytes = this.#bytes;
+    // It is alive before it tells anyone, who may stop the proxy on hearing it.
+    const life = Promise.resolve().then(() => connection.run()).then(() => {
+      addBytes(bytes, connection);
+      this.connections.delete(connection);
+    });
+    this.connections.set(connection, {
+      id: this.#around.nextId(),
+      life,
+      bytes,
+    });
+  }
+
+  #count(told: ConnectionEvent, connection: Connection): void {
+    switch (told.event) {
+      case "dropped":
+        return tally(this.#faults, "dropRate");
+      case "timed_out":
+        return tally(this.#faults, "timeoutRate");
+      case "delayed":
+        return tally(this.#faults, "latencyMs");
+      case "connected":
+        this.#dials.count++;
+        this.#dials.totalMs += told.dialMs;
+        DIAL_BOUNDS_MS.forEach((bound, i) => {
+          if (told.dialMs <= bound) this.#dials.within[i]++;
+        });
+        for (const { type } of connection.acting) tally(this.#faults, type);
+        return;
+      case "closed":
+        return tally(this.#ended, told.why);
+    }
+  }
+}
+
+/** Whether a toxic asks for sockets that can send a RST. */
+function needsReset({ type, toxicity }: Toxic): boolean {
+  return type === "reset_peer" && toxicity > 0;
+}
+
+function stoppedError(): Error {
+  return new Deno.errors.BadResource("the proxy is stopped");
+}
 
 /**
  * A running proxy.
  *
  * ```ts ignore
  * await using proxy = await ChaosProxy.start({
- *   routes: [{ localPort: 0, upstream: "localhost:6379", latencyMs: 200 }],
+ *   routes: [{ name: "cache", localPort: 0, upstream: "localhost:6379" }],
  * });
- * const client = await Deno.connect({ port: proxy.routes[0].localPort });
+ * const client = await Deno.connect({ port: proxy.route("cache").localPort });
+ * proxy.addToxic("cache", { type: "latency", attributes: { latency: 200 } });
  * ```
+ *
+ * Its routes and their toxics can be changed while it runs. Toxics change at
+ * once; changes of routes take their turn, one after the other. After `drain` or
+ * `stop` toxics can still be changed, and connections cut, but no route. A
+ * `reset_peer` needs a proxy that is `resettable` ({@linkcode StartOptions}), or
+ * a route that has had one from the start.
  */
 export class ChaosProxy implements AsyncDisposable {
-  /** What this run's decisions derive from: the configured seed, or a random one. */
-  readonly seed: number;
-  /** The routes, `localPort` being the port really taken. */
-  readonly routes: readonly Route[];
   readonly #drainTimeoutMs: number;
-  readonly #emit: (event: ProxyEvent) => void;
-  readonly #listeners: readonly Listener[];
-  readonly #live = new Map<Connection, Promise<void>>();
-  readonly #stopped = new AbortController();
+  readonly #around: Surroundings;
+  readonly #routes = new Map<string, LiveRoute>();
+  #turn: Promise<unknown> = Promise.resolve();
+  #stopped = false;
   #cutSoFar = 0;
 
   private constructor(
     config: Config,
-    listeners: readonly Listener[],
-    { onEvent }: StartOptions,
+    { onEvent, resettable = false }: StartOptions,
   ) {
-    this.seed = config.seed ?? crypto.getRandomValues(new Uint32Array(1))[0];
     this.#drainTimeoutMs = config.drainTimeoutMs;
-    this.#emit = onEvent ?? (() => {});
-    this.#listeners = listeners;
-    this.routes = config.routes.map((route, i) => ({
-      ...route,
-      localPort: listeners[i].addr.port,
-    }));
+    let ids = 0;
+    this.#around = {
+      seed: config.seed ?? randomSeed(),
+      resettable,
+      emit: onEvent ?? (() => {}),
+      nextId: () => ++ids,
+    };
+    for (const route of config.routes) {
+      this.#routes.set(route.name, new LiveRoute(route, this.#around));
+    }
   }
 
   /**
    * Listens on all routes, and forwards from then on.
    *
-   * @param config As in a configuration file; what is left out takes its default.
-   * @param options Who is told of what happens.
+   * @param config As in a configuration file; what is left out takes its
+   * default, and there may be no route yet. Its `api` is for
+   * {@linkcode serveApi}.
+   * @param options Who is told of what happens, and the kind of sockets.
    * @throws {ConfigError} If the configuration is not valid.
    * @throws {ListenError} If a route cannot be listened on; then none is.
    */
@@ -1898,16 +3053,278 @@ export class ChaosProxy implements AsyncDisposable {
     config: ConfigOptions,
     options: StartOptions = {},
   ): Promise<ChaosProxy> {
-    const checked = checkConfig(config, "config");
-    const listeners = await listenAll(checked.routes);
-    const proxy = new ChaosProxy(checked, listeners, options);
-    proxy.#run();
+    const checked = checkConfig(config, "config", { mayBeEmpty: true });
+    const proxy = new ChaosProxy(checked, options);
+    const routes = [...proxy.#routes.values()];
+    try {
+      for (const route of routes) await route.open();
+    } catch (error) {
+      await Promise.all(routes.map((route) => route.close()));
+      throw error;
+    }
+    for (const route of routes) route.run();
+    proxy.#around.emit({
+      event: "started",
+      routes: routes.length,
+      seed: proxy.seed,
+    });
     return proxy;
+  }
+
+  /** What decisions derive from: the configured seed, or a random one. */
+  get seed(): number {
+    return this.#around.seed;
+  }
+
+  /** The routes as they stand, with the addresses really taken. */
+  get routes(): readonly Route[] {
+    return Array.from(this.#routes.values(), ({ route }) => route);
   }
 
   /** How many connections are in flight. */
   get connections(): number {
-    return this.#live.size;
+    return Array.from(this.#routes.values(), (route) => route.connections.size)
+      .reduce((sum, each) => sum + each, 0);
+  }
+
+  /**
+   * A route as it stands.
+   *
+   * @throws {Deno.errors.NotFound} If there is none of that name.
+   */
+  route(name: string): Route {
+    return this.#find(name).route;
+  }
+
+  /**
+   * Adds a route, with its toxics, and listens on it.
+   *
+   * @throws {ConfigError} If it is not valid.
+   * @throws {Deno.errors.AlreadyExists} If there is one of that name.
+   * @throws {ListenError} If it cannot be listened on; then it is not added.
+   * @throws {Deno.errors.BadResource} If the proxy is stopped.
+   */
+  async addRoute(options: RouteOptions): Promise<Route> {
+    const [route] = checkedRoutes([options]);
+    return await this.#inTurn(() => this.#add(route));
+  }
+
+  /**
+   * Changes a route. What is left out stays as it is, and so do its toxics.
+   * With another listen address or upstream, or disabled, its connections are
+   * cut. The rates and delays are those of connections to come.
+   *
+   * @throws {ConfigError} If the changes are not valid.
+   * @throws {Deno.errors.NotFound} If there is no route of that name.
+   * @throws {ListenError} If it cannot be listened on. It stays as it was then,
+   * or is disabled, where it has lost its port on the way to another host.
+   * @throws {Deno.errors.BadResource} If the proxy is stopped.
+   */
+  async updateRoute(
+    name: string,
+    changes: Partial<Omit<RouteOptions, "name" | "toxics">>,
+  ): Promise<Route> {
+    const problems: string[] = [];
+    const { name: _, toxics: __, ...fields } = ROUTE_FIELDS;
+    const checked = checkFields(changes, "", optional(fields), problems);
+    if (problems.length > 0) throw new ConfigError(`route ${name}`, problems);
+    return await this.#inTurn(() => this.#change(this.#find(name), checked));
+  }
+
+  /**
+   * Removes a route, and cuts its connections.
+   *
+   * @throws {Deno.errors.NotFound} If there is none of that name.
+   * @throws {Deno.errors.BadResource} If the proxy is stopped.
+   */
+  async removeRoute(name: string): Promise<void> {
+    await this.#inTurn(async () => {
+      const route = this.#find(name);
+      this.#routes.delete(name);
+      await Promise.all([route.close(), route.cut("cut")]);
+      this.#around.emit({ event: "route_removed", route: name });
+    });
+  }
+
+  /**
+   * Adds each of these routes, or puts it in the place of one of that name that
+   * listens or forwards elsewhere. One that listens and forwards there already
+   * is left alone, with its toxics and connections.
+   *
+   * @returns Each of them, as it stands now.
+   * @throws {ConfigError} If one is not valid; then nothing is changed.
+   * @throws {ListenError} If one cannot be listened on; those before it are
+   * there by then, the others are not.
+   * @throws {Deno.errors.NotSupported} If one that is there is to have a
+   * `reset_peer`, and its connections cannot be reset.
+   * @throws {Deno.errors.BadResource} If the proxy is stopped.
+   */
+  async populate(options: readonly RouteOptions[]): Promise<Route[]> {
+    const routes = checkedRoutes(options);
+    return await this.#inTurn(async () => {
+      const populated: Route[] = [];
+      for (const route of routes) {
+        const there = this.#routes.get(route.name);
+        if (there === undefined) {
+          populated.push(await this.#add(route));
+        } else if (
+          there.isAt(route) && there.route.upstream === route.upstream
+        ) {
+          populated.push(there.route);
+        } else {
+          populated.push(await this.#change(there, route, true));
+        }
+      }
+      return populated;
+    });
+  }
+
+  /**
+   * Enables every route, and removes all toxics.
+   *
+   * @throws {ListenError} If one cannot be listened on; the others are.
+   * @throws {Deno.errors.BadResource} If the proxy is stopped.
+   */
+  async reset(): Promise<void> {
+    await this.#inTurn(async () => {
+      const failures: unknown[] = [];
+      for (const route of this.#routes.values()) {
+        route.setToxics([]);
+        if (route.route.enabled) continue;
+        try {
+          await this.#change(route, { enabled: true });
+        } catch (error) {
+          failures.push(error);
+        }
+      }
+      if (failures.length > 0) throw failures[0];
+    });
+  }
+
+  /**
+   * Adds a toxic behind those that a route has, on its connections of now and
+   * those to come, as far as the seed has it act on them.
+   *
+   * @throws {ConfigError} If it is not valid.
+   * @throws {Deno.errors.NotFound} If there is no route of that name.
+   * @throws {Deno.errors.AlreadyExists} If the route has one of its name.
+   * @throws {Deno.errors.NotSupported} If it is a `reset_peer`, and the route's
+   * connections cannot be reset.
+   */
+  addToxic(route: string, options: ToxicOptions): Toxic {
+    const live = this.#find(route);
+    const toxic = checkedToxic(options);
+    const { toxics } = live.route;
+    if (toxics.some(({ name }) => name === toxic.name)) {
+      throw new Deno.errors.AlreadyExists(
+        `route ${route} has a toxic ${toxic.name} already`,
+      );
+    }
+    live.setToxics([...toxics, toxic]);
+    return toxic;
+  }
+
+  /**
+   * Changes a toxic's toxicity and those of its attributes that are given, also
+   * on open connections. What it holds is held anew, counted from when it came.
+   *
+   * @throws {ConfigError} If the changes are not valid.
+   * @throws {Deno.errors.NotFound} If there is no such route or toxic.
+   * @throws {Deno.errors.NotSupported} As `addToxic` does.
+   */
+  updateToxic(
+    route: string,
+    name: string,
+    changes: Pick<ToxicOptions, "toxicity" | "attributes">,
+  ): Toxic {
+    const { live, toxic } = this.#findToxic(route, name);
+    const problems: string[] = [];
+    const { toxicity, attributes } = TOXIC_FIELDS;
+    const { toxicity: share, attributes: given } = checkFields(
+      changes,
+      "",
+      optional({ toxicity, attributes }),
+      problems,
+    );
+    const changed = checkToxic(
+      {
+        ...toxic,
+        toxicity: share ?? toxic.toxicity,
+        attributes: { ...toxic.attributes, ...given },
+      },
+      "",
+      problems,
+    );
+    if (problems.length > 0) throw new ConfigError("toxic", problems);
+    live.setToxics(
+      live.route.toxics.map((each) => each === toxic ? changed : each),
+    );
+    return changed;
+  }
+
+  /**
+   * Removes a toxic; what it holds is let go. A `timeout` holds no data, but
+   * discards it: the connections that have lost some are closed.
+   *
+   * @throws {Deno.errors.NotFound} If there is no such route or toxic.
+   */
+  removeToxic(route: string, name: string): void {
+    const { live, toxic } = this.#findToxic(route, name);
+    live.setToxics(live.route.toxics.filter((each) => each !== toxic));
+  }
+
+  /** The connections in flight. */
+  liveConnections(): LiveConnection[] {
+    return Array.from(this.#routes.values()).flatMap((route) => route.list());
+  }
+
+  /**
+   * Cuts a connection.
+   *
+   * @param id Its id among {@linkcode ChaosProxy.liveConnections}.
+   * @param how `reset` sends a RST to both sides.
+   * @throws {Deno.errors.NotFound} If there is none of that id any more.
+   * @throws {Deno.errors.NotSupported} If it is to be reset, but cannot be.
+   */
+  cutConnection(id: number, how: "close" | "reset" = "close"): void {
+    for (const { connections } of this.#routes.values()) {
+      for (const [connection, alive] of connections) {
+        if (alive.id !== id) continue;
+        if (how === "close" || connection.resettable) {
+          return connection.end({ why: "cut" }, how);
+        }
+        throw new Deno.errors.NotSupported(
+          `connection ${id} cannot be reset; ` +
+            "start the proxy with resettable: true",
+        );
+      }
+    }
+    throw new Deno.errors.NotFound(`there is no connection ${id}`);
+  }
+
+  /**
+   * Has the decisions for connections to come follow from a seed, and counts
+   * the connections of each route from 1 again, so that a run can be repeated.
+   * Open connections keep to the seed with which they came.
+   *
+   * @param seed An integer from 0 to 2^53 - 1. Default: a random one.
+   * @throws {RangeError} If it is out of range.
+   */
+  reseed(seed: number = randomSeed()): void {
+    const { guard } = CONFIG_FIELDS.seed;
+    if (!guard.is(seed)) {
+      throw new RangeError(
+        `seed: expected ${guard.expected}, found ${describe(seed)}`,
+      );
+    }
+    this.#around.seed = seed;
+    for (const route of this.#routes.values()) route.renumber();
+    this.#around.emit({ event: "reseeded", seed });
+  }
+
+  /** What has come of the connections so far, by route. */
+  stats(): RouteStats[] {
+    return Array.from(this.#routes.values(), (route) => route.stats());
   }
 
   /**
@@ -1926,15 +3343,15 @@ export class ChaosProxy implements AsyncDisposable {
     }
     const start = performance.now();
     const cutBefore = this.#cutSoFar;
-    this.#stopAccepting();
-    this.#emit({ event: "draining", connections: this.#live.size });
+    const stopped = this.#stopAccepting();
+    this.#around.emit({ event: "draining", connections: this.connections });
     const ended = new AbortController();
     const allEnded = this.#allEnded().then(() => ended.abort());
     if (timeoutMs > 0) await sleep(timeoutMs, ended.signal);
     else await allEnded;
-    await this.#cut();
+    await Promise.all([stopped, this.#cut()]);
     const cut = this.#cutSoFar - cutBefore;
-    this.#emit({
+    this.#around.emit({
       event: "drained",
       cut,
       durationMs: toMicroseconds(performance.now() - start),
@@ -1944,8 +3361,7 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Stops at once: closes the listeners, and cuts the connections in flight. */
   async stop(): Promise<void> {
-    this.#stopAccepting();
-    await this.#cut();
+    await Promise.all([this.#stopAccepting(), this.#cut()]);
   }
 
   /** Stops at once, as {@linkcode ChaosProxy.stop} does. */
@@ -1953,99 +3369,100 @@ export class ChaosProxy implements AsyncDisposable {
     return this.stop();
   }
 
-  #run(): void {
-    this.routes.forEach((route, i) => {
-      this.#emit({
-        event: "listening",
-        route: route.name,
-        address: addressOf(this.#listeners[i].addr),
-        upstream: route.upstream,
-        faults: describeFaults(route),
-      });
-      this.#accept(this.#listeners[i], route);
-    });
-    this.#emit({
-      event: "started",
-      routes: this.routes.length,
-      seed: this.seed,
-    });
+  #find(name: string): LiveRoute {
+    const route = this.#routes.get(name);
+    if (route) return route;
+    throw new Deno.errors.NotFound(`there is no route ${name}`);
   }
 
-  async #accept(listener: Listener, route: Route): Promise<void> {
-    for (let number = 1;;) {
-      let client: Socket;
-      try {
-        client = await listener.accept();
-      } catch (error) {
-        if (this.#stopped.signal.aborted) return;
-        const cause = causeOf(error);
-        this.#emit({ event: "accept_failed", route: route.name, cause });
-        // Descriptors that have run out will be given back in a moment. A
-        // client that has already left must not make the next one wait.
-        if (!isDisconnect(error)) {
-          await sleep(ACCEPT_PAUSE_MS, this.#stopped.signal);
-        }
-        continue;
-      }
-      if (this.#stopped.signal.aborted) return client.close();
-      this.#admit(client, route, number++);
+  #findToxic(route: string, name: string): { live: LiveRoute; toxic: Toxic } {
+    const live = this.#find(route);
+    const toxic = live.route.toxics.find((each) => each.name === name);
+    if (toxic) return { live, toxic };
+    throw new Deno.errors.NotFound(`route ${route} has no toxic ${name}`);
+  }
+
+  async #add(route: Route): Promise<Route> {
+    if (this.#routes.has(route.name)) {
+      throw new Deno.errors.AlreadyExists(
+        `there is a route ${route.name} already`,
+      );
+    }
+    const live = new LiveRoute(route, this.#around);
+    await live.open();
+    if (this.#stopped) {
+      await live.close();
+      throw stoppedError();
+    }
+    this.#routes.set(route.name, live);
+    this.#tell("route_added", live);
+    live.run();
+    return live.route;
+  }
+
+  async #change(
+    live: LiveRoute,
+    changes: Partial<Route>,
+    anew = false,
+  ): Promise<Route> {
+    const before = live.route;
+    try {
+      await live.become(changes, anew);
+      return live.route;
+    } finally {
+      if (live.route !== before) this.#tell("route_changed", live);
     }
   }
 
-  #admit(client: Socket, route: Route, number: number): void {
-    const id = {
+  #tell(event: "route_added" | "route_changed", { route }: LiveRoute): void {
+    this.#around.emit({
+      event,
       route: route.name,
-      connection: number,
-      client: addressOf(client.remoteAddr),
-    };
-    const connection = new Connection(
-      client,
-      route,
-      decide(this.seed, route, number),
-      (toxic) => randomStream(this.seed, route.name, number, toxic.name),
-      ({ event, ...fields }) =>
-        this.#emit({ event, ...id, ...fields } as ConnectionEvent),
-    );
-    // It is alive before it tells anyone, who may stop the proxy on hearing it.
-    const life = Promise.resolve().then(() => connection.run()).then(() => {
-      this.#live.delete(connection);
+      upstream: route.upstream,
+      enabled: route.enabled,
+      faults: describeFaults(route),
     });
-    this.#live.set(connection, life);
   }
 
-  #stopAccepting(): void {
-    if (this.#stopped.signal.aborted) return;
-    this.#stopped.abort();
-    for (const listener of this.#listeners) listener.close();
+  /** Listening takes time: changes of routes wait for each other. */
+  #inTurn<T>(change: () => Promise<T>): Promise<T> {
+    const changed = this.#turn.then(() => {
+      if (this.#stopped) throw stoppedError();
+      return change();
+    });
+    this.#turn = changed.catch(() => {}); // its caller is told
+    return changed;
+  }
+
+  async #stopAccepting(): Promise<void> {
+    this.#stopped = true;
+    const routes = [...this.#routes.values()];
+    await Promise.all(routes.map((route) => route.close()));
   }
 
   async #allEnded(): Promise<void> {
-    await Promise.all(this.#live.values());
+    const routes = [...this.#routes.values()];
+    await Promise.all([this.#turn, ...routes.map((route) => route.ended())]);
   }
 
   async #cut(): Promise<void> {
-    this.#cutSoFar += this.#live.size;
-    for (const connection of this.#live.keys()) connection.end("drain");
-    await this.#allEnded();
+    this.#cutSoFar += this.connections;
+    const routes = [...this.#routes.values()];
+    await Promise.all([
+      this.#turn,
+      ...routes.map((route) => route.cut("drain")),
+    ]);
   }
 }
 
-/** Listens on all routes or, if one fails, on none. */
-async function listenAll(routes: readonly Route[]): Promise<Listener[]> {
-  const listeners: Listener[] = [];
-  try {
-    for (const route of routes) listeners.push(await listen(route));
-    return listeners;
-  } catch (error) {
-    for (const listener of listeners) listener.close();
-    throw error;
-  }
+function randomSeed(): number {
+  return crypto.getRandomValues(new Uint32Array(1))[0];
 }
 
 /** A route's faults in words. */
 function describeFaults(route: Route): string {
   const { dropRate, timeoutRate, timeoutMs, latencyMs, jitterMs } = route;
-  const faults: string[] = [];
+  const faults: string[] = route.enabled ? [] : ["disabled"];
   if (dropRate > 0) faults.push(`drop ${percent(dropRate)}`);
   if (timeoutRate > 0) {
     const length = timeoutMs > 0
@@ -2061,6 +3478,619 @@ function describeFaults(route: Route): string {
   return faults.join(", ") || "no faults";
 }
 
+// ---- Control API: Toxiproxy's protocol, over the proxy ------------------------
+
+/** What the control API tells of itself. */
+export type ApiEvent =
+  /** It can be called, at the address really taken. */
+  | { event: "api_listening"; address: string }
+  /** It has been called, and has answered. */
+  | {
+    event: "api";
+    /** What the answer's `X-Toxiproxy-Request-Id` says. */
+    request: string;
+    method: string;
+    path: string;
+    status: number;
+    /** Why it was refused, if it was. */
+    error?: string;
+    durationMs: number;
+  }
+  /** It could not accept a call; it will listen anew. */
+  | { event: "api_failed"; cause: string };
+
+/** How the control API is to be. */
+export interface ApiOptions {
+  /** Told of each call, as it is answered; must not throw. */
+  onEvent?: (event: ApiEvent) => void;
+}
+
+/** The version of Toxiproxy whose protocol this is. */
+const PROTOCOL_VERSION = "2.12.0";
+const MAX_BODY_BYTES = 1024 * 1024;
+
+/** An answer that is no success. */
+class Refusal extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly headers: Record<string, string> = {},
+  ) {
+    super(message);
+  }
+}
+
+/** A call of the API. */
+interface Call {
+  readonly proxy: ChaosProxy;
+  readonly request: Request;
+  /** What stands in the path where its pattern has a name. */
+  readonly named: Record<string, string | undefined>;
+}
+
+type Answer = (call: Call) => Response | Promise<Response>;
+
+/** What is answered, by the pattern of the path and by method. */
+const CALLS: Record<string, Record<string, Answer>> = {
+  "/proxies": {
+    GET: ({ proxy }) =>
+      json(Object.fromEntries(
+        proxy.routes.map((route) => [route.name, asProxy(route)]),
+      )),
+    async POST({ proxy, request }) {
+      const body = await readBody(request);
+      requireFields(body, ["name", "upstream"]);
+      const route = checkBody(body, checkProxy);
+      return json(asProxy(await proxy.addRoute(route as Route)), 201);
+    },
+  },
+  "/populate": {
+    async POST({ proxy, request }) {
+      const body = await readBody(request);
+      if (!Array.isArray(body)) {
+        throw badBody(`expected a list of proxies, found ${describe(body)}`);
+      }
+      body.forEach((each, index) =>
+        requireFields(each, ["name", "upstream"], ` at proxy ${index + 1}`)
+      );
+      const routes = checkBody(
+        body,
+        (body, path, problems) =>
+          checkRoutes(body, path, checkProxy, problems, "listen"),
+      );
+      const proxies = (await proxy.populate(routes)).map(asProxy);
+      return json({ proxies }, 201);
+    },
+  },
+  "/proxies/:proxy": {
+    GET: (call) => json(asProxy(routeOf(call))),
+    POST: updateProxy,
+    PATCH: updateProxy,
+    async DELETE(call) {
+      await call.proxy.removeRoute(routeOf(call).name);
+      return nothing();
+    },
+  },
+  "/proxies/:proxy/toxics": {
+    GET: (call) => json(routeOf(call).toxics),
+    async POST(call) {
+      const body = toxicAsMeant(await readBody(call.request));
+      const route = routeOf(call); // it may have gone meanwhile
+      const { type, stream } = isRecord(body) ? body : {};
+      if (typeof stream === "string" && !TOXIC_FIELDS.stream.guard.is(stream)) {
+        throw new Refusal(
+          400,
+          "stream was invalid, can be either upstream or downstream",
+        );
+      }
+      if (isRecord(body) && !TOXIC_FIELDS.type.guard.is(type)) {
+        throw new Refusal(400, "invalid toxic type");
+      }
+      const toxic = checkBody(body, checkToxic);
+      if (route.toxics.some(({ name }) => name === toxic.name)) {
+        throw new Refusal(409, "toxic already exists");
+      }
+      return json(call.proxy.addToxic(route.name, toxic));
+    },
+  },
+  "/proxies/:proxy/toxics/:toxic": {
+    GET: (call) => json(toxicOf(call).toxic),
+    POST: updateToxic,
+    PATCH: updateToxic,
+    DELETE(call) {
+      const { route, toxic } = toxicOf(call);
+      call.proxy.removeToxic(route, toxic.name);
+      return nothing();
+    },
+  },
+  "/reset": {
+    async POST({ proxy }) {
+      await proxy.reset();
+      return nothing();
+    },
+  },
+  "/version": {
+    GET: () =>
+      json({
+        version: PROTOCOL_VERSION,
+        name: "chaos-proxy",
+        chaosProxyVersion: deno.version,
+      }),
+  },
+  "/metrics": {
+    GET: ({ proxy }) =>
+      new Response(metrics(proxy.stats()), {
+        headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
+      }),
+  },
+  "/connections": {
+    GET: ({ proxy }) =>
+      json(
+        proxy.liveConnections().map(({ id, number, route, ...rest }) => ({
+          id,
+          number,
+          proxy: route,
+          ...rest,
+        })),
+      ),
+  },
+  "/connections/:id": {
+    DELETE({ proxy, request, named }) {
+      const id = Number(named.id);
+      if (!proxy.liveConnections().some((each) => each.id === id)) {
+        throw new Refusal(404, "connection not found");
+      }
+      const reset = new URL(request.url).searchParams.get("reset") ?? "0";
+      if (reset !== "0" && reset !== "1") {
+        throw new Refusal(
+          400,
+          `reset: expected 0 or 1, found ${describe(reset)}`,
+        );
+      }
+      proxy.cutConnection(id, reset === "1" ? "reset" : "close");
+      return nothing();
+    },
+  },
+  "/seed": {
+    GET: ({ proxy }) => json({ seed: proxy.seed }),
+    async PUT({ proxy, request }) {
+      const body = await readBody(request);
+      requireFields(body, ["seed"]);
+      const { seed } = CONFIG_FIELDS;
+      const given = checkBody(
+        body,
+        (body, path, problems) => checkFields(body, path, { seed }, problems),
+      );
+      proxy.reseed(given.seed);
+      return json({ seed: proxy.seed });
+    },
+  },
+};
+
+const PATHS = Object.entries(CALLS).map(([pathname, answers]) => ({
+  pattern: new URLPattern({ pathname }),
+  answers,
+}));
+
+async function updateProxy(call: Call): Promise<Response> {
+  const { name } = routeOf(call);
+  const body = proxyAsMeant(await readBody(call.request));
+  // A client that has read the proxy sends back all of it. Its toxics may have
+  // changed since then, and have calls of their own.
+  const { name: given = name, toxics: _, ...changes } = recordOf(body);
+  const { listen, ...rest } = checkBody(changes, (changes, path, problems) => {
+    if (given !== name) {
+      problems.push(`name: cannot be changed to ${describe(given)}`);
+    }
+    const { name: _name, toxics: _toxics, ...fields } = PROXY_FIELDS;
+    return checkFields(changes, path, optional(fields), problems);
+  });
+  const place = listen === undefined ? {} : placeOf(listen);
+  const changed = await call.proxy.updateRoute(name, { ...rest, ...place });
+  return json(asProxy(changed));
+}
+
+async function updateToxic(call: Call): Promise<Response> {
+  toxicOf(call);
+  const body = asMeant(await readBody(call.request), TOXIC_FIELDS);
+  const { route, toxic } = toxicOf(call); // it may have gone meanwhile
+  // Some clients always send these, not always as they are.
+  const { name: _, type: __, stream: ___, ...changes } = recordOf(body);
+  const attributes = asMeant(changes.attributes, kindOf(toxic.type).attributes);
+  return json(call.proxy.updateToxic(route, toxic.name, {
+    ...changes,
+    ...(attributes !== undefined && {
+      attributes: attributes as Record<string, number>, // checked there
+    }),
+  }));
+}
+
+/** @throws {Refusal} If a body is no mapping. */
+function recordOf(body: unknown): Record<string, unknown> {
+  if (isRecord(body)) return body;
+  throw badBody(`expected a mapping, found ${describe(body)}`);
+}
+
+function routeOf({ proxy, named }: Call): Route {
+  return proxy.route(named.proxy ?? "");
+}
+
+function toxicOf(call: Call): { route: string; toxic: Toxic } {
+  const { name: route, toxics } = routeOf(call);
+  const toxic = toxics.find(({ name }) => name === call.named.toxic);
+  if (toxic) return { route, toxic };
+  throw new Refusal(404, "toxic not found");
+}
+
+/** A route in Toxiproxy's words. */
+function asProxy({ host, localPort, toxics, ...rest }: Route): unknown {
+  const { name, upstream, enabled, ...beyond } = rest;
+  const listen = addressOf({ hostname: host, port: localPort });
+  return { name, listen, upstream, enabled, toxics, ...beyond };
+}
+
+function json(value: unknown, status = 200): Response {
+  return Response.json(value, { status });
+}
+
+function nothing(): Response {
+  return new Response(null, { status: 204 });
+}
+
+function badBody(...problems: readonly string[]): Refusal {
+  const shown = problems.slice(0, MAX_PROBLEMS_SHOWN).join("; ");
+  const more = problems.length - MAX_PROBLEMS_SHOWN;
+  return new Refusal(
+    400,
+    `bad request body: ${shown}${more > 0 ? `; … and ${more} more` : ""}`,
+  );
+}
+
+/** @throws {Refusal} If the body is too long, or is not JSON. */
+async function readBody(request: Request): Promise<unknown> {
+  const chunks: Uint8Array<ArrayBuffer>[] = [];
+  let size = 0;
+  for await (const chunk of request.body ?? []) {
+    size += chunk.length;
+    if (size > MAX_BODY_BYTES) {
+      throw new Refusal(413, "expected a body of at most 1 MiB, found more");
+    }
+    chunks.push(chunk);
+  }
+  const bytes = await new Blob(chunks).bytes();
+  try {
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    return readJson(text, "body");
+  } catch (error) {
+    throw error instanceof ConfigError
+      ? badBody(error.problems[0])
+      : badBody("expected text in UTF-8, found other bytes");
+  }
+}
+
+/** @throws {Refusal} If one of these is not there, or empty. */
+function requireFields(body: unknown, fields: string[], where = ""): void {
+  const meant = asMeant(body, PROXY_FIELDS);
+  if (!isRecord(meant)) return; // which is found to be wrong later
+  for (const field of fields) {
+    if (meant[field] !== undefined && meant[field] !== "") continue;
+    throw new Refusal(400, `missing required field: ${field}${where}`);
+  }
+}
+
+/** @throws {Refusal} If a body is not as it is checked to be. */
+function checkBody<B, T>(
+  body: B,
+  check: (body: B, path: string, problems: string[]) => T,
+): T {
+  const problems: string[] = [];
+  const checked = check(body, "", problems);
+  if (problems.length > 0) throw badBody(...problems);
+  return checked;
+}
+
+/**
+ * The control API as a function, to be served wherever one likes:
+ * {@linkcode serveApi} does so at an address of its own.
+ *
+ * It speaks Toxiproxy 2's protocol, and refuses what a browser sends on behalf
+ * of a web page, so that no page can drive it through its visitor.
+ *
+ * @param proxy The proxy to be controlled.
+ * @param options Who is told of the calls; and `loopback`, to refuse what is
+ * addressed to another host than this machine by itself, as by a page whose
+ * name leads here. Default: true.
+ */
+export function controlApi(
+  proxy: ChaosProxy,
+  { onEvent = () => {}, loopback = true }: ApiOptions & { loopback?: boolean } =
+    {},
+): (request: Request) => Promise<Response> {
+  return async (request) => {
+    const start = performance.now();
+    const id = crypto.randomUUID();
+    let answer: Response;
+    let error: string | undefined;
+    try {
+      answer = await answerOf(proxy, request, loopback);
+    } catch (cause) {
+      const { status, message, headers } = refusalFor(cause);
+      error = message;
+      answer = Response.json({ error, status }, { status, headers });
+    }
+    answer.headers.set("x-toxiproxy-request-id", id);
+    onEvent({
+      event: "api",
+      request: id,
+      method: request.method,
+      path: request.url.replace(/^\w+:\/\/[^/]*/, ""),
+      status: answer.status,
+      ...(error && { error }),
+      durationMs: toMicroseconds(performance.now() - start),
+    });
+    return answer;
+  };
+}
+
+/** @throws {Refusal} And whatever the proxy throws. */
+function answerOf(
+  proxy: ChaosProxy,
+  request: Request,
+  loopback: boolean,
+): Response | Promise<Response> {
+  if (!URL.canParse(request.url)) {
+    throw new Refusal(400, "expected a Host that is a host name or an address");
+  }
+  refuseBrowsers(request, loopback);
+  const { pathname } = new URL(request.url);
+  for (const { pattern, answers } of PATHS) {
+    const groups = pattern.exec({ pathname })?.pathname.groups;
+    if (groups === undefined) continue;
+    const answer = Object.hasOwn(answers, request.method)
+      ? answers[request.method]
+      : undefined;
+    if (!answer) {
+      const allow = Object.keys(answers).join(", ");
+      throw new Refusal(
+        405,
+        `${request.method} is not for ${pathname}, which takes ${allow}`,
+        { allow },
+      );
+    }
+    const named = Object.fromEntries(
+      Object.entries(groups).map(([name, text = ""]) => [name, decode(text)]),
+    );
+    return answer({ proxy, request, named });
+  }
+  throw new Refusal(404, `there is nothing at ${pathname}`);
+}
+
+/** @throws {Refusal} If a request may come from a web page. */
+function refuseBrowsers({ headers, url }: Request, loopback: boolean): void {
+  if (headers.get("user-agent")?.startsWith("Mozilla/")) {
+    throw new Refusal(403, "requests from browsers are refused");
+  }
+  const { origin: own, hostname } = new URL(url);
+  const origin = headers.get("origin");
+  if (origin !== null && origin !== own) {
+    throw new Refusal(403, `requests from the origin ${origin} are refused`);
+  }
+  if (loopback && !isLoopback(hostname)) {
+    throw new Refusal(
+      403,
+      `expected a Host of this machine alone, found ${describe(hostname)}`,
+    );
+  }
+}
+
+/** Whether a host is this machine by itself: by name, or by address. */
+function isLoopback(host: string): boolean {
+  return /^(?:localhost\.?|(?:::ffff:)?127(?:\.\d+){3}|\[?::1\]?)$/i.test(host);
+}
+
+function decode(segment: string): string {
+  try {
+    return decodeURIComponent(segment);
+  } catch {
+    return segment; // which names nothing
+  }
+}
+
+/** What an error comes to in the protocol. */
+function refusalFor(error: unknown): Refusal {
+  if (error instanceof Refusal) return error;
+  if (error instanceof ConfigError) return badBody(...error.problems);
+  if (error instanceof Deno.errors.NotFound) {
+    return new Refusal(404, "proxy not found");
+  }
+  if (error instanceof Deno.errors.AlreadyExists) {
+    return new Refusal(409, "proxy already exists");
+  }
+  if (error instanceof Deno.errors.BadResource) {
+    return new Refusal(503, "the proxy is shutting down");
+  }
+  if (error instanceof Deno.errors.NotSupported) {
+    return new Refusal(501, causeOf(error));
+  }
+  return new Refusal(500, causeOf(error));
+}
+
+/** A control API that listens. */
+export interface ApiServer extends AsyncDisposable {
+  /** Where it listens, `host:port`, the port really taken. */
+  readonly address: string;
+  /** Listens no more; calls under way are cut off. */
+  close(): Promise<void>;
+}
+
+/**
+ * Serves the control API, see {@linkcode controlApi}, until it is closed. It
+ * goes on while the proxy drains, and after.
+ *
+ * @param proxy The proxy to be controlled.
+ * @param address Where to listen: a port, on 127.0.0.1, or `host:port`; port 0
+ * takes a free one. Default: 8474, as Toxiproxy does.
+ * @param options Who is told of the calls.
+ * @throws {TypeError} If the address is none.
+ * @throws {ListenError} If it cannot be listened on.
+ */
+export function serveApi(
+  proxy: ChaosProxy,
+  address: number | string = 8474,
+  { onEvent = () => {} }: ApiOptions = {},
+): ApiServer {
+  const asked = splitApi(address);
+  if (asked === undefined) {
+    throw new TypeError(
+      `address: expected ${apiAddress.expected}, found ${describe(address)}`,
+    );
+  }
+  const stop = new AbortController();
+  const serve = (at: Address) =>
+    Deno.serve(
+      { ...at, signal: stop.signal, onListen: () => {} },
+      (request) => answer(request),
+    );
+  let server: Deno.HttpServer<Deno.NetAddr>;
+  try {
+    server = serve(ofLocalhost(asked));
+  } catch (error) {
+    throw new ListenError("control API", asked, error);
+  }
+  const { addr } = server;
+  const loopback = isLoopback(addr.hostname); // however it was written
+  const answer = controlApi(proxy, { onEvent, loopback });
+  onEvent({ event: "api_listening", address: addressOf(addr) });
+  const serveAgain = () => {
+    try {
+      server = serve(addr);
+      return true;
+    } catch (error) {
+      onEvent({ event: "api_failed", cause: causeOf(error) });
+      return false;
+    }
+  };
+  // One that finds no descriptor ends for good, and has to be followed.
+  const served = (async () => {
+    for (;;) {
+      try {
+        await server.finished;
+        return;
+      } catch (error) {
+        onEvent({ event: "api_failed", cause: causeOf(error) });
+      }
+      do {
+        await sleep(ACCEPT_PAUSE_MS, stop.signal);
+        if (stop.signal.aborted) return;
+      } while (!serveAgain());
+    }
+  })();
+  const close = () => {
+    stop.abort();
+    return served;
+  };
+  return { address: addressOf(addr), close, [Symbol.asyncDispose]: close };
+}
+
+/** What Prometheus is told, in its text format. */
+function metrics(stats: RouteStats[]): string {
+  const bytes = (of: "received" | "sent") =>
+    stats.flatMap(({ route, ...counted }) =>
+      Object.entries(counted[of]).map(([direction, value]) =>
+        sample({
+          direction,
+          listener: addressOf({
+            hostname: route.host,
+            port: route.localPort,
+          }),
+          proxy: route.name,
+          upstream: route.upstream,
+        }, value)
+      )
+    );
+  const counts = (key: string, of: "ended" | "faults") =>
+    stats.flatMap(({ route, ...counted }) =>
+      Object.entries(counted[of]).map(([kind, value]) =>
+        sample({ proxy: route.name, [key]: kind }, value)
+      )
+    );
+  const dials = stats.flatMap(({ route: { name: proxy }, dials }) => [
+    ...dials.within.map((value, i) =>
+      sample({ proxy, le: `${DIAL_BOUNDS_MS[i] / 1000}` }, value, "_bucket")
+    ),
+    sample({ proxy, le: "+Inf" }, dials.count, "_bucket"),
+    sample({ proxy }, dials.totalMs / 1000, "_sum"),
+    sample({ proxy }, dials.count, "_count"),
+  ]);
+  return [
+    family(
+      "toxiproxy_proxy_received_bytes_total",
+      "counter",
+      "Bytes read: upstream, from clients; downstream, from the upstream.",
+      bytes("received"),
+    ),
+    family(
+      "toxiproxy_proxy_sent_bytes_total",
+      "counter",
+      "Bytes written: upstream, to the upstream; downstream, to clients.",
+      bytes("sent"),
+    ),
+    family(
+      "chaos_proxy_connections_total",
+      "counter",
+      "Connections that have ended, by why.",
+      counts("outcome", "ended"),
+    ),
+    family(
+      "chaos_proxy_connections_open",
+      "gauge",
+      "Connections in flight.",
+      stats.map(({ route, open }) => sample({ proxy: route.name }, open)),
+    ),
+    family(
+      "chaos_proxy_dial_seconds",
+      "histogram",
+      "How long it took to reach the upstream.",
+      dials,
+    ),
+    family(
+      "chaos_proxy_faults_total",
+      "counter",
+      "How often a fault was injected into a connection, by its kind.",
+      counts("kind", "faults"),
+    ),
+    family("chaos_proxy_build_info", "gauge", "What is running.", [
+      sample({ version: deno.version, deno: Deno.version.deno }, 1),
+    ]),
+  ].join("");
+}
+
+/** A metric with its samples, each of which begins behind its name. */
+function family(
+  name: string,
+  type: string,
+  help: string,
+  samples: string[],
+): string {
+  return [
+    `# HELP ${name} ${help}`,
+    `# TYPE ${name} ${type}`,
+    ...samples.map((each) => name + each),
+  ].join("\n") + "\n";
+}
+
+function sample(
+  labels: Record<string, string>,
+  value: number,
+  suffix = "",
+): string {
+  const listed = Object.entries(labels).map(([name, text]) => {
+    const escaped = text.replace(/[\\"]/g, "\\$&").replaceAll("\n", "\\n");
+    return `${name}="${escaped}"`;
+  });
+  return `${suffix}{${listed.join(",")}} ${value}`;
+}
+
 // ---- Logging: an event, a line ----------------------------------------------
 
 const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
@@ -2068,19 +4098,15 @@ type LogLevel = typeof LOG_LEVELS[number];
 const LOG_FORMATS = ["text", "json"] as const;
 type LogFormat = typeof LOG_FORMATS[number];
 
-const LEVEL_OF: Record<ProxyEvent["event"], LogLevel> = {
-  listening: "info",
-  started: "info",
-  accepted: "info",
-  dropped: "info",
-  timed_out: "info",
-  delayed: "info",
-  connected: "info",
+/** All that is logged. */
+type LogEvent = ProxyEvent | ApiEvent;
+
+/** Of those that are not for information. */
+const LEVEL_OF: Partial<Record<LogEvent["event"], LogLevel>> = {
   upstream_failed: "warn",
-  closed: "info",
   accept_failed: "warn",
-  draining: "info",
-  drained: "info",
+  api: "debug",
+  api_failed: "warn",
 };
 
 /** Writes lines to standard output. */
@@ -2105,12 +4131,14 @@ function eventLogger(
   level: LogLevel,
   format: LogFormat,
   routes: readonly Route[],
-): (event: ProxyEvent) => void {
-  const width = Math.max(...routes.map((route) => route.name.length));
+): (event: LogEvent) => void {
+  let width = Math.max(0, ...routes.map((route) => route.name.length));
   const handler = new LineHandler("DEBUG", {
-    formatter: format === "json"
-      ? jsonLine
-      : (record) => textLine(record, width),
+    formatter: format === "json" ? jsonLine : (record) => {
+      const event = record.args[0] as LogEvent;
+      if ("route" in event) width = Math.max(width, event.route.length);
+      return textLine(record, width);
+    },
   });
   const logger = new Logger("chaos-proxy", upper(level), {
     handlers: [handler],
@@ -2118,10 +4146,10 @@ function eventLogger(
   return (event) => logger[levelOf(event)](event.event, event);
 }
 
-function levelOf(event: ProxyEvent): LogLevel {
+function levelOf(event: LogEvent): LogLevel {
   return event.event === "drained" && event.cut > 0
     ? "warn"
-    : LEVEL_OF[event.event];
+    : LEVEL_OF[event.event] ?? "info";
 }
 
 function upper(level: LogLevel): Uppercase<LogLevel> {
@@ -2133,12 +4161,12 @@ function jsonLine({ datetime, levelName, args }: LogRecord): string {
   return JSON.stringify({
     time,
     level: levelName.toLowerCase(),
-    ...(args[0] as ProxyEvent),
+    ...(args[0] as LogEvent),
   });
 }
 
 function textLine(record: LogRecord, width: number): string {
-  const event = record.args[0] as ProxyEvent;
+  const event = record.args[0] as LogEvent;
   const route = "route" in event ? event.route : "";
   const [number, client] = "connection" in event
     ? [`#${event.connection}`, event.client]
@@ -2153,7 +4181,7 @@ function textLine(record: LogRecord, width: number): string {
   ].join(" ");
 }
 
-function inWords(event: ProxyEvent): string {
+function inWords(event: LogEvent): string {
   switch (event.event) {
     case "listening":
       return `listening ${event.address} -> ${event.upstream} (${event.faults})`;
@@ -2181,6 +4209,26 @@ function inWords(event: ProxyEvent): string {
     }
     case "accept_failed":
       return `accept_failed ${event.cause}`;
+    case "route_added":
+    case "route_changed":
+      return `${event.event} -> ${event.upstream} (${event.faults})`;
+    case "route_removed":
+      return "route_removed";
+    case "toxic_added":
+    case "toxic_changed":
+      return `${event.event} ${event.toxic} (${event.effect})`;
+    case "toxic_removed":
+      return `toxic_removed ${event.toxic}`;
+    case "reseeded":
+      return `reseeded with ${event.seed}`;
+    case "api_listening":
+      return `api_listening ${event.address}`;
+    case "api":
+      return `api ${event.method} ${event.path}: ${event.status}` +
+        `${event.error ? ` ${event.error}` : ""}, ${event.durationMs} ms, ` +
+        event.request;
+    case "api_failed":
+      return `api_failed ${event.cause}`;
     case "draining":
       return `draining ${count(event.connections, "connection")} in flight`;
     case "drained":
@@ -2205,9 +4253,10 @@ const HELP =
 
 Usage: chaos-proxy [options] <config>
 
-  <config>             a YAML file, or JSON if its name ends in .json
+  <config>             YAML, or JSON if its name ends in .json; none with --api
 
 Options:
+  --api [host:]port    be controlled there, by Toxiproxy's clients among others
   --check              check the config, print its routes and faults, and exit
   --seed <number>      take this seed instead of the config's
   --log-level <level>  debug, info (the default), warn or error
@@ -2222,7 +4271,6 @@ Example:
 
 Signals: SIGINT and SIGTERM stop accepting and wait for the connections in
 flight, up to the config's drainTimeoutMs; a later second one ends at once.
-
 Exit codes: 0 stopped, all connections ended; 1 failed while running, or
 connections had to be cut; 2 a wrong argument or config.
 `;
@@ -2234,15 +4282,16 @@ class UsageError extends Error {
 
 interface CommandLine {
   action: "help" | "version" | "check" | "run";
-  config: string;
+  /** Absent, there is nothing but what comes by the API. */
+  config: string | undefined;
   demo: boolean;
-  seed: number | undefined;
+  given: { seed?: number; api?: string };
   logLevel: LogLevel;
   logFormat: LogFormat;
 }
 
 const FLAGS = ["check", "demo", "help", "version"] as const;
-const SETTINGS = ["log-format", "log-level", "seed"] as const;
+const SETTINGS = ["api", "log-format", "log-level", "seed"] as const;
 
 /** @throws {UsageError} If an argument is unknown, missing or wrong. */
 function readCommandLine(args: string[]): CommandLine {
@@ -2274,11 +4323,17 @@ function readCommandLine(args: string[]): CommandLine {
     : flags.check
     ? "check"
     : "run";
-  const needsConfig = action === "check" || action === "run";
-  if (needsConfig && operands.length === 0 && !flags.demo) {
-    throw new UsageError("expected a config file, found no argument");
+  const runs = action === "check" || action === "run";
+  const needsConfig = runs && !flags.demo &&
+    (action === "check" || flags.api === undefined);
+  if (needsConfig && operands.length === 0) {
+    throw new UsageError(
+      action === "check"
+        ? "expected a config file, found no argument"
+        : "expected a config file or --api, found no argument",
+    );
   }
-  if (needsConfig && operands.length > 1) {
+  if (runs && operands.length > 1) {
     throw new UsageError(
       `expected one config file, found ${operands.length}: ${
         operands.join(", ")
@@ -2287,9 +4342,12 @@ function readCommandLine(args: string[]): CommandLine {
   }
   return {
     action,
-    config: operands[0] ?? EXAMPLE,
+    config: operands[0] ?? (flags.demo ? EXAMPLE : undefined),
     demo: flags.demo,
-    seed: readSeed(flags.seed),
+    given: {
+      ...(flags.seed !== undefined && { seed: readSeed(flags.seed) }),
+      ...(flags.api !== undefined && { api: readApi(flags.api) }),
+    },
     logLevel: readChoice("log-level", flags["log-level"], LOG_LEVELS) ?? "info",
     logFormat: readChoice("log-format", flags["log-format"], LOG_FORMATS) ??
       "text",
@@ -2308,8 +4366,14 @@ function unknownOption(arg: string): UsageError {
   );
 }
 
-function readSeed(text: string | undefined): number | undefined {
-  if (text === undefined) return undefined;
+function readApi(text: string): string {
+  if (apiAddress.is(text)) return text;
+  throw new UsageError(
+    `--api: expected ${apiAddress.expected}, found ${describe(text)}`,
+  );
+}
+
+function readSeed(text: string): number {
   const { guard } = CONFIG_FIELDS.seed;
   const seed = /^\d+$/.test(text) ? Number(text) : undefined;
   if (guard.is(seed)) return seed;
@@ -2334,7 +4398,10 @@ function readChoice<T extends string>(
 const EXAMPLE = `${import.meta.dirname ?? "."}/config.example.yaml`;
 
 /** @throws {ConfigError} If the file cannot be read, or holds no good config. */
-async function loadConfig(path: string): Promise<Config> {
+async function loadConfig(
+  path: string,
+  given: CommandLine["given"],
+): Promise<Config> {
   let bytes: Uint8Array;
   try {
     bytes = await readAtMost(path, MAX_CONFIG_BYTES + 1);
@@ -2350,7 +4417,7 @@ async function loadConfig(path: string): Promise<Config> {
   } catch {
     throw new ConfigError(path, ["expected text in UTF-8, found other bytes"]);
   }
-  return parseConfig(text, path);
+  return parseConfig(text, path, given);
 }
 
 /** Reads no more than that, of whatever the path names: it may have no end. */
@@ -2402,7 +4469,8 @@ function summarize(config: Config, path: string): string {
     ? `drain within ${config.drainTimeoutMs} ms`
     : "drain without a limit";
   const routes = count(config.routes.length, "route");
-  return [`${path}: ${routes}, ${seed}, ${drain}`, ...table].join("\n");
+  const api = config.api === undefined ? "" : `, api ${config.api}`;
+  return [`${path}: ${routes}, ${seed}, ${drain}${api}`, ...table].join("\n");
 }
 
 /**
@@ -2435,7 +4503,13 @@ async function run(config: Config, line: CommandLine): Promise<number> {
   const demo = new AbortController();
   if (line.demo && config.routes.some(isDemo)) serveDemo(demo.signal);
   try {
-    await using proxy = await ChaosProxy.start(config, { onEvent });
+    const { api } = config;
+    const resettable = api !== undefined; // by whatever may come to be asked
+    const options = { onEvent, resettable };
+    await using proxy = await ChaosProxy.start(config, options);
+    await using _api = api === undefined
+      ? null
+      : serveApi(proxy, api, { onEvent });
     await stop;
     signal(performance.now() + SAME_SIGNAL_MS).then(() => {
       console.error("chaos-proxy: ended at once by a second signal");
@@ -2477,10 +4551,11 @@ async function main(args: string[]): Promise<number> {
         console.log(`chaos-proxy ${deno.version}`);
         return 0;
     }
-    const config = await loadConfig(line.config);
-    config.seed = line.seed ?? config.seed;
+    const config = line.config === undefined
+      ? checkConfig(line.given, "config", {})
+      : await loadConfig(line.config, line.given);
     if (line.action === "run") return await run(config, line);
-    console.log(summarize(config, line.config));
+    console.log(summarize(config, line.config!));
     return 0;
   } catch (error) {
     if (error instanceof UsageError) {

@@ -9,16 +9,12 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import {
-  ChaosProxy,
-  type ConfigOptions,
-  ListenError,
-  type ProxyEvent,
-} from "../main.ts";
+import { ChaosProxy, type ConfigOptions, ListenError } from "../main.ts";
 import {
   Cli,
   echo,
   isDisconnect,
+  type LogEvent,
   nowhere,
   readAll,
   ROOT,
@@ -185,6 +181,7 @@ Deno.test("--help fits a screen, names every option and shows an example", async
   for (const line of lines) assertLessOrEqual(line.length, 80);
   const options = [
     "<config>",
+    "--api",
     "--check",
     "--seed",
     "--log-level",
@@ -219,7 +216,7 @@ Deno.test("a wrong command line is a usage error", async () => {
   const level = "--log-level: expected debug or info or warn or error, found";
   const format = "--log-format: expected text or json, found";
   const wrong: [args: string[], message: string][] = [
-    [[], "expected a config file, found no argument"],
+    [[], "expected a config file or --api, found no argument"],
     [["--check"], "expected a config file, found no argument"],
     [["a.yaml", "b.yaml"], "expected one config file, found 2: a.yaml, b.yaml"],
     [["--chekc", "a"], "unknown option --chekc; did you mean --check?"],
@@ -350,7 +347,8 @@ Deno.test("a file that is no config is told why", async () => {
     ],
     [new Uint8Array(10 * 1024 * 1024).fill(0x23), tooLarge],
     ["hello", 'expected a mapping with routes, found "hello"'],
-    ["- a", "expected a mapping with routes, found a list"],
+    ["- localPort: 1", "expected a mapping with routes, found a list"],
+    ["- a", '[0]: expected a mapping with name and upstream, found "a"'],
   ];
   const paths: [path: string, problem: string][] = [
     [missing, "there is no such file"],
@@ -448,7 +446,7 @@ Deno.test("when a route cannot be listened on, none is", async () => {
   using busy = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const upstream = "localhost:5432";
   const port = quietPort();
-  const events: ProxyEvent[] = [];
+  const events: LogEvent[] = [];
   const error = await assertRejects(
     () =>
       ChaosProxy.start({
@@ -554,18 +552,25 @@ const is: Record<string, (value: unknown) => boolean> = {
   count: (value) => Number.isSafeInteger(value) && Number(value) >= 0,
   number: (value) => Number.isSafeInteger(value) && Number(value) >= 1,
   ms: (value) => typeof value === "number" && value >= 0,
+  flag: (value) => typeof value === "boolean",
   names: (value) =>
     Array.isArray(value) && value.every((each) => typeof each === "string"),
   address: (value) => /^(?:[\d.]+|\[[\da-f:.]+\]):\d+$/.test(String(value)),
   ending: (value) =>
-    /^(?:(?:client|upstream)(?:_reset)?|upstream_failed|fault|drain)$/
+    /^(?:(?:client|upstream)(?:_reset)?|upstream_failed|fault|cut|drain)$/
       .test(String(value)),
 };
 
 const CONNECTION = { route: "text", connection: "number", client: "address" };
+const ROUTE = {
+  route: "text",
+  upstream: "text",
+  enabled: "flag",
+  faults: "text",
+};
 
 /** The fields of each event, as the README has them; `?`: may be absent. */
-const FIELDS: Record<ProxyEvent["event"], Record<string, string>> = {
+const FIELDS: Record<LogEvent["event"], Record<string, string>> = {
   listening: {
     route: "text",
     address: "address",
@@ -595,13 +600,32 @@ const FIELDS: Record<ProxyEvent["event"], Record<string, string>> = {
     durationMs: "ms",
   },
   accept_failed: { route: "text", cause: "text" },
+  route_added: ROUTE,
+  route_changed: ROUTE,
+  route_removed: { route: "text" },
+  toxic_added: { route: "text", toxic: "text", effect: "text" },
+  toxic_changed: { route: "text", toxic: "text", effect: "text" },
+  toxic_removed: { route: "text", toxic: "text" },
+  reseeded: { seed: "count" },
+  api_listening: { address: "address" },
+  api: {
+    request: "text",
+    method: "text",
+    path: "text",
+    status: "number",
+    "error?": "text",
+    durationMs: "ms",
+  },
+  api_failed: { cause: "text" },
   draining: { connections: "count" },
   drained: { cut: "count", durationMs: "ms" },
 };
 
-const LEVELS: Partial<Record<ProxyEvent["event"], string>> = {
+const LEVELS: Partial<Record<LogEvent["event"], string>> = {
   upstream_failed: "warn",
   accept_failed: "warn",
+  api_failed: "warn",
+  api: "debug",
 };
 
 /** Checks that a line holds an event with just the fields of the table. */
@@ -610,7 +634,7 @@ function assertEvent(line: Record<string, unknown>): void {
   const shown = JSON.stringify(line);
   assertEquals(Object.keys(line).slice(0, 3), ["time", "level", "event"]);
   assertEquals(new Date(String(time)).toISOString(), time);
-  const name = event as ProxyEvent["event"];
+  const name = event as LogEvent["event"];
   assert(Object.hasOwn(FIELDS, name), shown);
   assertEquals(level, LEVELS[name] ?? "info", shown);
   const expected = Object.entries(FIELDS[name]).filter(([field]) =>

@@ -48,6 +48,7 @@ const DEFAULTS = {
   name: "8080",
   localPort: 8080,
   host: "127.0.0.1",
+  enabled: true,
   upstream: "localhost:5432",
   dropRate: 0,
   timeoutRate: 0,
@@ -68,10 +69,12 @@ Deno.test("what is written is kept", () => {
   const written: Config = {
     seed: 42,
     drainTimeoutMs: 0,
+    api: "0.0.0.0:8474",
     routes: [{
       name: "db",
       localPort: 65535,
       host: "::1",
+      enabled: false,
       upstream: "[::1]:65535",
       dropRate: 1,
       timeoutRate: 0.25,
@@ -353,12 +356,12 @@ Deno.test("a host is a name or an IP address, without a port", () => {
 
 Deno.test("a name is short, and one word", () => {
   for (
-    const name of ["a", "db-1", "x".repeat(64), "größe", "😀", "__proto__"]
+    const name of ["a", "db-1", "x".repeat(255), "größe", "😀", "__proto__"]
   ) {
     const { routes } = parseConfig(withRoutes({ localPort: 1, name }));
     assertEquals(routes[0].name, name);
   }
-  const tooLong = "x".repeat(65);
+  const tooLong = "x".repeat(256);
   const bad: [name: unknown, found: string][] = [
     ["", '""'],
     [" ", '" "'],
@@ -372,7 +375,7 @@ Deno.test("a name is short, and one word", () => {
   ];
   for (const [name, found] of bad) {
     assertEquals(problems(withRoutes({ localPort: 1, name })), [
-      `routes[0].name: expected 1 to 64 characters without white space, found ${found}`,
+      `routes[0].name: expected 1 to 255 characters without white space, found ${found}`,
     ]);
   }
 });
@@ -464,7 +467,7 @@ Deno.test("an unknown key is reported with what was probably meant", () => {
     ]);
   }
   assertEquals(problems(`proxies: []\n${withField("name", "a")}`), [
-    "proxies: unknown key; known are seed, drainTimeoutMs, routes",
+    "proxies: unknown key; known are seed, drainTimeoutMs, api, routes",
   ]);
 });
 
@@ -493,7 +496,7 @@ Deno.test("keys of every object's prototype are keys like others", () => {
       const inner = `{"localPort": 1, "upstream": "a:1"}`;
       const top = `{"${key}": {"routes": [${inner}]}, "routes": [${inner}]}`;
       assertEquals(problems(top, path), [
-        `${key}: unknown key; known are seed, drainTimeoutMs, routes`,
+        `${key}: unknown key; known are seed, drainTimeoutMs, api, routes`,
       ]);
       const nested = `{"routes": [{"${key}": ${inner}}]}`;
       assertEquals(problems(nested, path).map((each) => each.split(";")[0]), [
@@ -560,7 +563,8 @@ Deno.test("a file without routes is told apart", () => {
     "~": `${mapping} null`,
     "5": `${mapping} 5`,
     "hello": `${mapping} "hello"`,
-    "- a\n- b\n": `${mapping} a list`,
+    "- localPort: 1\n  upstream: a:1\n": `${mapping} a list`,
+    "[]": "routes: expected a list of routes, at least one, found a list",
     "2024-01-01": `${mapping} a date`,
   };
   for (const [text, problem] of Object.entries(found)) {
@@ -572,7 +576,7 @@ Deno.test("a file without routes is told apart", () => {
     "null": `${mapping} null`,
     "5": `${mapping} 5`,
     '"a"': `${mapping} "a"`,
-    "[]": `${mapping} a list`,
+    '[{"localPort": 1}]': `${mapping} a list`,
     "true": `${mapping} true`,
   };
   for (const [text, problem] of Object.entries(foundInJson)) {
@@ -970,7 +974,7 @@ function assertValid(config: Config): void {
     within(route.latencyMs, 0, 2147483647);
     within(route.jitterMs, 0, 2147483647);
     within(route.connectTimeoutMs, 1, 2147483647);
-    assertMatch(route.name, /^[^\s\p{C}]{1,64}$/u);
+    assertMatch(route.name, /^[^\s\p{C}]{1,255}$/u);
     assertMatch(route.host, /^[\w.:[\]-]+$/);
     assertMatch(route.upstream, /^(?:[\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}$/);
     within(Number(route.upstream.split(":").at(-1)), 1, 65535);

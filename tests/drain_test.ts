@@ -17,6 +17,7 @@ import {
   testBytes,
   text,
   unlessDisconnected,
+  untilRefused,
   Upstream,
   WatchedProxy,
   writeAll,
@@ -349,22 +350,6 @@ async function assertCut(
   assertEquals(whys(watched), ["drain"]);
   assertEquals(watched.log.of("upstream_failed"), []);
   assertEquals(watched.proxy.connections, 0);
-}
-
-/**
- * Connects until it is refused: a listener's closing takes a turn of the event
- * loop, up to which connections are reset.
- */
-async function untilRefused(port: number): Promise<void> {
-  for (;;) {
-    try {
-      using client = await Deno.connect({ port });
-      assertEquals(await readToEnd(client), 0);
-    } catch (error) {
-      if (error instanceof Deno.errors.ConnectionRefused) return;
-      unlessDisconnected(error);
-    }
-  }
 }
 
 function whys({ log }: WatchedProxy): string[] {

@@ -1,21 +1,28 @@
 /** What the tests share: peers, a proxy that is watched, the CLI as a process. */
 
 import {
+  type ApiEvent,
+  type ApiServer,
   ChaosProxy,
   type ConfigOptions,
   type ProxyEvent,
   type RouteOptions,
+  serveApi,
+  type StartOptions,
 } from "../main.ts";
 
-type Named<N> = Extract<ProxyEvent, { event: N }>;
+/** All that the program logs. */
+export type LogEvent = ProxyEvent | ApiEvent;
+
+type Named<N> = Extract<LogEvent, { event: N }>;
 
 /** Events in the order in which they came, and those still to come. */
 export class EventLog {
-  readonly all: ProxyEvent[] = [];
+  readonly all: LogEvent[] = [];
   #changed = Promise.withResolvers<void>();
   #ended = false;
 
-  readonly add = (event: ProxyEvent): void => {
+  readonly add = (event: LogEvent): void => {
     this.all.push(event);
     this.#wake();
   };
@@ -26,12 +33,12 @@ export class EventLog {
     this.#wake();
   }
 
-  of<N extends ProxyEvent["event"]>(name: N): Named<N>[] {
+  of<N extends LogEvent["event"]>(name: N): Named<N>[] {
     return this.all.filter((each): each is Named<N> => each.event === name);
   }
 
   /** The first so many events of a name, as soon as they are there. */
-  async first<N extends ProxyEvent["event"]>(
+  async first<N extends LogEvent["event"]>(
     name: N,
     count: number,
   ): Promise<Named<N>[]> {
@@ -43,7 +50,7 @@ export class EventLog {
     }
   }
 
-  async next<N extends ProxyEvent["event"]>(name: N): Promise<Named<N>> {
+  async next<N extends LogEvent["event"]>(name: N): Promise<Named<N>> {
     return (await this.first(name, this.of(name).length + 1)).at(-1)!;
   }
 
@@ -57,10 +64,13 @@ export class EventLog {
 export class WatchedProxy implements AsyncDisposable {
   private constructor(readonly proxy: ChaosProxy, readonly log: EventLog) {}
 
-  static async start(config: ConfigOptions): Promise<WatchedProxy> {
+  static async start(
+    config: ConfigOptions,
+    options: StartOptions = {},
+  ): Promise<WatchedProxy> {
     const log = new EventLog();
     return new WatchedProxy(
-      await ChaosProxy.start(config, { onEvent: log.add }),
+      await ChaosProxy.start(config, { onEvent: log.add, ...options }),
       log,
     );
   }
@@ -70,12 +80,13 @@ export class WatchedProxy implements AsyncDisposable {
     upstream: { address: string },
     route: Partial<RouteOptions> = {},
     config: Partial<ConfigOptions> = {},
+    options: StartOptions = {},
   ): Promise<WatchedProxy> {
     return WatchedProxy.start({
       seed: 1,
       ...config,
       routes: [{ localPort: 0, upstream: upstream.address, ...route }],
-    });
+    }, options);
   }
 
   connect(route = 0): Promise<Deno.TcpConn> {
@@ -157,11 +168,25 @@ export function echo(hostname?: string): Upstream {
   }, hostname);
 }
 
+/**
+ * A port that is free, also when it is given back and taken again: no system
+ * gives one of these to whoever connects, or wants any.
+ */
+export function steadyPort(): number {
+  for (;;) {
+    const port = 20_000 + Math.floor(Math.random() * 12_000);
+    try {
+      Deno.listen({ hostname: "0.0.0.0", port }).close();
+      return port;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    }
+  }
+}
+
 /** An address of this machine's on which nothing listens. */
 export function nowhere(): { address: string } {
-  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  listener.close();
-  return { address: `127.0.0.1:${listener.addr.port}` };
+  return { address: `127.0.0.1:${steadyPort()}` };
 }
 
 export async function writeAll(conn: Deno.Conn, bytes: Uint8Array) {
@@ -244,7 +269,7 @@ export async function readToEnd(conn: Deno.Conn): Promise<number> {
 }
 
 /** The import map and lock file by which this process runs, if any. */
-const RUN_FLAGS = import.meta.resolve("@std/yaml").startsWith("file:")
+export const RUN_FLAGS = import.meta.resolve("@std/yaml").startsWith("file:")
   ? ["--import-map", "npm/imports.json", "--lock", "npm/deno.lock", "--frozen"]
   : [];
 
@@ -297,6 +322,16 @@ export class Cli implements AsyncDisposable {
     return cli;
   }
 
+  /** What a line of standard output says where an expression captures it. */
+  async says(expression: RegExp): Promise<string> {
+    for (;;) {
+      const found = expression.exec(this.stdout);
+      if (found) return found[1];
+      if (this.#ended) throw new Error(`${expression} not in ${this.stdout}`);
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  }
+
   get pid(): number {
     return this.#child.pid;
   }
@@ -343,6 +378,140 @@ export class Cli implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#ended) this.#child.kill("SIGKILL");
     await this.status;
+  }
+}
+
+/** Fails, instead of waiting for ever. */
+export async function soon<T>(
+  promise: Promise<T>,
+  what: string,
+  withinMs = 60_000,
+): Promise<T> {
+  const late = Promise.withResolvers<never>();
+  const timer = setTimeout(
+    () => late.reject(new Error(`no ${what} within ${withinMs / 1000} s`)),
+    withinMs,
+  );
+  try {
+    return await Promise.race([promise, late.promise]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** What the control API has answered. */
+export interface Answer {
+  status: number;
+  text: string;
+  headers: Headers;
+}
+
+/** A client of a control API, which is its own to close where it serves it. */
+export class Api implements AsyncDisposable {
+  readonly #client = Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
+
+  private constructor(
+    readonly port: number,
+    readonly server?: ApiServer,
+  ) {}
+
+  /** Serves the API of a proxy. */
+  static of(
+    { proxy, log }: WatchedProxy,
+    address: number | string = 0,
+  ): Api {
+    const server = serveApi(proxy, address, { onEvent: log.add });
+    return new Api(Number(server.address.split(":").at(-1)), server);
+  }
+
+  /** Speaks to one that is served elsewhere. */
+  static at(address: string): Api {
+    return new Api(Number(address.split(":").at(-1)));
+  }
+
+  /** Calls; a body that is no text is sent as JSON. */
+  async raw(
+    method: string,
+    path: string,
+    body?: unknown,
+  ): Promise<Answer> {
+    const answer = await fetch(`http://127.0.0.1:${this.port}${path}`, {
+      method,
+      body: body === undefined || typeof body === "string" ||
+          body instanceof Uint8Array
+        ? body as BodyInit | undefined
+        : JSON.stringify(body),
+      client: this.#client,
+    });
+    const { status, headers } = answer;
+    return { status, headers, text: await answer.text() };
+  }
+
+  /** Calls, and reads the answer as JSON. */
+  async call(
+    method: string,
+    path: string,
+    body?: unknown,
+    // deno-lint-ignore no-explicit-any
+  ): Promise<{ status: number; body: any }> {
+    const { status, text } = await this.raw(method, path, body);
+    return { status, body: text === "" ? undefined : JSON.parse(text) };
+  }
+
+  get(path: string) {
+    return this.call("GET", path);
+  }
+
+  post(path: string, body?: unknown) {
+    return this.call("POST", path, body);
+  }
+
+  patch(path: string, body: unknown) {
+    return this.call("PATCH", path, body);
+  }
+
+  delete(path: string) {
+    return this.call("DELETE", path);
+  }
+
+  /** Calls with just these headers, also those that `fetch` sets itself. */
+  async plain(
+    method: string,
+    path: string,
+    headers: Record<string, string>,
+  ): Promise<Omit<Answer, "headers">> {
+    const all = { host: "localhost", connection: "close", ...headers };
+    const lines = Object.entries(all).map(([name, value]) =>
+      `${name}: ${value}\r\n`
+    );
+    using conn = await Deno.connect({ port: this.port });
+    await send(conn, `${method} ${path} HTTP/1.1\r\n${lines.join("")}\r\n`);
+    const answer = text(await readAll(conn));
+    return {
+      status: Number(answer.split(" ", 2)[1]),
+      text: answer.slice(answer.indexOf("\r\n\r\n") + 4),
+    };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#client.close();
+    await this.server?.close();
+  }
+}
+
+/**
+ * Connects until it is refused: a listener's closing takes a turn of the event
+ * loop, up to which connections are reset.
+ */
+export async function untilRefused(port: number): Promise<void> {
+  for (;;) {
+    try {
+      using client = await Deno.connect({ port });
+      await readToEnd(client);
+    } catch (error) {
+      if (error instanceof Deno.errors.ConnectionRefused) return;
+      unlessDisconnected(error);
+    }
   }
 }
 

@@ -3,15 +3,18 @@ import {
   assertEquals,
   assertLess,
   assertLessOrEqual,
+  assertMatch,
 } from "@std/assert";
 import type { ConfigOptions } from "../main.ts";
 import {
+  Api,
   Cli,
   echo,
   EventLog,
   readExactly,
   ROOT,
   send,
+  soon,
   TempFile,
   testBytes,
   text,
@@ -60,60 +63,105 @@ Deno.test("thousands of connections leave nothing behind", async () => {
   assertLess(await memory(cli) - halfWay, 48 * MIB);
 });
 
-Deno.test("running out of descriptors is survived", {
-  ignore: IS_WINDOWS,
-}, async () => {
-  await using upstream = echo();
-  await using cli = await startWithDescriptors(64, {
-    routes: [
-      { name: "echo", localPort: 0, upstream: upstream.address },
-      {
-        name: "hold",
-        localPort: 0,
-        upstream: upstream.address,
-        timeoutRate: 1,
-      },
-    ],
-  });
-  using early = await Deno.connect({ port: cli.port(0) });
-  await exchange(early, 1);
-  const clients = await Promise.all(
-    Array.from({ length: 80 }, () => Deno.connect({ port: cli.port(1) })),
-  );
-  const [failed] = await cli.log.first("accept_failed", 1);
-  assertEquals(failed.route, "hold");
-  assert(failed.cause);
+for (const api of [undefined, 0]) {
+  const kind = api === undefined ? "" : ", also with the API";
+  Deno.test(`running out of descriptors is survived${kind}`, {
+    ignore: IS_WINDOWS,
+  }, async () => {
+    await using upstream = echo();
+    await using cli = await startWithDescriptors(64, {
+      api,
+      routes: [
+        { name: "echo", localPort: 0, upstream: upstream.address },
+        {
+          name: "hold",
+          localPort: 0,
+          upstream: upstream.address,
+          timeoutRate: 1,
+        },
+      ],
+    });
+    using early = await Deno.connect({ port: cli.port(0) });
+    await exchange(early, 1);
+    const clients = await Promise.all(
+      Array.from({ length: 80 }, () => Deno.connect({ port: cli.port(1) })),
+    );
+    const [failed] = await cli.log.first("accept_failed", 1);
+    assert(failed.cause);
 
-  await exchange(early, 2);
-  clients.forEach((client) => client.close());
-  await cli.log.first("closed", 80);
-  using late = await Deno.connect({ port: cli.port(0) });
-  await exchange(late, 3);
-  assertEquals(cli.log.of("accepted").length, 82);
-  assertEquals(cli.stderr(), "");
-});
-
-Deno.test("a dialling that finds no descriptor fails alone", {
-  ignore: IS_WINDOWS,
-}, async () => {
-  await using upstream = echo();
-  await using cli = await startWithDescriptors(64, {
-    routes: [{ localPort: 0, upstream: upstream.address }],
+    await exchange(early, 2);
+    if (api !== undefined) {
+      const [{ address }] = await cli.log.first("api_listening", 1);
+      using _call = await Deno.connect({
+        port: Number(address.split(":")[1]),
+      }).catch(() => null); // as it listens anew
+      const [{ cause }] = await cli.log.first("api_failed", 1);
+      assertMatch(cause, /^Too many open files/);
+    }
+    clients.forEach((client) => client.close());
+    if (api === undefined) {
+      assertEquals(failed.route, "hold");
+      await cli.log.first("closed", 80);
+      assertEquals(cli.log.of("accepted").length, 81); // none is forgotten
+      using late = await Deno.connect({ port: cli.port(0) });
+      await exchange(late, 3);
+    } else {
+      await untilServed(cli, 0);
+      const [{ address }] = await cli.log.first("api_listening", 1);
+      await using client = Api.at(address);
+      while (await client.get("/version").then(() => false, () => true)) {
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+    }
+    assertEquals(cli.stderr(), "");
   });
-  using early = await Deno.connect({ port: cli.port() });
-  await exchange(early, 1);
-  const clients = await Promise.all(
-    Array.from({ length: 80 }, () => Deno.connect({ port: cli.port() })),
-  );
-  const [failed] = await cli.log.first("upstream_failed", 1);
-  assert(failed.cause);
-  await exchange(early, 2);
-  clients.forEach((client) => client.close());
-  await cli.log.first("closed", 80);
-  using late = await Deno.connect({ port: cli.port() });
-  await exchange(late, 3);
-  assertEquals(cli.stderr(), "");
-});
+}
+
+/** Waits until a route serves again; what it does not accept, it resets. */
+async function untilServed(cli: LimitedCli, route: number): Promise<void> {
+  for (let attempt = 1;; attempt++) {
+    try {
+      using conn = await Deno.connect({ port: cli.port(route) });
+      return await soon(exchange(conn, 10 + attempt), "answer", 1000);
+    } catch (error) {
+      if (attempt === 30) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  }
+}
+
+// An odd one is taken by a connection, an even one by the dialling for it.
+for (const [limit, api] of [[64, undefined], [64, 0], [65, 0]] as const) {
+  const kind = api === undefined ? "" : `, also with the API and ${limit}`;
+  Deno.test(`a dialling that finds no descriptor fails alone${kind}`, {
+    ignore: IS_WINDOWS,
+  }, async () => {
+    await using upstream = echo();
+    await using cli = await startWithDescriptors(limit, {
+      api,
+      routes: [{ localPort: 0, upstream: upstream.address }],
+    });
+    using early = await Deno.connect({ port: cli.port() });
+    await exchange(early, 1);
+    const clients = await Promise.all(
+      Array.from({ length: 80 }, () => Deno.connect({ port: cli.port() })),
+    );
+    const failed = await Promise.race([
+      cli.log.first("upstream_failed", 1),
+      cli.log.first("accept_failed", 1),
+    ]);
+    assert(failed[0].cause);
+    await exchange(early, 2);
+    clients.forEach((client) => client.close());
+    if (api === undefined) {
+      assertEquals(failed[0].event, "upstream_failed");
+      await cli.log.first("closed", 80);
+      using late = await Deno.connect({ port: cli.port() });
+      await exchange(late, 3);
+    } else await untilServed(cli, 0);
+    assertEquals(cli.stderr(), "");
+  });
+}
 
 /** Sends what is this connection's alone, and gets it back. */
 async function exchange(conn: Deno.Conn, number: number): Promise<void> {

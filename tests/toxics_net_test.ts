@@ -13,6 +13,7 @@ import {
   readAll,
   readExactly,
   send,
+  soon,
   testBytes,
   text,
   Upstream,
@@ -44,20 +45,6 @@ async function exchange(
 async function turns(): Promise<void> {
   for (let i = 0; i < 200; i++) {
     await new Promise<void>((resolve) => setImmediate(resolve));
-  }
-}
-
-/** Fails, instead of waiting for ever. */
-async function soon<T>(promise: Promise<T>, what: string): Promise<T> {
-  const late = Promise.withResolvers<never>();
-  const timer = setTimeout(
-    () => late.reject(new Error(`no ${what} within 5 s`)),
-    5000,
-  );
-  try {
-    return await Promise.race([promise, late.promise]);
-  } finally {
-    clearTimeout(timer);
   }
 }
 
@@ -820,4 +807,56 @@ test("an HTTP client gets through slowly, is cut off, or is reset", async () => 
     DOMException,
   );
   assertEquals(timedOut.name, "TimeoutError");
+});
+
+/**
+ * What a client gets of a long answer that has filled the system's buffers when
+ * it begins to read: it has ended its stream by then.
+ */
+async function answerAfterEnd(
+  question: string,
+  resettable: boolean,
+): Promise<{ watched: WatchedProxy; bytes: Uint8Array; got: Uint8Array }> {
+  const bytes = testBytes(40_000_000);
+  await using upstream = new Upstream(async (conn) => {
+    await readAll(conn);
+    await writeAll(conn, bytes);
+    await conn.closeWrite();
+  });
+  await using watched = await WatchedProxy.to(upstream, {}, {}, { resettable });
+  using client = await watched.connect();
+  await send(client, question);
+  await client.closeWrite();
+  for (let last = -1, same = 0; same < 10;) {
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    const now = watched.proxy.stats()[0].sent.downstream;
+    same = now > 0 && now === last ? same + 1 : 0;
+    last = now;
+  }
+  return { watched, bytes, got: await readAll(client) };
+}
+
+for (const resettable of [false, true]) {
+  const sockets = resettable ? "Node's sockets" : "Deno's sockets";
+  test(`a client that has ended its stream gets a long answer whole, on ${sockets}`, async () => {
+    const { bytes, got } = await answerAfterEnd("please", resettable);
+    assertEquals(got.length, bytes.length);
+    assertEquals(got, bytes);
+  });
+}
+
+test("a client that ends its stream without a byte gets all on Deno's sockets", async () => {
+  const { bytes, got } = await answerAfterEnd("", false);
+  assertEquals(got.length, bytes.length);
+  assertEquals(got, bytes);
+});
+
+test("on Node's it gets all, or a RST, but never a part that looks whole", async () => {
+  try {
+    const { bytes, got } = await answerAfterEnd("", true);
+    assertEquals(got.length, bytes.length);
+    assertEquals(got, bytes);
+  } catch (error) {
+    assert(error instanceof Deno.errors.ConnectionReset, `${error}`);
+  }
 });

@@ -164,7 +164,10 @@ Deno.test("timeout lets nothing through, and closes in time", () => {
   const given: Timed[] = [chunk(1, 5), { at: 2, what: "end" }];
   assertEquals(
     through({ type: "timeout", attributes: { timeout: 300 } }, given),
-    { passed: [], cuts: [{ at: 300, how: "close" }] },
+    {
+      passed: [{ at: Infinity, what: "end" }],
+      cuts: [{ at: 300, how: "close" }],
+    },
   );
   assertEquals(through({ type: "timeout" }, given), {
     passed: [{ at: 2, what: "end" }],
@@ -752,4 +755,157 @@ Deno.test({
     ];
     assert(cli.stdout.includes(words.join(", ")), cli.stdout);
   },
+});
+
+/** A toxic that is begun and opened at 100, and what it does from then on. */
+function begun(options: ToxicOptions) {
+  const passed: Timed[] = [];
+  const cuts: Cut[] = [];
+  const effect = beginToxic(options, 1, {
+    pass: (timed) => passed.push({ ...timed }),
+    cut: (at, how) => cuts.push({ at, how }),
+  });
+  effect.open?.(100);
+  /** What comes of these from now on, as times and sizes. */
+  const give = (...given: Timed[]) => {
+    passed.length = 0;
+    for (const each of given) effect.take(each);
+    return passed.map(({ at, what }) => [
+      Number(at.toFixed(6)),
+      typeof what === "string" ? what : what.length,
+    ]);
+  };
+  return { effect, passed, cuts, give };
+}
+
+Deno.test("a changed latency or slow_close is that of what comes again", () => {
+  const latency = begun({ type: "latency", attributes: { latency: 500 } });
+  assertEquals(latency.give(chunk(110, 5)), [[610, 5]]);
+  latency.effect.change({ latency: 50, jitter: 0 }, 300, -Infinity);
+  assertEquals(latency.give(chunk(110, 5), chunk(300, 1)), [[160, 5], [
+    350,
+    1,
+  ]]);
+  const slow = begun({ type: "slow_close", attributes: { delay: 500 } });
+  assertEquals(slow.give({ at: 110, what: "end" }), [[610, "end"]]);
+  slow.effect.change({ delay: 50 }, 300, -Infinity);
+  assertEquals(slow.give({ at: 110, what: "end" }), [[160, "end"]]);
+});
+
+Deno.test("a changed bandwidth goes on behind what has left last", () => {
+  const { effect, give } = begun({
+    type: "bandwidth",
+    attributes: { rate: 100 },
+  });
+  assertEquals(give(chunk(100, 3000)).map(([at]) => at), [110, 120, 130]);
+  effect.change({ rate: 10 }, 115, 110);
+  const slower = give(chunk(100, 1000), chunk(100, 1000));
+  assertEquals([slower[0], slower.at(-1)], [[120, 100], [310, 100]]);
+  effect.change({ rate: 0 }, 200, 200);
+  assertEquals(give(chunk(100, 1000)), [[200, 1000]]);
+  effect.change({ rate: 10 }, 210, -Infinity);
+  assertEquals(give(chunk(205, 100)), [[215, 100]]);
+});
+
+Deno.test("a changed slicer cuts anew, behind what has left last", () => {
+  const { effect, give } = begun({
+    type: "slicer",
+    attributes: { average_size: 1000, delay: 5000 },
+  });
+  assertEquals(give(chunk(100, 300)), [[100, 300]]);
+  const attributes = { average_size: 20, size_variation: 0, delay: 2000 };
+  effect.change(attributes, 101, 100);
+  assertEquals(give(chunk(99, 15), chunk(99, 30)), [
+    [102, 15],
+    [104, 5],
+    [106, 20],
+    [108, 5],
+  ]);
+});
+
+Deno.test("a changed timeout or limit_time counts from its beginning", () => {
+  const kinds: [ToxicOptions, string][] = [
+    [{ type: "timeout", attributes: { timeout: 500 } }, "timeout"],
+    [{ type: "limit_time", attributes: { time: 500 } }, "time"],
+  ];
+  for (const [options, key] of kinds) {
+    const { effect, cuts } = begun(options);
+    effect.change({ [key]: 30 }, 400, -Infinity);
+    assertEquals(cuts, [{ at: 600, how: "close" }, { at: 130, how: "close" }]);
+  }
+  const { effect, cuts, give } = begun({ type: "timeout" });
+  assertEquals(give({ at: 105, what: "end" }), [[105, "end"]]);
+  effect.change({ timeout: 30 }, 110, 105);
+  effect.change({ timeout: 0 }, 120, 105);
+  assertEquals(cuts.map(({ at }) => at), [130, Infinity]);
+});
+
+Deno.test("a timeout that ends closes if it has swallowed data, else lets the end go", () => {
+  const options: ToxicOptions = {
+    type: "timeout",
+    attributes: { timeout: 500 },
+  };
+  const nothing = begun(options);
+  assertEquals(nothing.give({ at: 105, what: "end" }), [[Infinity, "end"]]);
+  nothing.passed.length = 0;
+  nothing.effect.end?.(110);
+  assertEquals(nothing.passed, []);
+  const data = begun(options);
+  assertEquals(data.give(chunk(105, 1)), []);
+  data.effect.end?.(110);
+  assertEquals(data.passed, [{ at: 110, what: "close" }]);
+});
+
+Deno.test("a changed reset_peer counts from the first that came", () => {
+  const { effect, cuts, give } = begun({
+    type: "reset_peer",
+    attributes: { timeout: 500 },
+  });
+  effect.change({ timeout: 400 }, 102, -Infinity);
+  assertEquals(cuts, []);
+  assertEquals(give(chunk(105, 1), chunk(106, 2)), [
+    [Infinity, 1],
+    [Infinity, 2],
+  ]);
+  effect.change({ timeout: 30 }, 110, -Infinity);
+  assertEquals(give(chunk(105, 1), chunk(106, 2)).length, 2);
+  assertEquals(cuts, [{ at: 505, how: "reset" }, { at: 135, how: "reset" }]);
+});
+
+Deno.test("a changed limit_data goes on counting, and closes once", () => {
+  const { effect, passed, give } = begun({
+    type: "limit_data",
+    attributes: { bytes: 25 },
+  });
+  effect.change({ bytes: 0 }, 101, -Infinity);
+  assertEquals(passed, []); // as when it begins so
+  effect.change({ bytes: 20 }, 102, -Infinity);
+  assertEquals(give(chunk(105, 15)), [[105, 15]]);
+  effect.change({ bytes: 18 }, 106, 105);
+  assertEquals(give(chunk(107, 15)), [[107, 3], [107, "close"]]);
+  const full = begun({ type: "limit_data", attributes: { bytes: 25 } });
+  full.give(chunk(105, 15));
+  full.passed.length = 0;
+  full.effect.change({ bytes: 15 }, 110, 105);
+  full.effect.change({ bytes: 5 }, 111, 110);
+  assertEquals(full.passed, [{ at: 110, what: "close" }]);
+  assertEquals(full.give(chunk(112, 3)), []);
+});
+
+Deno.test("changed rates are those of what comes next", () => {
+  const loss = begun({ type: "packet_loss", attributes: { loss_rate: 0 } });
+  assertEquals(loss.give(chunk(1, 1)).length, 1);
+  loss.effect.change({ loss_rate: 1, correlation: 0 }, 2, 1);
+  assertEquals(loss.give(chunk(3, 1)).length, 0);
+  const corrupt = begun({ type: "corrupt", attributes: { rate: 0 } });
+  const flips = () => {
+    corrupt.give(chunk(1, 100));
+    return differences(bytesOf(corrupt.passed), bytesOf([chunk(1, 100)]))
+      .length;
+  };
+  assertEquals(flips(), 0);
+  corrupt.effect.change({ rate: 1 }, 2, 1);
+  assertEquals(flips(), 100);
+  corrupt.effect.change({ rate: 0 }, 3, 1);
+  assertEquals(flips(), 0);
 });
