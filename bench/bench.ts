@@ -107,27 +107,32 @@ const toxics: Partial<Record<Service, Record<string, unknown>[]>> = {
     [{ type: "bandwidth", attributes: { rate } }],
   ])),
 };
-const haveToxics = ["chaos-proxy", "toxiproxy"];
+const haveToxics = ["chaos-proxy", "with --api", "toxiproxy"];
 
 const notes = new Set<string>();
 
 // The contenders
 
-const chaosProxy: Contender = {
-  name: "chaos-proxy",
-  version: deno.version,
-  async start(routes) {
-    return [
-      await startChaosProxy(routes.map(({ name, port, upstream }) => ({
+const chaosProxy = chaosProxyAs("chaos-proxy");
+/** On sockets that can be reset, as the control API may have to ask for it. */
+const withApi = chaosProxyAs("with --api", "--api", "0");
+
+function chaosProxyAs(name: string, ...args: string[]): Contender {
+  return {
+    name,
+    version: deno.version,
+    async start(routes) {
+      const config = routes.map(({ name, port, upstream }) => ({
         name,
         localPort: port,
         upstream: `127.0.0.1:${upstream}`,
         latencyMs: name === "delayedEcho" ? delayMs : 0,
         toxics: toxics[name] ?? [],
-      }))),
-    ];
-  },
-};
+      }));
+      return [await startChaosProxy(config, args)];
+    },
+  };
+}
 
 async function findOthers(): Promise<Contender[]> {
   const found = [findHaproxy(), findNginx(), findSocat(), findToxiproxy()];
@@ -547,7 +552,8 @@ function rowsFor(seconds: number): Row[] {
     {
       name: "latency",
       tools: [],
-      measures: (contender) => ["direct", "chaos-proxy"].includes(contender),
+      measures: (contender) =>
+        ["direct", "chaos-proxy", "with --api"].includes(contender),
       measure: (_, { delayedEcho }) =>
         inLanes(50, 5, () => firstByteMilliseconds(delayedEcho)),
       figures: [
@@ -739,9 +745,9 @@ async function measureAll(): Promise<number> {
     version: "",
     start: () => Promise.resolve([]),
   };
-  const contenders = [direct, chaosProxy, ...others];
+  const contenders = [direct, chaosProxy, withApi, ...others];
   const portsOf = new Map([[direct, upstreams]]);
-  for (const contender of [chaosProxy, ...others]) {
+  for (const contender of contenders.slice(1)) {
     portsOf.set(contender, await launch(contender));
   }
 

@@ -101,6 +101,7 @@ export async function run(command: string, args: string[]): Promise<string> {
 /** Starts this repository's proxy. */
 export async function startChaosProxy(
   routes: Record<string, unknown>[],
+  args: string[] = [],
 ): Promise<Deno.ChildProcess> {
   const config = `${await tempDir()}/config.json`;
   await Deno.writeTextFile(
@@ -111,7 +112,7 @@ export async function startChaosProxy(
     ...["run", "--allow-net", "--allow-read"],
     ...["--import-map", `${root}/npm/imports.json`],
     ...["--lock", `${root}/npm/deno.lock`, "--frozen"],
-    ...[`${root}/main.ts`, "--log-level", "warn", config],
+    ...[`${root}/main.ts`, "--log-level", "warn", ...args, config],
   ]);
 }
 
