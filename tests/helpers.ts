@@ -504,7 +504,7 @@ export class Api implements AsyncDisposable {
  * loop, up to which connections are reset.
  */
 export async function untilRefused(port: number): Promise<void> {
-  for (;;) {
+  for (const end = performance.now() + 60_000; performance.now() < end;) {
     try {
       using client = await Deno.connect({ port });
       await readToEnd(client);
@@ -513,6 +513,7 @@ export async function untilRefused(port: number): Promise<void> {
       unlessDisconnected(error);
     }
   }
+  throw new Error(`port ${port} still accepts after 60 s`);
 }
 
 /** A configuration file that is there while it is used. */
