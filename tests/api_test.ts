@@ -33,6 +33,7 @@ import {
   steadyPort,
   TempFile,
   text,
+  until,
   untilRefused,
   Upstream,
   WatchedProxy,
@@ -702,9 +703,10 @@ Deno.test("a toxic is added, shown, changed by either method, and removed", asyn
   const hour = { attributes: { latency: HOUR_MS, jitter: 0 } };
   assertEquals((await api.patch(path, hour)).status, 200);
   await send(conn, "held");
-  while (stage.watched.proxy.liveConnections()[0].bytesDown < 14) {
-    await new Promise((resolve) => setTimeout(resolve, 1));
-  }
+  await until(
+    () => stage.watched.proxy.liveConnections()[0].bytesDown >= 14,
+    "the answer read",
+  );
   assertEquals(await api.delete(path), { status: 204, body: undefined });
   assertEquals(text(await readExactly(conn, 4)), "held");
   assertEquals(await api.get(path), {
@@ -1512,6 +1514,29 @@ async function unlessStarting<T>(listen: () => Promise<T>): Promise<T> {
     }
   }
 }
+
+Deno.test("stop gives the addresses back, on Deno's sockets", async () => {
+  const routes = [{
+    name: "r",
+    localPort: steadyPort(),
+    upstream: "127.0.0.1:1",
+  }];
+  let regained = 0;
+  for (let round = 0; round < 20; round++) {
+    const { proxy } = await unlessStarting(() =>
+      WatchedProxy.start({ routes })
+    );
+    await new Promise((resolve) => setTimeout(resolve, 1)); // it accepts
+    await proxy.stop();
+    try {
+      await using _ = await WatchedProxy.start({ routes });
+      regained++;
+    } catch (error) {
+      assert(error instanceof ListenError); // a process is being started
+    }
+  }
+  assertGreater(regained, 0);
+});
 
 Deno.test("a route that is being changed when the proxy stops does not listen", async () => {
   for (const resettable of [false, true]) {

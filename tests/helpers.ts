@@ -324,12 +324,13 @@ export class Cli implements AsyncDisposable {
 
   /** What a line of standard output says where an expression captures it. */
   async says(expression: RegExp): Promise<string> {
-    for (;;) {
-      const found = expression.exec(this.stdout);
-      if (found) return found[1];
-      if (this.#ended) throw new Error(`${expression} not in ${this.stdout}`);
-      await new Promise((resolve) => setTimeout(resolve, 10));
-    }
+    await until(
+      () => this.#ended || expression.test(this.stdout),
+      `${expression} in ${this.stdout}`,
+    );
+    const found = expression.exec(this.stdout);
+    if (found) return found[1];
+    throw new Error(`${expression} not in ${this.stdout}`);
   }
 
   get pid(): number {
@@ -378,6 +379,18 @@ export class Cli implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (!this.#ended) this.#child.kill("SIGKILL");
     await this.status;
+  }
+}
+
+/** Waits until something is so; fails, instead of waiting for ever. */
+export async function until(
+  isSo: () => boolean | Promise<boolean>,
+  what: string,
+): Promise<void> {
+  const end = performance.now() + 60_000;
+  while (!await isSo()) {
+    if (performance.now() > end) throw new Error(`not within 60 s: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 1));
   }
 }
 
@@ -504,16 +517,16 @@ export class Api implements AsyncDisposable {
  * loop, up to which connections are reset.
  */
 export async function untilRefused(port: number): Promise<void> {
-  for (const end = performance.now() + 60_000; performance.now() < end;) {
+  await until(async () => {
     try {
       using client = await Deno.connect({ port });
       await readToEnd(client);
     } catch (error) {
-      if (error instanceof Deno.errors.ConnectionRefused) return;
+      if (error instanceof Deno.errors.ConnectionRefused) return true;
       unlessDisconnected(error);
     }
-  }
-  throw new Error(`port ${port} still accepts after 60 s`);
+    return false;
+  }, `port ${port} refuses`);
 }
 
 /** A configuration file that is there while it is used. */

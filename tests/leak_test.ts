@@ -18,6 +18,7 @@ import {
   TempFile,
   testBytes,
   text,
+  until,
   writeAll,
 } from "./helpers.ts";
 
@@ -109,9 +110,10 @@ for (const api of [undefined, 0]) {
       await untilServed(cli, 0);
       const [{ address }] = await cli.log.first("api_listening", 1);
       await using client = Api.at(address);
-      while (await client.get("/version").then(() => false, () => true)) {
-        await new Promise((resolve) => setTimeout(resolve, 50));
-      }
+      await until(
+        () => client.get("/version").then(() => true, () => false),
+        "the API answers again",
+      );
     }
     assertEquals(cli.stderr(), "");
   });

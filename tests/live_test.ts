@@ -20,6 +20,7 @@ import {
   testBytes,
   text,
   unlessDisconnected,
+  until,
   untilRefused,
   Upstream,
   WatchedProxy,
@@ -88,12 +89,18 @@ class Line implements AsyncDisposable {
 
 /** Waits until the proxy has read so much from the client. */
 async function untilRead({ watched }: Line, bytes: number): Promise<void> {
-  while (watched.proxy.liveConnections()[0].bytesUp < bytes) await turn();
+  await until(
+    () => watched.proxy.liveConnections()[0].bytesUp >= bytes,
+    `${bytes} bytes read`,
+  );
 }
 
 /** Waits until so much of the upstream has come, if the proxy holds it. */
 async function untilAnswered({ watched }: Line, bytes: number): Promise<void> {
-  while (watched.proxy.liveConnections()[0].bytesDown < bytes) await turn();
+  await until(
+    () => watched.proxy.liveConnections()[0].bytesDown >= bytes,
+    `${bytes} bytes answered`,
+  );
 }
 
 function turn(): Promise<void> {
@@ -463,7 +470,10 @@ for (const resettable of BOTH) {
       });
       const bytes = testBytes(16_000_000);
       await writeAll(conn, bytes);
-      while (proxy.liveConnections()[0].bytesUp < bytes.length) await turn();
+      await until(
+        () => proxy.liveConnections()[0].bytesUp >= bytes.length,
+        "all of it read",
+      );
       proxy.removeToxic("r", name); // more is let go than the system buffers
       await turn();
       if (how === "cut") proxy.cutConnection(proxy.liveConnections()[0].id);
