@@ -148,15 +148,15 @@ for (const [limit, api] of [[64, undefined], [64, 0], [65, 0]] as const) {
     const clients = await Promise.all(
       Array.from({ length: 80 }, () => Deno.connect({ port: cli.port() })),
     );
+    // With the API the shortage may be seen before there is a dialling.
     const failed = await Promise.race([
       cli.log.first("upstream_failed", 1),
-      cli.log.first("accept_failed", 1),
+      ...(api === undefined ? [] : [cli.log.first("accept_failed", 1)]),
     ]);
     assert(failed[0].cause);
     await exchange(early, 2);
     clients.forEach((client) => client.close());
     if (api === undefined) {
-      assertEquals(failed[0].event, "upstream_failed");
       await cli.log.first("closed", 80);
       using late = await Deno.connect({ port: cli.port() });
       await exchange(late, 3);
