@@ -901,6 +901,10 @@ function kind<A>(definition: ToxicKind<A>): ToxicKind<A> {
 const share = (fallback: number) => ({ guard: rate, default: fallback });
 const whole = { guard: integer(0, Number.MAX_SAFE_INTEGER), default: 0 };
 const ms = { guard: milliseconds, default: 0 };
+const bandwidthRate: Guard<number> = {
+  ...whole.guard,
+  expected: `${whole.guard.expected}, in KB/s; 0 holds all data`,
+};
 
 const TOXICS = {
   latency: kind<{ latency: number; jitter: number }>({
@@ -918,27 +922,24 @@ const TOXICS = {
   }),
 
   bandwidth: kind<{ rate: number }>({
-    attributes: { rate: whole },
-    inWords: ({ rate }) => rate > 0 ? `${rate} KB/s` : "no limit",
+    attributes: { rate: { guard: bandwidthRate } },
+    inWords: ({ rate }) => rate > 0 ? `${rate} KB/s` : "holds all data",
     begin(attributes, out) {
-      let free = 0; // when all that was passed on has left
+      // When all that was passed on has left; Infinity while data is held.
+      let free = 0;
       return {
         take({ at, what }) {
           free = Math.max(free, at);
-          if (typeof what === "string" || attributes.rate === 0) {
-            return out.pass({ at: free, what });
-          }
-          const piece = Math.max(
-            1,
-            Math.floor(attributes.rate * BANDWIDTH_PIECE_MS),
-          );
+          if (typeof what === "string") return out.pass({ at: free, what });
+          const piece = attributes.rate * BANDWIDTH_PIECE_MS || what.length;
           for (const part of inPieces(what, () => piece)) {
             free += part.length / attributes.rate; // KB/s are bytes a millisecond
             out.pass({ at: free, what: part });
           }
         },
-        change(_, lastLeft) {
-          free = lastLeft;
+        change(at, lastLeft) {
+          // What was held begins to flow now, as if it had just arrived.
+          free = free === Infinity ? at : lastLeft;
         },
       };
     },
@@ -1249,7 +1250,11 @@ function toxicAsMeant(value: unknown): unknown {
   if (name === "") delete toxic.name;
   if (typeof stream === "string") toxic.stream = stream.toLowerCase();
   if (TOXIC_FIELDS.type.guard.is(type)) {
-    toxic.attributes = asMeant(attributes, kindOf(type).attributes);
+    toxic.attributes = asMeant(attributes ?? {}, kindOf(type).attributes);
+    // Toxiproxy's clients may leave out what is 0; in routes it is required.
+    if (type === "bandwidth" && isRecord(toxic.attributes)) {
+      toxic.attributes.rate ??= 0;
+    }
   }
   return toxic;
 }

@@ -32,11 +32,13 @@ import {
   send,
   steadyPort,
   TempFile,
+  testBytes,
   text,
   until,
   untilRefused,
   Upstream,
   WatchedProxy,
+  writeAll,
 } from "./helpers.ts";
 
 const HOUR_MS = 3_600_000;
@@ -740,6 +742,43 @@ Deno.test("every type is added with all its attributes, in numbers", async () =>
     assertEquals([status, body.attributes], [200, attributes]);
     assertEquals(body.name, `${type}_downstream`);
   }
+});
+
+Deno.test("a connection that is cut as Testcontainers does it comes back", async () => {
+  await using stage = await Stage.open();
+  const port = await stage.create();
+  using conn = await connected(port);
+  const toxics = "/proxies/p/toxics";
+  const streams = ["upstream", "downstream"] as const;
+  // As its setConnectionCut: by the names it gives, and with a rate of 0.
+  const names = streams.map((stream) => `CUT_CONNECTION_${stream}`);
+  for (const [i, stream] of streams.entries()) {
+    const { body } = await stage.api.post(toxics, {
+      ...{ name: names[i], type: "bandwidth", stream, toxicity: 1 },
+      attributes: stream === "upstream" ? { rate: 0 } : {}, // which is 0, too
+    });
+    assertEquals(body.attributes, { rate: 0 });
+  }
+  const bytes = testBytes(100_000);
+  const sending = writeAll(conn, bytes);
+  const got = readExactly(conn, bytes.length);
+  const { proxy } = stage.watched;
+  await until(
+    () => proxy.liveConnections()[0].bytesUp === 5 + bytes.length,
+    "the client's bytes read",
+  );
+  assertEquals((await stage.api.delete(`${toxics}/${names[0]}`)).status, 204);
+  await until(
+    () => proxy.liveConnections()[0].bytesDown === 5 + bytes.length,
+    "the answer read",
+  );
+  assertEquals(proxy.stats()[0].sent, {
+    upstream: 5 + bytes.length,
+    downstream: 5,
+  });
+  assertEquals((await stage.api.delete(`${toxics}/${names[1]}`)).status, 204);
+  await sending;
+  assertEquals(await got, bytes);
 });
 
 Deno.test("keys in any case are known, as Toxiproxy knows them", async () => {
@@ -1631,7 +1670,13 @@ Deno.test("Toxiproxy's own file is a config, in JSON and YAML, with toxics", asy
       upstream: upstream.address,
       enabled: true,
     },
-    { name: "b", listen: "localhost:0", upstream: "x:1", enabled: false },
+    {
+      name: "b",
+      listen: "localhost:0",
+      upstream: "x:1",
+      enabled: false,
+      toxics: [{ type: "bandwidth" }],
+    },
     {
       Name: "c",
       listen: null,
@@ -1649,6 +1694,7 @@ Deno.test("Toxiproxy's own file is a config, in JSON and YAML, with toxics", asy
     assertEquals(Object.keys(body), ["a", "b", "c"]);
     assertEquals([body.b.enabled, body.b.listen], [false, "localhost:0"]);
     assertEquals(body.c.toxics[0].name, "latency_upstream");
+    assertEquals(body.b.toxics[0].attributes, { rate: 0 });
     await assertEchoes(portOf(body.a));
     await assertEchoes(portOf(body.c));
   }

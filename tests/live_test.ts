@@ -217,7 +217,13 @@ for (const resettable of BOTH) {
     assertGreaterOrEqual(performance.now() - start, 250); // 300 of it are left
     await line.ask("and goes on");
     line.update(name, { rate: 0 });
-    await line.ask("without a limit");
+    const held = readExactly(line.conn, bytes.length);
+    await writeAll(line.conn, bytes);
+    await untilAnswered(line, 16 + 2 * bytes.length);
+    const changed = performance.now();
+    line.update(name, { rate: 1000 });
+    assertEquals(await held, bytes);
+    assertGreaterOrEqual(performance.now() - changed, 295); // from now on
   });
 
   test("a slicer's new sizes and pauses are those of what it holds", async () => {

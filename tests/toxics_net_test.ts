@@ -333,15 +333,85 @@ test("a toxic that does not act has no effect whatever", () =>
     },
   ));
 
+/** Sends blocks until one is not taken; `sending` goes on with it. */
+async function untilStalled(client: Deno.TcpConn, block: Uint8Array) {
+  const stalled = Promise.withResolvers<void>();
+  let sent = 0;
+  let isEnough = false;
+  const sending = (async () => {
+    while (sent < 1 << 30 && !isEnough) {
+      const written = writeAll(client, block);
+      let done = false;
+      written.then(() => done = true, () => done = true);
+      // Nothing moves on loopback for that long but for a wait without end.
+      for (let i = 0; i < 16 && !done; i++) {
+        await new Promise((resolve) => setTimeout(resolve, 25));
+      }
+      if (!done) {
+        isEnough = true;
+        stalled.resolve();
+      }
+      await written;
+      sent += block.length;
+    }
+    return sent;
+  })();
+  await Promise.race([stalled.promise, sending]);
+  assert(sent < 128 << 20, `${sent} bytes were taken`);
+  return { sending };
+}
+
 for (const resettable of [false, true]) {
   const also: ToxicOptions[] = resettable
     ? [{ type: "reset_peer", toxicity: 1e-9 }] // never, but for all it knows
     : [];
   const sockets = resettable ? "Node's sockets" : "Deno's sockets";
 
+  test(`a bandwidth of 0 holds up the sender, and loses nothing, on ${sockets}`, async () => {
+    const count = Promise.withResolvers<number>();
+    const block = testBytes(1 << 20);
+    await using upstream = new Upstream(async (conn) => {
+      let blocks = 0;
+      for (;; blocks++) {
+        const got = await readExactly(conn, block.length);
+        if (got.length === 0) break;
+        // Comparing 100 MB byte by byte with assertEquals takes too long.
+        assertEquals(got.length, block.length);
+        if (!got.every((byte, i) => byte === block[i])) break;
+      }
+      count.resolve(blocks);
+      await conn.closeWrite();
+    });
+    const stream = "upstream";
+    await using watched = await WatchedProxy.to(upstream, {
+      name: "r",
+      toxics: [{ type: "bandwidth", stream, attributes: { rate: 0 } }, ...also],
+    });
+    using client = await watched.connect();
+    const { sending } = await untilStalled(client, block);
+    assertEquals(watched.proxy.stats()[0].sent.upstream, 0);
+    watched.proxy.removeToxic("r", "bandwidth_upstream");
+    const sent = await sending;
+    await client.closeWrite();
+    assertEquals(await count.promise, sent / block.length);
+    assertEquals((await readAll(client)).length, 0);
+    const [closed] = await watched.log.first("closed", 1);
+    assertEquals([closed.why, closed.bytesUp], ["client", sent]);
+  });
+
+  test(`a bandwidth of 0 lets an end without data pass, on ${sockets}`, async () => {
+    await using upstream = echo();
+    const attributes = { rate: 0 };
+    await using watched = await WatchedProxy.to(upstream, {
+      toxics: [{ type: "bandwidth", attributes }, ...also],
+    });
+    using client = await watched.connect();
+    assertEquals((await exchange(client, testBytes(0))).length, 0);
+    const [closed] = await watched.log.first("closed", 1);
+    assertEquals(closed.why, "client");
+  });
+
   test(`a fast sender is held up by a slow toxic, on ${sockets}`, async () => {
-    const stalled = Promise.withResolvers<void>();
-    let sent = 0;
     await using upstream = echo();
     await using watched = await WatchedProxy.to(upstream, {
       toxics: [
@@ -354,23 +424,7 @@ for (const resettable of [false, true]) {
       ],
     });
     using client = await watched.connect();
-    const block = testBytes(1 << 20);
-    const sending = (async () => {
-      while (sent < 1 << 30) {
-        const written = writeAll(client, block);
-        let done = false;
-        written.then(() => done = true, () => done = true);
-        // Nothing moves on loopback for that long but for a wait without end.
-        for (let i = 0; i < 16 && !done; i++) {
-          await new Promise((resolve) => setTimeout(resolve, 25));
-        }
-        if (!done) stalled.resolve();
-        await written;
-        sent += block.length;
-      }
-    })();
-    await Promise.race([stalled.promise, sending]);
-    assert(sent < 128 << 20, `${sent} bytes were taken`);
+    const { sending } = await untilStalled(client, testBytes(1 << 20));
     await watched.proxy.stop();
     await assertRejects(() => sending);
     const [closed] = await watched.log.first("closed", 1);

@@ -152,6 +152,18 @@ Deno.test("bandwidth does not save up what was not used", () => {
   assertLess(Math.abs(passed.at(-1)!.at - 1010), 1e-6);
 });
 
+Deno.test("bandwidth of 0 holds all data, and the end behind it alone", () => {
+  const hold: ToxicOptions = { type: "bandwidth", attributes: { rate: 0 } };
+  const end: Timed = { at: 9, what: "end" };
+  const data = chunk(5, 100_000);
+  assertEquals(through(hold, [data, chunk(7, 1), end]).passed, [
+    { ...data, at: Infinity },
+    { ...chunk(7, 1), at: Infinity },
+    { ...end, at: Infinity },
+  ]);
+  assertEquals(through(hold, [end]).passed, [end]);
+});
+
 Deno.test("slow_close delays the end alone", () => {
   const { passed } = through(
     { type: "slow_close", attributes: { delay: 300 } },
@@ -321,6 +333,10 @@ Deno.test("a toxic's config is checked, with paths", () => {
       "attributes.average_size: missing; expected an integer from 1 to 9007199254740991",
     ],
     [
+      { type: "bandwidth" },
+      "attributes.rate: missing; expected an integer from 0 to 9007199254740991, in KB/s; 0 holds all data",
+    ],
+    [
       { type: "latency", attributes: 5 },
       "attributes: expected a mapping, found 5",
     ],
@@ -418,7 +434,7 @@ Deno.test("timeout does not hold back another toxic's close", () => {
 
 Deno.test("what does no harm by default lets all through, on time", () => {
   const given: Timed[] = [chunk(1, 5), chunk(2, 5), { at: 3, what: "end" }];
-  for (const type of ["latency", "bandwidth", "slow_close"] as const) {
+  for (const type of ["latency", "slow_close"] as const) {
     assertEquals(through({ type }, given), { passed: given, cuts: [] }, type);
   }
 });
@@ -722,6 +738,7 @@ Deno.test({
         toxicity: 0.25,
         attributes: { rate: 64 },
       },
+      { type: "bandwidth", attributes: { rate: 0 } },
       { type: "slow_close", attributes: { delay: 5 } },
       { type: "timeout" },
       { type: "reset_peer", attributes: { timeout: 7 } },
@@ -744,6 +761,7 @@ Deno.test({
     const words = [
       `downstream: +100±20 ms ${every}`,
       "upstream: 64 KB/s on 25% of connections",
+      `downstream: holds all data ${every}`,
       `downstream: ends 5 ms late ${every}`,
       `downstream: nothing gets through ${every}`,
       `downstream: reset 7 ms after the first data ${every}`,
@@ -802,9 +820,9 @@ Deno.test("a changed bandwidth goes on behind what has left last", () => {
   const slower = give(chunk(100, 1000), chunk(100, 1000));
   assertEquals([slower[0], slower.at(-1)], [[120, 100], [310, 100]]);
   effect.change({ rate: 0 }, 200, 200);
-  assertEquals(give(chunk(100, 1000)), [[200, 1000]]);
+  assertEquals(give(chunk(100, 1000)), [[Infinity, 1000]]);
   effect.change({ rate: 10 }, 210, -Infinity);
-  assertEquals(give(chunk(205, 100)), [[215, 100]]);
+  assertEquals(give(chunk(100, 100)), [[220, 100]]);
 });
 
 Deno.test("a changed slicer cuts anew, behind what has left last", () => {
