@@ -963,7 +963,6 @@ const TOXICS = {
         : "nothing gets through",
     begin(attributes, out) {
       let began = 0;
-      let swallowed = false;
       const order = () =>
         out.cut(
           attributes.timeout > 0 ? began + attributes.timeout : Infinity,
@@ -976,15 +975,13 @@ const TOXICS = {
         },
         take({ at, what }) {
           // With no end to it, a side that leaves must not leave the other open.
-          if (typeof what !== "string") swallowed = true;
-          else if (what === "close" || attributes.timeout === 0) {
-            out.pass({ at, what });
-          } else out.pass({ at: Infinity, what });
+          if (typeof what !== "string") return;
+          const passes = what === "close" || attributes.timeout === 0;
+          out.pass({ at: passes ? at : Infinity, what });
         },
         change: order,
-        end(at) {
-          if (swallowed) out.pass({ at, what: "close" });
-        },
+        // As in Toxiproxy: data may have been lost.
+        end: (at) => out.pass({ at, what: "close" }),
       };
     },
   }),
@@ -3268,8 +3265,8 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Removes a toxic; what it holds is let go. A `timeout` holds no data, but
-   * discards it: the connections that have lost some are closed.
+   * Removes a toxic; what it holds is let go. The connections on which a
+   * `timeout` acted are closed.
    *
    * @throws {Deno.errors.NotFound} If there is no such route or toxic.
    */

@@ -257,21 +257,66 @@ for (const resettable of BOTH) {
     assertEquals(await line.ended(), ["fault", name]);
   });
 
-  test("a removed timeout closes the connections whose data it swallowed", async () => {
-    await using line = await Line.open(resettable);
-    using other = await line.watched.connect();
-    await line.watched.log.first("connected", 2);
-    const { name } = line.add({ type: "timeout", stream: "upstream" });
-    await send(line.conn, "lost");
-    await untilRead(line, 9);
-    line.remove(name);
-    assertEquals(await readToEnd(line.conn), 0);
-    assertEquals(await line.ended(), ["fault", name]);
-    await send(other, "nothing lost");
-    assertEquals(text(await readExactly(other, 12)), "nothing lost");
-  });
+  for (const stream of ["upstream", "downstream"] as const) {
+    for (const how of ["removed", "changed", "reset"] as const) {
+      test(`a timeout that is ${how} closes where it acted ${stream}, with or without data`, async () => {
+        const ends: Promise<number>[] = [];
+        await using upstream = new Upstream(async (conn) => {
+          await writeAll(conn, await readExactly(conn, 1));
+          ends.push(readToEnd(conn));
+          await ends.at(-1);
+        });
+        await using watched = await WatchedProxy.to(
+          upstream,
+          { name: "r" },
+          { seed: 3 },
+          { resettable },
+        );
+        const { proxy, log } = watched;
+        const count = 6;
+        const conns: Deno.TcpConn[] = [];
+        for (let i = 0; i < count; i++) {
+          const conn = await watched.connect();
+          await send(conn, "x");
+          await readExactly(conn, 1);
+          conns.push(conn);
+        }
+        const { name } = proxy.addToxic("r", {
+          ...{ type: "timeout", stream, toxicity: 0.5 },
+        });
+        const acted = proxy.liveConnections().map(({ toxics }) =>
+          toxics.length > 0
+        );
+        assertEquals(new Set(acted), new Set([true, false]));
+        // One of those that it acts on loses data by it.
+        await send(conns[acted.indexOf(true)], "lost");
+        await until(
+          () => proxy.liveConnections()[acted.indexOf(true)].bytesUp === 5,
+          "the data read",
+        );
+        if (how === "removed") proxy.removeToxic("r", name);
+        else if (how === "changed") {
+          proxy.updateToxic("r", name, { toxicity: 0 });
+        } else await proxy.reset();
+        const closed = await log.first("closed", acted.filter(Boolean).length);
+        for (const [i, conn] of conns.entries()) {
+          if (acted[i]) {
+            assertEquals(await readToEnd(conn), 0);
+            await ends[i];
+            conn.close();
+          }
+        }
+        assert(
+          closed.every(({ why, toxic }) => why === "fault" && toxic === name),
+        );
+        assertEquals(proxy.connections, acted.filter((each) => !each).length);
+        conns.forEach((conn, i) => acted[i] || conn.close());
+        await log.first("closed", count);
+      });
+    }
+  }
 
-  test("a removed timeout lets an end through that it held back", async () => {
+  test("a removed timeout closes also a connection whose end it held back", async () => {
     await using line = await Line.open(resettable);
     const { name } = line.add({
       type: "timeout",
@@ -281,7 +326,8 @@ for (const resettable of BOTH) {
     await line.conn.closeWrite();
     await assertSilent(line.conn);
     line.remove(name);
-    assertEquals(await line.ended(), ["client", undefined]);
+    assertEquals(await readToEnd(line.conn), 0);
+    assertEquals(await line.ended(), ["fault", name]);
   });
 
   test("a timeout's new time counts from when it was added", async () => {
