@@ -273,7 +273,7 @@ for (const resettable of BOTH) {
           { resettable },
         );
         const { proxy, log } = watched;
-        const count = 6;
+        const count = 12;
         const conns: Deno.TcpConn[] = [];
         for (let i = 0; i < count; i++) {
           const conn = await watched.connect();
@@ -287,7 +287,7 @@ for (const resettable of BOTH) {
         const acted = proxy.liveConnections().map(({ toxics }) =>
           toxics.length > 0
         );
-        assertEquals(new Set(acted), new Set([true, false]));
+        assert(acted.includes(false) && acted.filter(Boolean).length > 1);
         // One of those that it acts on loses data by it.
         await send(conns[acted.indexOf(true)], "lost");
         await until(
