@@ -261,9 +261,21 @@ function ofLocalhost({ hostname, port }: Address): Address {
   return { hostname: hostname === "localhost" ? LOOPBACK : hostname, port };
 }
 
-/** Whether an address stands for all of them. */
-function isAnyAddress(hostname: string): boolean {
-  return hostname === ALL_ADDRESSES || hostname === "::";
+/** A host in the one form in which it can be compared. */
+function canonicalHost(host: string): string {
+  const url = new URL(`http://${host.includes(":") ? `[${host}]` : host}`);
+  const hostname = url.hostname.replace(/^\[(.*)\]$/, "$1");
+  return /^localhost\.?$/.test(hostname) ? LOOPBACK : hostname;
+}
+
+/**
+ * Whether only one of two canonical hosts can be listened on at one port:
+ * `0.0.0.0` covers IPv4, and `::` covers all.
+ */
+function overlaps(a: string, b: string): boolean {
+  const covers = (one: string, other: string) =>
+    one === "::" || (one === ALL_ADDRESSES && !other.includes(":"));
+  return a === b || covers(a, b) || covers(b, a);
 }
 
 /** Joins what `splitAddress` splits. */
@@ -498,20 +510,12 @@ function checkConfig(
     : CONFIG_FIELDS;
   const config = checkFields(all, "", fields, problems);
   const routes = isList
-    ? checkRoutes(config.routes ?? [], "", checkProxy, problems, "listen")
-    : checkRoutes(
-      config.routes ?? [],
-      "routes",
-      checkRoute,
-      problems,
-      "localPort",
-    );
+    ? checkRoutes(config.routes ?? [], "", checkProxy, problems)
+    : checkRoutes(config.routes ?? [], "routes", checkRoute, problems);
   const api = splitApi(config.api);
   const taken = routes.findIndex(({ enabled, host, localPort }) =>
-    api && enabled && localPort > 0 && localPort === api.port &&
-    (isAnyAddress(host) || isAnyAddress(api.hostname) ||
-      addressOf(ofLocalhost({ hostname: host, port: localPort })) ===
-        addressOf(ofLocalhost(api)))
+    api && enabled && localPort > 0 && localPort === api.port && host &&
+    overlaps(canonicalHost(host), canonicalHost(api.hostname))
   );
   if (api && taken >= 0) {
     const by = `${isList ? "" : "routes"}[${taken}]`;
@@ -548,14 +552,13 @@ function checkRoutes(
   path: string,
   check: CheckRoute,
   problems: string[],
-  unique?: "localPort" | "listen",
 ): Route[] {
   const routes: Partial<Route>[] = [];
   for (let index = 0; index < values.length; index++) {
     routes.push(check(values[index], `${path}[${index}]`, problems));
     if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
   }
-  checkUnique(routes, path, problems, unique);
+  checkUnique(routes, path, problems);
   return routes as Route[]; // whatever is missing is a problem
 }
 
@@ -564,10 +567,22 @@ function checkRoute(
   path: string,
   problems: string[],
 ): Partial<Route> {
-  const route = checkFields(value, path, ROUTE_FIELDS, problems);
-  if (route.localPort !== undefined) route.name ??= String(route.localPort);
-  const toxics = checkToxics(route.toxics ?? [], `${path}.toxics`, problems);
-  return { ...route, toxics };
+  const fields = checkFields(value, path, ROUTE_FIELDS, problems);
+  if (fields.localPort !== undefined) fields.name ??= String(fields.localPort);
+  const toxics = checkToxics(fields.toxics ?? [], `${path}.toxics`, problems);
+  const route = { ...fields, toxics };
+  if (isToxiproxys(value)) toxiproxys.add(route);
+  return route;
+}
+
+/**
+ * Routes that were written in Toxiproxy's form. Its rules apply to them also
+ * where they are validated again, as at the start of a config that was read.
+ */
+const toxiproxys = new WeakSet<object>();
+
+function isToxiproxys(value: unknown): boolean {
+  return toxiproxys.has(value as object);
 }
 
 /** Checks a route in Toxiproxy's words. */
@@ -584,7 +599,9 @@ function checkProxy(
     path ? `${path}.toxics` : "toxics",
     problems,
   );
-  return { ...route, ...(listen && placeOf(listen)), toxics };
+  const checked = { ...route, ...(listen && placeOf(listen)), toxics };
+  toxiproxys.add(checked);
+  return checked;
 }
 
 /** Where a route in Toxiproxy's words listens. */
@@ -679,33 +696,46 @@ function isRequired(field: Field<unknown>): boolean {
 }
 
 /**
- * Names are unique, also those that default to the port, and so are ports; in
- * Toxiproxy's lists it is the addresses of what is enabled.
+ * Names are unique, also those that default to the port, and so are ports; of
+ * Toxiproxy's routes the enabled ones must not overlap in their addresses.
  */
 function checkUnique(
   routes: readonly Partial<Route>[],
   path: string,
   problems: string[],
-  key?: "localPort" | "listen",
 ): void {
-  const places = new Map<unknown, number>();
   const names = new Map<string, number>();
-  routes.forEach(({ host, localPort, name, enabled }, index) => {
-    const taken = (key: string, value: unknown, by: number) =>
+  const ports = new Map<number, { index: number; host?: string }[]>();
+  routes.forEach((route, index) => {
+    const { localPort, name, enabled } = route;
+    const taken = (key: string, value: unknown, by: number, hint = "") =>
       problems.push(
-        `${path}[${index}].${key}: ${value} is already taken by ${path}[${by}]`,
+        `${path}[${index}].${key}: ${value} is already taken by ${path}[${by}]${hint}`,
       );
-    const place = !key || !localPort // which takes any
-      ? undefined
-      : key === "localPort"
-      ? localPort
-      : enabled && host &&
-        addressOf(ofLocalhost({ hostname: host, port: localPort }));
-    const samePlace = place ? places.get(place) : undefined;
-    if (key && samePlace !== undefined) taken(key, place, samePlace);
-    else if (place) places.set(place, index);
+    // Without a host it is the whole port.
+    const host = isToxiproxys(route) && route.host !== undefined
+      ? canonicalHost(route.host)
+      : undefined;
+    const others = ports.get(localPort ?? 0) ?? [];
+    const listens = localPort && (!host || enabled);
+    const rival = listens &&
+      others.find((other) =>
+        !host || !other.host || overlaps(host, other.host)
+      );
+    if (rival && host) {
+      const hint = rival.host && rival.host !== host
+        ? `, on ${addressOf({ hostname: rival.host, port: localPort })}`
+        : "";
+      const address = addressOf({ hostname: host, port: localPort });
+      taken("listen", address, rival.index, hint);
+    } else if (rival) {
+      taken("localPort", localPort, rival.index);
+    } else if (listens) {
+      others.push({ index, host });
+      ports.set(localPort, others);
+    }
     const sameName = name === undefined ? undefined : names.get(name);
-    const saidAlready = samePlace !== undefined && name === `${localPort}`;
+    const saidAlready = rival && name === `${localPort}`;
     if (sameName !== undefined && !saidAlready) {
       const hint = name === `${localPort}`
         ? " (a name defaults to the port)"
@@ -3557,8 +3587,7 @@ const CALLS: Record<string, Record<string, Answer>> = {
       );
       const routes = checkBody(
         body,
-        (body, path, problems) =>
-          checkRoutes(body, path, checkProxy, problems, "listen"),
+        (body, path, problems) => checkRoutes(body, path, checkProxy, problems),
       );
       const proxies = (await proxy.populate(routes)).map(asProxy);
       return json({ proxies }, 201);

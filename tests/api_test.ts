@@ -1729,6 +1729,95 @@ Deno.test("what is wrong with Toxiproxy's own file is told, with paths", async (
   );
 });
 
+Deno.test("the config, the start and populate agree on what is taken", async () => {
+  await using stage = await Stage.open();
+  const port = steadyPort();
+  const proxies = (...hosts: [host: string, enabled: boolean][]) =>
+    hosts.map(([host, enabled], i) => ({
+      name: "abc"[i],
+      listen: `${host}:${port}`,
+      upstream: "127.0.0.1:9",
+      enabled,
+    }));
+  const good = [
+    proxies(["127.0.0.1", false], ["localhost", false]),
+    proxies(["127.0.0.1", false], ["", true], ["[::]", false]),
+    proxies(["0.0.0.0", true], ["[::1]", true]),
+  ];
+  if (Deno.build.os === "linux") { // has 127.0.0.2 as it is
+    good.push(proxies(["127.0.0.1", true], ["127.0.0.2", true]));
+  }
+  for (const list of good) {
+    const config = parseConfig(JSON.stringify(list), "proxies.json");
+    const proxy = await ChaosProxy.start({ ...config, seed: 1 });
+    assertEquals(proxy.routes.length, list.length);
+    await proxy.stop();
+    assertEquals((await stage.api.post("/populate", list)).status, 201);
+    for (const { name } of list) await stage.api.delete(`/proxies/${name}`);
+  }
+
+  const taken = `127.0.0.1:${port} is already taken by [0]`;
+  const bad: [list: unknown[], problem: string][] = [
+    [proxies(["127.0.0.1", true], ["LOCALHOST", true]), taken],
+    [
+      proxies(["0.0.0.0", true], ["127.1", true]),
+      `${taken}, on 0.0.0.0:${port}`,
+    ],
+    [
+      proxies(["[0::0]", true], ["127.0.0.1", true]),
+      `${taken}, on [::]:${port}`,
+    ],
+    [
+      proxies(["127.0.0.1", true], ["", true]),
+      `0.0.0.0:${port} is already taken by [0], on 127.0.0.1:${port}`,
+    ],
+  ];
+  for (const [list, problem] of bad) {
+    const error = `[1].listen: ${problem}`;
+    const { problems } = assertThrows(
+      () => parseConfig(JSON.stringify(list), "proxies.json"),
+      ConfigError,
+    );
+    assertEquals(problems, [error]);
+    assertEquals((await stage.api.post("/populate", list)).body, {
+      error: `bad request body: ${error}`,
+      status: 400,
+    });
+  }
+
+  // In routes it is the port that is unique, whatever the host.
+  const routes = ["127.0.0.1", "127.0.0.2"].map((host, i) => ({
+    name: "ab"[i],
+    host,
+    localPort: port,
+    upstream: "127.0.0.1:9",
+  }));
+  const problems = [
+    `routes[1].localPort: ${port} is already taken by routes[0]`,
+  ];
+  const { proxy } = stage.watched;
+  const attempts: (() => unknown)[] = [
+    () => parseConfig(JSON.stringify({ routes }), "config.json"),
+    () => ChaosProxy.start({ routes }),
+    () => proxy.populate(routes),
+  ];
+  for (const attempt of attempts) {
+    const error = await assertRejects(async () => await attempt(), ConfigError);
+    assertEquals(error.problems, problems);
+  }
+  const covered = {
+    api: `127.0.0.1:${port}`,
+    routes: [{ ...routes[0], host: "::" }],
+  };
+  const error = await assertRejects(
+    () => ChaosProxy.start(covered),
+    ConfigError,
+  );
+  assertEquals(error.problems, [
+    `api: ${port} is already taken by routes[0]`,
+  ]);
+});
+
 Deno.test("api in the config serves it, and --api takes its place", async () => {
   const config = { api: "127.0.0.1:0", seed: 3 };
   await using file = await TempFile.with(JSON.stringify(config), ".json");
