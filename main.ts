@@ -139,17 +139,21 @@ export class ConfigError extends Error {
   /** Sums up the problems found in what `source`, usually a file, holds. */
   constructor(source: string, problems: readonly string[]) {
     const [first, ...rest] = problems;
-    const shown = problems.slice(0, MAX_PROBLEMS_SHOWN);
-    if (shown.length < problems.length) {
-      shown.push(`… and ${problems.length - shown.length} more`);
-    }
     super(
       rest.length === 0
         ? `${source}: ${first}`
-        : [`${source}: ${problems.length} problems`, ...shown].join("\n  "),
+        : [`${source}: ${problems.length} problems`, ...firstOf(problems)]
+          .join("\n  "),
     );
     this.problems = problems;
   }
+}
+
+/** As many of some sentences as can be read, and how many more there are. */
+function firstOf(sentences: readonly string[]): string[] {
+  const more = sentences.length - MAX_PROBLEMS_SHOWN;
+  const first = sentences.slice(0, MAX_PROBLEMS_SHOWN);
+  return more > 0 ? [...first, `… and ${more} more`] : first;
 }
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
@@ -193,6 +197,12 @@ const upstreamAddress: Guard<string> = {
   expected: "host:port or [ipv6]:port, the port from 1 to 65535",
   is: (value): value is string =>
     typeof value === "string" && splitAddress(value) !== undefined,
+};
+/** Toxiproxy takes an upstream without a port; its connections then fail. */
+const proxyUpstream: Guard<string> = {
+  expected: upstreamAddress.expected,
+  is: (value): value is string =>
+    upstreamAddress.is(value) || (typeof value === "string" && isHost(value)),
 };
 const listenAddress: Guard<string> = {
   expected: "host:port, [ipv6]:port or :port, the port from 0 to 65535",
@@ -333,6 +343,7 @@ const PROXY_FIELDS: Fields<
   ...SHARED_FIELDS,
   name: { guard: routeName },
   listen: { guard: listenAddress, default: `${LOOPBACK}:0` },
+  upstream: { guard: proxyUpstream },
 };
 
 const CONFIG_FIELDS: Fields<
@@ -567,40 +578,53 @@ function checkRoute(
   path: string,
   problems: string[],
 ): Partial<Route> {
-  const fields = checkFields(value, path, ROUTE_FIELDS, problems);
+  const ignored = toxiproxys.get(value as object);
+  const fields = checkFields(value, path, fieldsOf(value), problems);
   if (fields.localPort !== undefined) fields.name ??= String(fields.localPort);
   const toxics = checkToxics(fields.toxics ?? [], `${path}.toxics`, problems);
   const route = { ...fields, toxics };
-  if (isToxiproxys(value)) toxiproxys.add(route);
+  if (ignored) toxiproxys.set(route, ignored);
   return route;
 }
 
 /**
- * Routes that were written in Toxiproxy's form. Its rules apply to them also
- * where they are validated again, as at the start of a config that was read.
+ * Routes, and changes of one, that were written in Toxiproxy's form, and what
+ * was ignored in them. Toxiproxy's rules apply to them also where they are
+ * validated again, as at the start of a config that was read.
  */
-const toxiproxys = new WeakSet<object>();
+const toxiproxys = new WeakMap<object, readonly string[]>();
 
-function isToxiproxys(value: unknown): boolean {
-  return toxiproxys.has(value as object);
+/** The fields of a route, or of changes of one. */
+function fieldsOf(value: unknown): typeof ROUTE_FIELDS {
+  return toxiproxys.has(value as object)
+    ? { ...ROUTE_FIELDS, upstream: PROXY_FIELDS.upstream }
+    : ROUTE_FIELDS;
 }
 
-/** Checks a route in Toxiproxy's words. */
+/** Checks a route in Toxiproxy's form, and notes what it ignores. */
 function checkProxy(
   value: unknown,
   path: string,
   problems: string[],
+  ignored: string[] = [],
 ): Partial<Route> {
-  const meant = proxyAsMeant(value);
-  const proxy = checkFields(meant, path, PROXY_FIELDS, problems);
+  const proxy = checkFields(
+    normalizeProxy(value, path, problems, ignored),
+    path,
+    PROXY_FIELDS,
+    problems,
+  );
   const { listen, toxics: written = [], ...route } = proxy;
+  const toxicsAt = pathTo(path, "toxics");
   const toxics = checkToxics(
-    written.map(toxicAsMeant),
-    path ? `${path}.toxics` : "toxics",
+    written.map((toxic, index) =>
+      normalizeToxic(toxic, `${toxicsAt}[${index}]`, problems, ignored)
+    ),
+    toxicsAt,
     problems,
   );
   const checked = { ...route, ...(listen && placeOf(listen)), toxics };
-  toxiproxys.add(checked);
+  toxiproxys.set(checked, ignored);
   return checked;
 }
 
@@ -613,23 +637,60 @@ function placeOf(listen: string): Pick<Route, "host" | "localPort"> {
   return { host, localPort };
 }
 
-/** Toxiproxy's clients write keys in any case, and null for what is left out. */
-function asMeant(value: unknown, fields: object): unknown {
+/**
+ * Toxiproxy's clients write keys in any case, null for what is left out, and
+ * keys that mean nothing here, which are ignored.
+ */
+function normalize(
+  value: unknown,
+  fields: object,
+  path: string,
+  problems: string[],
+  ignored: string[],
+): unknown {
   if (!isRecord(value)) return value;
   const known = new Map(
     Object.keys(fields).map((key) => [key.toLowerCase(), key]),
   );
-  return Object.fromEntries(
-    Object.entries(value)
-      .filter(([, each]) => each !== null)
-      .map(([key, each]) => [known.get(key.toLowerCase()) ?? key, each]),
-  );
+  const written = new Map<string, string>();
+  const normalized: Record<string, unknown> = {};
+  for (const [key, each] of Object.entries(value)) {
+    const name = known.get(key.toLowerCase());
+    if (name === undefined) ignored.push(pathTo(path, key));
+    else if (written.has(name)) {
+      problems.push(
+        `${pathTo(path, key)}: the same key as ${written.get(name)}; write one`,
+      );
+    } else {
+      written.set(name, key);
+      if (each !== null) normalized[name] = each;
+    }
+    if (problems.length >= MAX_PROBLEMS) break;
+  }
+  return normalized;
 }
 
-/** As {@linkcode asMeant}, of a route; without `listen` it takes a free port. */
-function proxyAsMeant(value: unknown): unknown {
-  const proxy = asMeant(value, PROXY_FIELDS);
-  if (isRecord(proxy) && proxy.listen === "") delete proxy.listen;
+/** As {@linkcode normalize}, of a route; without `listen` it takes a free port. */
+function normalizeProxy(
+  value: unknown,
+  path: string,
+  problems: string[],
+  ignored: string[],
+): unknown {
+  const proxy = normalize(value, PROXY_FIELDS, path, problems, ignored);
+  if (!isRecord(proxy)) return proxy;
+  const { listen, upstream } = proxy;
+  if (listen === "") delete proxy.listen;
+  if (typeof upstream === "string") {
+    proxy.upstream = upstream.replace(/^:(?=\d+$)/, "localhost:");
+    if (isHost(upstream)) {
+      ignored.push(
+        `${
+          pathTo(path, "upstream")
+        }: ${upstream} has no port; its connections fail`,
+      );
+    }
+  }
   return proxy;
 }
 
@@ -650,10 +711,7 @@ function checkFields<T>(
     );
     return {};
   }
-  const at = (key: string) => {
-    const step = /^[\w-]{1,64}$/.test(key) ? key : describe(key);
-    return path ? `${path}.${step}` : step;
-  };
+  const at = (key: string) => pathTo(path, key);
   for (const key of Object.keys(value)) {
     if (Object.hasOwn(fields, key)) continue;
     if (problems.length >= MAX_PROBLEMS) break;
@@ -686,6 +744,12 @@ function checkFields<T>(
   return good;
 }
 
+/** The path to a key, from the path to what has it. */
+function pathTo(path: string, key: string): string {
+  const step = /^[\w-]{1,64}$/.test(key) ? key : describe(key);
+  return path ? `${path}.${step}` : step;
+}
+
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null &&
     !(Symbol.iterator in value) && !(value instanceof Date);
@@ -713,7 +777,7 @@ function checkUnique(
         `${path}[${index}].${key}: ${value} is already taken by ${path}[${by}]${hint}`,
       );
     // Without a host it is the whole port.
-    const host = isToxiproxys(route) && route.host !== undefined
+    const host = toxiproxys.has(route) && route.host !== undefined
       ? canonicalHost(route.host)
       : undefined;
     const others = ports.get(localPort ?? 0) ?? [];
@@ -836,7 +900,8 @@ export type ToxicType =
   | "limit_data"
   | "packet_loss"
   | "corrupt"
-  | "limit_time";
+  | "limit_time"
+  | "noop";
 
 /**
  * A fault on the bytes of a direction, as in Toxiproxy: its type decides what
@@ -1175,6 +1240,12 @@ const TOXICS = {
       };
     },
   }),
+
+  noop: kind<Record<never, never>>({
+    attributes: {},
+    inWords: () => "nothing",
+    begin: (_, out) => ({ take: (timed) => out.pass(timed) }),
+  }),
 } satisfies Record<ToxicType, unknown>;
 
 /** Begins a toxic of any kind: its attributes have been checked to be its own. */
@@ -1260,7 +1331,7 @@ function checkToxic(value: unknown, path: string, problems: string[]): Toxic {
   if (type !== undefined && toxic.attributes !== undefined) {
     toxic.attributes = checkFields(
       toxic.attributes,
-      path ? `${path}.attributes` : "attributes",
+      pathTo(path, "attributes"),
       kindOf(type).attributes,
       problems,
     ) as Record<string, number>;
@@ -1269,19 +1340,47 @@ function checkToxic(value: unknown, path: string, problems: string[]): Toxic {
   return toxic as Toxic; // whatever is missing is a problem
 }
 
-/** As {@linkcode asMeant}, of a toxic. */
-function toxicAsMeant(value: unknown): unknown {
-  const toxic = asMeant(value, TOXIC_FIELDS);
+/** As {@linkcode normalize}, of a toxic, or of changes of one. */
+function normalizeToxic(
+  value: unknown,
+  path: string,
+  problems: string[],
+  ignored: string[],
+  changed?: Toxic,
+): unknown {
+  const toxic = normalize(value, TOXIC_FIELDS, path, problems, ignored);
   if (!isRecord(toxic)) return toxic;
-  const { name, type, stream, attributes } = toxic;
-  if (name === "") delete toxic.name;
-  if (typeof stream === "string") toxic.stream = stream.toLowerCase();
-  if (TOXIC_FIELDS.type.guard.is(type)) {
-    toxic.attributes = asMeant(attributes ?? {}, kindOf(type).attributes);
-    // Toxiproxy's clients may leave out what is 0; in routes it is required.
-    if (type === "bandwidth" && isRecord(toxic.attributes)) {
-      toxic.attributes.rate ??= 0;
+  if (toxic.name === "") delete toxic.name;
+  if (typeof toxic.stream === "string") {
+    toxic.stream = toxic.stream.toLowerCase();
+  }
+  if (typeof toxic.toxicity === "number" && toxic.toxicity > 1) {
+    const at = pathTo(path, "toxicity");
+    ignored.push(`${at}: ${toxic.toxicity} counts as 1`);
+    toxic.toxicity = 1;
+  }
+  if (changed) {
+    // Some clients always send these, not always as they are.
+    for (const key of ["name", "type", "stream"] as const) {
+      const given = toxic[key] ?? changed[key];
+      if (given !== changed[key]) {
+        ignored.push(`${pathTo(path, key)}: stays ${changed[key]}`);
+      }
+      delete toxic[key];
     }
+  }
+  const type = changed?.type ?? toxic.type;
+  if (!TOXIC_FIELDS.type.guard.is(type)) return toxic;
+  toxic.attributes = normalize(
+    toxic.attributes ?? {},
+    kindOf(type).attributes,
+    pathTo(path, "attributes"),
+    problems,
+    ignored,
+  );
+  // Toxiproxy's clients may leave out what is 0; in routes it is required.
+  if (!changed && type === "bandwidth" && isRecord(toxic.attributes)) {
+    toxic.attributes.rate ??= 0;
   }
   return toxic;
 }
@@ -1990,6 +2089,8 @@ class NodeSocket implements Socket {
 export class ListenError extends Error {
   /** `ListenError` */
   override name = "ListenError";
+  /** The address, `host:port`. */
+  readonly address: string;
 
   /** Says for what the address was meant, such as `route db`, and why not. */
   constructor(what: string, address: Address, cause: unknown) {
@@ -1999,6 +2100,7 @@ export class ListenError extends Error {
       ? "permission denied; ports below 1024 are for privileged users"
       : causeOf(cause);
     super(`${what}: cannot listen on ${addressOf(address)}: ${why}`, { cause });
+    this.address = addressOf(address);
   }
 }
 
@@ -2196,6 +2298,13 @@ async function dial(
   return new DenoSocket(await Deno.connect({ ...address, signal }));
 }
 
+/** @throws {Error} If the upstream has no port, as Toxiproxy's may. */
+function upstreamOf({ upstream }: Route): Address {
+  const address = splitAddress(upstream);
+  if (address) return address;
+  throw new Error("the upstream has no port; expected host:port");
+}
+
 /** Why a connection is over before both sides have ended their streams. */
 interface Break {
   readonly why: Ending;
@@ -2366,7 +2475,7 @@ class Connection {
     }, connectTimeoutMs);
     try {
       const socket = await dial(
-        splitAddress(upstream)!,
+        upstreamOf(this.route),
         this.resettable,
         this.#aborted.signal,
       );
@@ -2550,6 +2659,8 @@ export type ProxyEvent =
   }
   /** All listeners are open; the seed repeats this run's decisions. */
   | { event: "started"; routes: number; seed: number }
+  /** What was ignored, or taken otherwise, in a route of Toxiproxy's form. */
+  | { event: "config_ignored"; route: string; ignored: string[] }
   /** A connection could not be accepted; the next one will be tried. */
   | { event: "accept_failed"; route: string; cause: string }
   /** A route was added, or changed: how it stands now. */
@@ -2774,7 +2885,8 @@ class LiveRoute {
   async become(changes: Partial<Route>, anew = false): Promise<void> {
     this.#assertResettable(changes.toxics ?? []);
     const wanted = { ...this.#route, ...changes };
-    const moves = !this.isAt(wanted);
+    // A free port is a new one, unless the route is put in the place of another.
+    const moves = (changes.localPort === 0 && !anew) || !this.isAt(wanted);
     const { host, localPort } = moves ? wanted : this.#route;
     const next = { ...wanted, host, localPort };
     const listener = next.enabled && (moves || !this.#listening)
@@ -3094,6 +3206,12 @@ export class ChaosProxy implements AsyncDisposable {
       await Promise.all(routes.map((route) => route.close()));
       throw error;
     }
+    for (const route of checked.routes) {
+      const ignored = firstOf(toxiproxys.get(route) ?? []);
+      if (ignored.length === 0) continue;
+      const { name } = route;
+      proxy.#around.emit({ event: "config_ignored", route: name, ignored });
+    }
     for (const route of routes) route.run();
     proxy.#around.emit({
       event: "started",
@@ -3157,7 +3275,7 @@ export class ChaosProxy implements AsyncDisposable {
     changes: Partial<Omit<RouteOptions, "name" | "toxics">>,
   ): Promise<Route> {
     const problems: string[] = [];
-    const { name: _, toxics: __, ...fields } = ROUTE_FIELDS;
+    const { name: _, toxics: __, ...fields } = fieldsOf(changes);
     const checked = checkFields(changes, "", optional(fields), problems);
     if (problems.length > 0) throw new ConfigError(`route ${name}`, problems);
     return await this.#inTurn(() => this.#change(this.#find(name), checked));
@@ -3526,6 +3644,8 @@ export type ApiEvent =
     status: number;
     /** Why it was refused, if it was. */
     error?: string;
+    /** What was ignored in its body, or taken otherwise, with its path. */
+    ignored?: string[];
     durationMs: number;
   }
   /** It could not accept a call; it will listen anew. */
@@ -3540,6 +3660,7 @@ export interface ApiOptions {
 /** The version of Toxiproxy whose protocol this is. */
 const PROTOCOL_VERSION = "2.12.0";
 const MAX_BODY_BYTES = 1024 * 1024;
+const MAX_HEADER_LENGTH = 2000; // what every client takes
 
 /** An answer that is no success. */
 class Refusal extends Error {
@@ -3558,6 +3679,8 @@ interface Call {
   readonly request: Request;
   /** What stands in the path where its pattern has a name. */
   readonly named: Record<string, string | undefined>;
+  /** Where what is ignored in the body is noted. */
+  readonly ignored: string[];
 }
 
 type Answer = (call: Call) => Response | Promise<Response>;
@@ -3569,27 +3692,35 @@ const CALLS: Record<string, Record<string, Answer>> = {
       json(Object.fromEntries(
         proxy.routes.map((route) => [route.name, asProxy(route)]),
       )),
-    async POST({ proxy, request }) {
-      const body = await readBody(request);
-      requireFields(body, ["name", "upstream"]);
-      const route = checkBody(body, checkProxy);
-      return json(asProxy(await proxy.addRoute(route as Route)), 201);
+    async POST(call) {
+      const body = await readBody(call.request);
+      requireFields(call, body, PROXY_FIELDS, ["name", "upstream"]);
+      const route = checkBody(call, body, checkProxy);
+      return json(asProxy(await call.proxy.addRoute(route as Route)), 201);
     },
   },
   "/populate": {
-    async POST({ proxy, request }) {
-      const body = await readBody(request);
+    async POST(call) {
+      const body = await readBody(call.request);
       if (!Array.isArray(body)) {
-        throw badBody(`expected a list of proxies, found ${describe(body)}`);
+        throw badBody([`expected a list of proxies, found ${describe(body)}`]);
       }
       body.forEach((each, index) =>
-        requireFields(each, ["name", "upstream"], ` at proxy ${index + 1}`)
+        requireFields(call, each, PROXY_FIELDS, ["name", "upstream"], index)
       );
       const routes = checkBody(
+        call,
         body,
-        (body, path, problems) => checkRoutes(body, path, checkProxy, problems),
+        (body, path, problems, ignored) =>
+          checkRoutes(
+            body,
+            path,
+            (value, path, problems) =>
+              checkProxy(value, path, problems, ignored),
+            problems,
+          ),
       );
-      const proxies = (await proxy.populate(routes)).map(asProxy);
+      const proxies = (await call.proxy.populate(routes)).map(asProxy);
       return json({ proxies }, 201);
     },
   },
@@ -3605,7 +3736,11 @@ const CALLS: Record<string, Record<string, Answer>> = {
   "/proxies/:proxy/toxics": {
     GET: (call) => json(routeOf(call).toxics),
     async POST(call) {
-      const body = toxicAsMeant(await readBody(call.request));
+      const body = checkBody(
+        call,
+        await readBody(call.request),
+        normalizeToxic,
+      );
       const route = routeOf(call); // it may have gone meanwhile
       const { type, stream } = isRecord(body) ? body : {};
       if (typeof stream === "string" && !TOXIC_FIELDS.stream.guard.is(stream)) {
@@ -3617,7 +3752,7 @@ const CALLS: Record<string, Record<string, Answer>> = {
       if (isRecord(body) && !TOXIC_FIELDS.type.guard.is(type)) {
         throw new Refusal(400, "invalid toxic type");
       }
-      const toxic = checkBody(body, checkToxic);
+      const toxic = checkBody(call, body, checkToxic);
       if (route.toxics.some(({ name }) => name === toxic.name)) {
         throw new Refusal(409, "toxic already exists");
       }
@@ -3684,16 +3819,21 @@ const CALLS: Record<string, Record<string, Answer>> = {
   },
   "/seed": {
     GET: ({ proxy }) => json({ seed: proxy.seed }),
-    async PUT({ proxy, request }) {
-      const body = await readBody(request);
-      requireFields(body, ["seed"]);
+    async PUT(call) {
+      const body = await readBody(call.request);
       const { seed } = CONFIG_FIELDS;
+      requireFields(call, body, { seed }, ["seed"]);
       const given = checkBody(
-        body,
+        call,
+        checkBody(
+          call,
+          body,
+          (body, ...found) => normalize(body, { seed }, ...found),
+        ),
         (body, path, problems) => checkFields(body, path, { seed }, problems),
       );
-      proxy.reseed(given.seed);
-      return json({ seed: proxy.seed });
+      call.proxy.reseed(given.seed);
+      return json({ seed: call.proxy.seed });
     },
   },
 };
@@ -3705,41 +3845,57 @@ const PATHS = Object.entries(CALLS).map(([pathname, answers]) => ({
 
 async function updateProxy(call: Call): Promise<Response> {
   const { name } = routeOf(call);
-  const body = proxyAsMeant(await readBody(call.request));
-  // A client that has read the proxy sends back all of it. Its toxics may have
-  // changed since then, and have calls of their own.
-  const { name: given = name, toxics: _, ...changes } = recordOf(body);
-  const { listen, ...rest } = checkBody(changes, (changes, path, problems) => {
+  const body = await readBody(call.request);
+  const { toxics: current } = routeOf(call); // it may have gone meanwhile
+  const { listen, ...rest } = checkBody(call, body, (body, path, ...found) => {
+    const [problems, ignored] = found;
+    // A client that has read the proxy sends back all of it. Its toxics may have
+    // changed since then, and have calls of their own.
+    const { name: given = name, toxics, ...changes } = recordOf(
+      normalizeProxy(body, path, ...found),
+    );
     if (given !== name) {
       problems.push(`name: cannot be changed to ${describe(given)}`);
+    }
+    if (toxics !== undefined && !isSame(toxics, current)) {
+      ignored.push("toxics");
     }
     const { name: _name, toxics: _toxics, ...fields } = PROXY_FIELDS;
     return checkFields(changes, path, optional(fields), problems);
   });
-  const place = listen === undefined ? {} : placeOf(listen);
-  const changed = await call.proxy.updateRoute(name, { ...rest, ...place });
-  return json(asProxy(changed));
+  const changes = { ...rest, ...(listen !== undefined && placeOf(listen)) };
+  toxiproxys.set(changes, []);
+  return json(asProxy(await call.proxy.updateRoute(name, changes)));
+}
+
+/** Whether toxics that a client sends back are those that there are. */
+function isSame(toxics: unknown, current: readonly Toxic[]): boolean {
+  const read = Array.isArray(toxics)
+    ? checkToxics(
+      toxics.map((each) => normalizeToxic(each, "", [], [])),
+      "",
+      [],
+    )
+    : toxics;
+  return JSON.stringify(read) === JSON.stringify(current);
 }
 
 async function updateToxic(call: Call): Promise<Response> {
   toxicOf(call);
-  const body = asMeant(await readBody(call.request), TOXIC_FIELDS);
+  const body = await readBody(call.request);
   const { route, toxic } = toxicOf(call); // it may have gone meanwhile
-  // Some clients always send these, not always as they are.
-  const { name: _, type: __, stream: ___, ...changes } = recordOf(body);
-  const attributes = asMeant(changes.attributes, kindOf(toxic.type).attributes);
-  return json(call.proxy.updateToxic(route, toxic.name, {
-    ...changes,
-    ...(attributes !== undefined && {
-      attributes: attributes as Record<string, number>, // checked there
-    }),
-  }));
+  const changes = checkBody(
+    call,
+    body,
+    (body, ...found) => normalizeToxic(body, ...found, toxic),
+  );
+  return json(call.proxy.updateToxic(route, toxic.name, recordOf(changes)));
 }
 
 /** @throws {Refusal} If a body is no mapping. */
 function recordOf(body: unknown): Record<string, unknown> {
   if (isRecord(body)) return body;
-  throw badBody(`expected a mapping, found ${describe(body)}`);
+  throw badBody([`expected a mapping, found ${describe(body)}`]);
 }
 
 function routeOf({ proxy, named }: Call): Route {
@@ -3768,13 +3924,8 @@ function nothing(): Response {
   return new Response(null, { status: 204 });
 }
 
-function badBody(...problems: readonly string[]): Refusal {
-  const shown = problems.slice(0, MAX_PROBLEMS_SHOWN).join("; ");
-  const more = problems.length - MAX_PROBLEMS_SHOWN;
-  return new Refusal(
-    400,
-    `bad request body: ${shown}${more > 0 ? `; … and ${more} more` : ""}`,
-  );
+function badBody(problems: readonly string[]): Refusal {
+  return new Refusal(400, `bad request body: ${firstOf(problems).join("; ")}`);
 }
 
 /** @throws {Refusal} If the body is too long, or is not JSON. */
@@ -3794,29 +3945,41 @@ async function readBody(request: Request): Promise<unknown> {
     return readJson(text, "body");
   } catch (error) {
     throw error instanceof ConfigError
-      ? badBody(error.problems[0])
-      : badBody("expected text in UTF-8, found other bytes");
+      ? badBody(error.problems)
+      : badBody(["expected text in UTF-8, found other bytes"]);
   }
 }
 
 /** @throws {Refusal} If one of these is not there, or empty. */
-function requireFields(body: unknown, fields: string[], where = ""): void {
-  const meant = asMeant(body, PROXY_FIELDS);
-  if (!isRecord(meant)) return; // which is found to be wrong later
-  for (const field of fields) {
-    if (meant[field] !== undefined && meant[field] !== "") continue;
+function requireFields(
+  { ignored }: Call,
+  body: unknown,
+  fields: object,
+  required: string[],
+  index?: number,
+): void {
+  const [path, where] = index === undefined
+    ? ["", ""]
+    : [`[${index}]`, ` at proxy ${index + 1}`];
+  const unknown: string[] = [];
+  const normalized = normalize(body, fields, path, [], unknown);
+  if (!isRecord(normalized)) return; // which is found to be wrong later
+  for (const field of required) {
+    if (normalized[field] !== undefined && normalized[field] !== "") continue;
+    for (const key of unknown) ignored.push(key); // one may be mistyped
     throw new Refusal(400, `missing required field: ${field}${where}`);
   }
 }
 
-/** @throws {Refusal} If a body is not as it is checked to be. */
+/** @throws {Refusal} If a body is not valid. */
 function checkBody<B, T>(
+  { ignored }: Call,
   body: B,
-  check: (body: B, path: string, problems: string[]) => T,
+  check: (body: B, path: string, problems: string[], ignored: string[]) => T,
 ): T {
   const problems: string[] = [];
-  const checked = check(body, "", problems);
-  if (problems.length > 0) throw badBody(...problems);
+  const checked = check(body, "", problems, ignored);
+  if (problems.length > 0) throw badBody(problems);
   return checked;
 }
 
@@ -3840,16 +4003,26 @@ export function controlApi(
   return async (request) => {
     const start = performance.now();
     const id = crypto.randomUUID();
+    const ignored: string[] = [];
     let answer: Response;
     let error: string | undefined;
     try {
-      answer = await answerOf(proxy, request, loopback);
+      answer = await answerOf(proxy, request, loopback, ignored);
     } catch (cause) {
       const { status, message, headers } = refusalFor(cause);
       error = message;
-      answer = Response.json({ error, status }, { status, headers });
+      answer = headers["content-type"]
+        ? new Response(`${error}\n`, { status, headers })
+        : Response.json({ error, status }, { status, headers });
     }
     answer.headers.set("x-toxiproxy-request-id", id);
+    if (ignored.length > 0) {
+      const named = firstOf(ignored).join(", ").replaceAll("…", "...");
+      answer.headers.set(
+        "x-chaos-proxy-ignored",
+        named.replace(/[^ -~]/g, "?").slice(0, MAX_HEADER_LENGTH),
+      );
+    }
     onEvent({
       event: "api",
       request: id,
@@ -3857,6 +4030,7 @@ export function controlApi(
       path: request.url.replace(/^\w+:\/\/[^/]*/, ""),
       status: answer.status,
       ...(error && { error }),
+      ...(ignored.length > 0 && { ignored: firstOf(ignored) }),
       durationMs: toMicroseconds(performance.now() - start),
     });
     return answer;
@@ -3868,6 +4042,7 @@ function answerOf(
   proxy: ChaosProxy,
   request: Request,
   loopback: boolean,
+  ignored: string[],
 ): Response | Promise<Response> {
   if (!URL.canParse(request.url)) {
     throw new Refusal(400, "expected a Host that is a host name or an address");
@@ -3891,9 +4066,12 @@ function answerOf(
     const named = Object.fromEntries(
       Object.entries(groups).map(([name, text = ""]) => [name, decode(text)]),
     );
-    return answer({ proxy, request, named });
+    return answer({ proxy, request, named, ignored });
   }
-  throw new Refusal(404, `there is nothing at ${pathname}`);
+  // In the words of Go, and as text: Toxiproxy's clients tell it by that.
+  throw new Refusal(404, "404 page not found", {
+    "content-type": "text/plain; charset=utf-8",
+  });
 }
 
 /** @throws {Refusal} If a request may come from a web page. */
@@ -3930,7 +4108,7 @@ function decode(segment: string): string {
 /** What an error comes to in the protocol. */
 function refusalFor(error: unknown): Refusal {
   if (error instanceof Refusal) return error;
-  if (error instanceof ConfigError) return badBody(...error.problems);
+  if (error instanceof ConfigError) return badBody(error.problems);
   if (error instanceof Deno.errors.NotFound) {
     return new Refusal(404, "proxy not found");
   }
@@ -3942,6 +4120,15 @@ function refusalFor(error: unknown): Refusal {
   }
   if (error instanceof Deno.errors.NotSupported) {
     return new Refusal(501, causeOf(error));
+  }
+  if (
+    error instanceof ListenError && error.cause instanceof Deno.errors.AddrInUse
+  ) {
+    const { address } = error;
+    return new Refusal(
+      500,
+      `listen tcp ${address}: bind: address already in use`, // in Go's words
+    );
   }
   return new Refusal(500, causeOf(error));
 }
@@ -4136,6 +4323,7 @@ type LogEvent = ProxyEvent | ApiEvent;
 const LEVEL_OF: Partial<Record<LogEvent["event"], LogLevel>> = {
   upstream_failed: "warn",
   accept_failed: "warn",
+  config_ignored: "warn",
   api: "debug",
   api_failed: "warn",
 };
@@ -4178,7 +4366,8 @@ function eventLogger(
 }
 
 function levelOf(event: LogEvent): LogLevel {
-  return event.event === "drained" && event.cut > 0
+  return (event.event === "drained" && event.cut > 0) ||
+      (event.event === "api" && event.ignored)
     ? "warn"
     : LEVEL_OF[event.event] ?? "info";
 }
@@ -4238,6 +4427,8 @@ function inWords(event: LogEvent): string {
       return `closed by ${event.why}${by ? ` (${by})` : ""}, ` +
         `${event.bytesUp} B up, ${event.bytesDown} B down, ${event.durationMs} ms`;
     }
+    case "config_ignored":
+      return `config_ignored ${event.ignored.join(", ")}`;
     case "accept_failed":
       return `accept_failed ${event.cause}`;
     case "route_added":
@@ -4257,7 +4448,8 @@ function inWords(event: LogEvent): string {
     case "api":
       return `api ${event.method} ${event.path}: ${event.status}` +
         `${event.error ? ` ${event.error}` : ""}, ${event.durationMs} ms, ` +
-        event.request;
+        event.request +
+        (event.ignored ? `, ignored ${event.ignored.join(", ")}` : "");
     case "api_failed":
       return `api_failed ${event.cause}`;
     case "draining":
@@ -4493,6 +4685,8 @@ function summarize(config: Config, path: string): string {
   const table = rows.map((row) =>
     row.map((cell, column) => cell.padEnd(widths[column])).join("  ").trimEnd()
   );
+  const ignored = config.routes.flatMap((route) => toxiproxys.get(route) ?? []);
+  table.push(...firstOf(ignored).map((each) => `ignored: ${each}`));
   const seed = config.seed === undefined
     ? "a random seed"
     : `seed ${config.seed}`;

@@ -245,9 +245,9 @@ Deno.test("what POST /proxies refuses, it says, and makes nothing", async () => 
       `${bad}name: expected 1 to 255 characters without white space, found "a b"`,
     ],
     [
-      { ...good, upstream: "nowhere" },
+      { ...good, upstream: "a:b" },
       400,
-      `${bad}upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found "nowhere"`,
+      `${bad}upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found "a:b"`,
     ],
     [
       { ...good, listen: "nowhere" },
@@ -260,9 +260,9 @@ Deno.test("what POST /proxies refuses, it says, and makes nothing", async () => 
       `${bad}enabled: expected true or false, found "yes"`,
     ],
     [
-      { ...good, dropRat: 1 },
+      { ...good, dropRate: 2 },
       400,
-      `${bad}dropRat: unknown key; did you mean dropRate?`,
+      `${bad}dropRate: expected a number from 0 to 1, found 2`,
     ],
     [
       { ...good, toxics: [{ type: "latency", attributes: { latency: "1" } }] },
@@ -289,7 +289,7 @@ Deno.test("what POST /proxies refuses, it says, and makes nothing", async () => 
     [
       { ...good, listen: `127.0.0.1:${port}` },
       500,
-      `route x: cannot listen on 127.0.0.1:${port}: the port is already in use`,
+      `listen tcp 127.0.0.1:${port}: bind: address already in use`,
     ],
   ];
   for (const [body, status, error] of refused) {
@@ -355,13 +355,31 @@ Deno.test("PATCH with the same addresses leaves the connections alone", async ()
   await using stage = await Stage.open();
   const port = await stage.create({ listen: "127.0.0.1:0" });
   using conn = await connected(port);
-  for (const listen of [`127.0.0.1:${port}`, "127.0.0.1:0"]) {
-    const { upstream } = stage;
+  const { upstream } = stage;
+  for (const host of ["127.0.0.1", "localhost"]) {
+    const listen = `${host}:${port}`;
     const patch = { listen, upstream: upstream.address, enabled: true };
     const { status, body } = await stage.api.patch("/proxies/p", patch);
     assertEquals([status, portOf(body)], [200, port]);
   }
   await assertEchoesOn(conn);
+});
+
+Deno.test("a listen on port 0 in an update takes a new port", async () => {
+  await using stage = await Stage.open();
+  let port = await stage.create({ listen: "localhost:0" });
+  using conn = await connected(port);
+  for (const listen of ["localhost:0", "127.0.0.1:0"]) {
+    const { body } = await stage.api.patch("/proxies/p", { listen });
+    await untilRefused(port);
+    assert(portOf(body) !== port);
+    port = portOf(body);
+    await assertEchoes(port);
+  }
+  assertEquals(await readToEnd(conn), 0);
+  const route = await stage.watched.proxy.updateRoute("p", { localPort: 0 });
+  await untilRefused(port);
+  await assertEchoes(route.localPort);
 });
 
 Deno.test("another upstream cuts the connections, and is where new ones go", async () => {
@@ -414,7 +432,10 @@ Deno.test("an address that cannot be listened on leaves all as it was", async ()
     dropRate: 1,
   });
   assertEquals(status, 500);
-  assertStringIncludes(body.error, "the port is already in use");
+  assertEquals(
+    body.error,
+    `listen tcp 127.0.0.1:${taken.addr.port}: bind: address already in use`,
+  );
   assertEquals((await stage.api.get("/proxies/p")).body, before);
   await assertEchoesOn(conn);
   await assertEchoes(port);
@@ -456,12 +477,8 @@ Deno.test("what PATCH refuses, it says, and changes nothing", async () => {
   const refused: [body: unknown, error: string][] = [
     [{ name: "q" }, `${bad}name: cannot be changed to "q"`],
     [
-      { upstream: "x" },
-      `${bad}upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found "x"`,
-    ],
-    [
-      { enabled: 1, upstrem: 1 },
-      `${bad}upstrem: unknown key; did you mean upstream?; enabled: expected true or false, found 1`,
+      { upstream: "a:b", enabled: 1 },
+      `${bad}enabled: expected true or false, found 1; upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found "a:b"`,
     ],
     [[], `${bad}expected a mapping, found a list`],
     [
@@ -613,7 +630,7 @@ Deno.test("what POST /populate refuses, it says, and changes nothing", async () 
     ],
     [
       [good, { ...good, name: "q", toxics: [{ type: "x" }] }],
-      `${bad}[1].toxics[0].type: expected latency or bandwidth or slow_close or timeout or reset_peer or slicer or limit_data or packet_loss or corrupt or limit_time, found "x"`,
+      `${bad}[1].toxics[0].type: expected latency or bandwidth or slow_close or timeout or reset_peer or slicer or limit_data or packet_loss or corrupt or limit_time or noop, found "x"`,
     ],
   ];
   for (const [body, error] of refused) {
@@ -637,7 +654,7 @@ Deno.test("POST /populate that cannot listen leaves what came before", async () 
     { name: "c", upstream },
   ]);
   assertEquals(status, 500);
-  assertStringIncludes(body.error, `cannot listen on ${listen}`);
+  assertStringIncludes(body.error, `listen tcp ${listen}: bind: `);
   const { body: there } = await stage.api.get("/proxies");
   assertEquals(Object.keys(there), ["a"]);
   await assertEchoes(portOf(there.a));
@@ -732,6 +749,7 @@ Deno.test("every type is added with all its attributes, in numbers", async () =>
     packet_loss: { loss_rate: 0.1, correlation: 0 },
     corrupt: { rate: 0.001 },
     limit_time: { time: 0 },
+    noop: {},
   };
   for (const [type, attributes] of Object.entries(defaults)) {
     const { status, body } = await stage.api.post("/proxies/p/toxics", {
@@ -779,6 +797,148 @@ Deno.test("a connection that is cut as Testcontainers does it comes back", async
   assertEquals((await stage.api.delete(`${toxics}/${names[1]}`)).status, 204);
   await sending;
   assertEquals(await got, bytes);
+});
+
+Deno.test("what Toxiproxy ignores is ignored, and named", async () => {
+  await using stage = await Stage.open();
+  const { api, upstream: { address: upstream } } = stage;
+  const proxy = { name: "p", listen: "localhost:0", upstream };
+  const toxics = [
+    { type: "latency", id: 1, attributes: { latency: 0, delay: 1 } },
+  ];
+  const read = [{
+    attributes: { jitter: 0, latency: 0 },
+    name: "latency_downstream",
+    type: "latency",
+    stream: "downstream",
+    toxicity: 1,
+  }];
+  const header = "X-Chaos-Proxy-Ignored";
+  const path = "/proxies/p/toxics";
+  const calls: [
+    method: string,
+    path: string,
+    body: unknown,
+    names: string[],
+  ][] = [
+    ["POST", "/proxies", proxy, []],
+    ["PATCH", "/proxies/p", { ...proxy, listen: null, toxics: [] }, []],
+    ["PATCH", "/proxies/p", { Logger: {}, toxics }, ["Logger", "toxics"]],
+    ["POST", path, { type: "latency", toxicity: 1 }, []],
+    ["PATCH", "/proxies/p", { toxics: read }, []],
+    [
+      "POST",
+      path,
+      {
+        name: "l",
+        type: "latency",
+        toxicity: 80,
+        attributes: { latency: 0, timeout: 5 },
+      },
+      ["toxicity: 80 counts as 1", "attributes.timeout"],
+    ],
+    ["PATCH", `${path}/l`, { name: "l", type: "latency" }, []],
+    [
+      "POST",
+      `${path}/l`,
+      { type: "timeout", stream: "UPSTREAM", toxicity: 1.5, delay: 5 },
+      [
+        "delay",
+        "toxicity: 1.5 counts as 1",
+        "type: stays latency",
+        "stream: stays downstream",
+      ],
+    ],
+    [
+      "POST",
+      "/populate",
+      [{ ...proxy, name: "q", toxics, ünknown: 1 }],
+      [
+        '[0]."ünknown"',
+        "[0].toxics[0].id",
+        "[0].toxics[0].attributes.delay",
+      ],
+    ],
+    ["PUT", "/seed", { seed: 1, sede: 2 }, ["sede"]],
+  ];
+  for (const [method, path, body, names] of calls) {
+    const shown = `${method} ${path} ${JSON.stringify(body)}`;
+    const answer = await api.raw(method, path, body);
+    assert(answer.status < 300, `${shown}: ${answer.text}`);
+    const expected = names.length > 0
+      ? names.join(", ").replace("ü", "?")
+      : null;
+    assertEquals(answer.headers.get(header), expected, shown);
+    const { ignored } = stage.watched.log.of("api").at(-1)!;
+    assertEquals(ignored, names.length > 0 ? names : undefined, shown);
+  }
+  const { body } = await api.get("/proxies/p/toxics/l");
+  assertEquals([body.type, body.toxicity], ["latency", 1]);
+
+  // Also where the call fails, which may be why; and never at any length.
+  const failed = await api.raw("POST", "/proxies", { nmae: "x", upstream });
+  assertEquals([failed.status, failed.headers.get(header)], [400, "nmae"]);
+  const keys = Array.from({ length: 60_000 }, (_, i) => [`key${i}`, 1]);
+  const many = Object.fromEntries(keys);
+  const answer = await api.raw("PATCH", "/proxies/p", many);
+  assertEquals(answer.status, 200);
+  assertMatch(answer.headers.get(header)!, /^key0, .* \.\.\. and 59950 more$/);
+  const { length } = stage.watched.log.of("api").at(-1)!.ignored!;
+  assertEquals(length, 51);
+});
+
+Deno.test("an upstream without a port is taken, and its connections fail", async () => {
+  await using stage = await Stage.open();
+  const port = await stage.create({ upstream: "one.example" });
+  const answer = await stage.api.raw("PATCH", "/proxies/p", {
+    upstream: "[::1]",
+  });
+  assertEquals(JSON.parse(answer.text).upstream, "[::1]");
+  assertEquals(
+    answer.headers.get("X-Chaos-Proxy-Ignored"),
+    "upstream: [::1] has no port; its connections fail",
+  );
+  using conn = await Deno.connect({ port });
+  assertEquals(await readToEnd(conn), 0);
+  const [failed] = await stage.watched.log.first("upstream_failed", 1);
+  assertEquals([failed.upstream, failed.cause], [
+    "[::1]",
+    "the upstream has no port; expected host:port",
+  ]);
+  const { body } = await stage.api.patch("/proxies/p", {
+    upstream: stage.upstream.address,
+  });
+  assertEquals(body.upstream, stage.upstream.address);
+  await assertEchoes(port);
+  // A route takes none.
+  const { proxy } = stage.watched;
+  const problem = "upstream: expected host:port or [ipv6]:port";
+  await assertRejects(
+    () => proxy.updateRoute("p", { upstream: "one.example" }),
+    ConfigError,
+    problem,
+  );
+  await assertRejects(
+    () => proxy.addRoute({ localPort: 0, upstream: "one.example" }),
+    ConfigError,
+    problem,
+  );
+});
+
+Deno.test("an upstream without a host is one of localhost", async () => {
+  await using stage = await Stage.open();
+  const upstream = stage.upstream.address.replace(/^.*:/, ":");
+  const port = await stage.create({ upstream });
+  await assertEchoes(port);
+  const { body } = await stage.api.get("/proxies/p");
+  assertEquals(body.upstream, `localhost${upstream}`);
+  const { body: { proxies } } = await stage.api.post("/populate", [
+    { name: "q", upstream },
+  ]);
+  await assertEchoes(portOf(proxies[0]));
+  await stage.api.patch("/proxies/p", { upstream: "127.0.0.1:9" });
+  await stage.api.patch("/proxies/p", { upstream });
+  await assertEchoes(port);
 });
 
 Deno.test("keys in any case are known, as Toxiproxy knows them", async () => {
@@ -839,11 +999,6 @@ Deno.test("what a toxic's calls refuse, they say, and change nothing", async () 
     [{ type: null }, 400, "invalid toxic type"],
     [{}, 400, "invalid toxic type"],
     [
-      { type: "bandwidth", attributes: { rat: 1 } },
-      400,
-      `${bad}attributes.rat: unknown key; did you mean rate?`,
-    ],
-    [
       { type: "bandwidth", attributes: [] },
       400,
       `${bad}attributes: expected a mapping, found a list`,
@@ -854,9 +1009,9 @@ Deno.test("what a toxic's calls refuse, they say, and change nothing", async () 
       `${bad}attributes.timeout: expected ${ms}, found -1`,
     ],
     [
-      { type: "timeout", toxicity: 1.5 },
+      { type: "timeout", toxicity: "80" },
       400,
-      `${bad}toxicity: expected a number from 0 to 1, found 1.5`,
+      `${bad}toxicity: expected a number from 0 to 1, found "80"`,
     ],
     [
       { type: "timeout", stream: 5 },
@@ -890,7 +1045,6 @@ Deno.test("what a toxic's calls refuse, they say, and change nothing", async () 
       { toxicity: -1 },
       `${bad}toxicity: expected a number from 0 to 1, found -1`,
     ],
-    [{ delay: 5 }, `${bad}delay: unknown key; known are toxicity, attributes`],
     [5, `${bad}expected a mapping, found 5`],
   ];
   for (const [body, error] of changed) {
@@ -945,7 +1099,7 @@ Deno.test("POST /reset does what it can, and says what it could not", async () =
   const port = await stage.create({ name: "b", toxics: [{ type: "timeout" }] });
   const { status, body } = await stage.api.post("/reset");
   assertEquals(status, 500);
-  assertStringIncludes(body.error, `cannot listen on ${listen}`);
+  assertStringIncludes(body.error, `listen tcp ${listen}: bind: `);
   assertEquals((await stage.api.get("/proxies/a")).body.enabled, false);
   await assertEchoes(port);
 });
@@ -1207,7 +1361,7 @@ Deno.test("bytes to another upstream are counted from none", async () => {
 
 // ---- The HTTP of it ------------------------------------------------------------
 
-Deno.test("every answer has an id of its own, and errors are JSON", async () => {
+Deno.test("every answer has an id of its own, and errors but one are JSON", async () => {
   await using stage = await Stage.open();
   const calls: [
     method: string,
@@ -1218,10 +1372,10 @@ Deno.test("every answer has an id of its own, and errors are JSON", async () => 
     ["GET", "/proxies", 200],
     ["POST", "/reset", 204],
     ["GET", "/metrics", 200],
-    ["GET", "/", 404, "there is nothing at /"],
-    ["GET", "/proxies/", 404, "there is nothing at /proxies/"],
-    ["GET", "/proxies/x/y", 404, "there is nothing at /proxies/x/y"],
-    ["GET", "/constructor", 404, "there is nothing at /constructor"],
+    ["GET", "/", 404, "404 page not found"],
+    ["GET", "/proxies/", 404, "404 page not found"],
+    ["GET", "/proxies/x/y", 404, "404 page not found"],
+    ["GET", "/constructor", 404, "404 page not found"],
     [
       "PUT",
       "/proxies",
@@ -1249,7 +1403,13 @@ Deno.test("every answer has an id of its own, and errors are JSON", async () => 
         error!.slice(error!.lastIndexOf("takes ") + 6),
       );
     }
-    if (error) {
+    if (status === 404) {
+      const type = answer.headers.get("content-type");
+      assertEquals([type, answer.text], [
+        "text/plain; charset=utf-8",
+        `${error}\n`,
+      ]);
+    } else if (error) {
       assertEquals(answer.headers.get("content-type"), "application/json");
       assertEquals(JSON.parse(answer.text), { error, status });
     }
@@ -1274,10 +1434,8 @@ Deno.test("a body of more than 1 MiB gets 413, and costs nobody else anything", 
 
 Deno.test("of very many problems the answer shows the first", async () => {
   await using stage = await Stage.open();
-  const keys = Array.from({ length: 60_000 }, (_, i) => [`key${i}`, 1]);
   const bodies: [path: string, body: unknown][] = [
     ["/populate", Array(400_000).fill(0)],
-    ["/proxies", { name: "x", upstream: "a:1", ...Object.fromEntries(keys) }],
   ];
   for (const [path, body] of bodies) {
     const { status, body: { error } } = await stage.api.post(path, body);
@@ -1710,7 +1868,7 @@ Deno.test("what is wrong with Toxiproxy's own file is told, with paths", async (
     { ...good, name: "b" },
     { ...good, name: "c", enabled: false },
     { ...good, listen: "localhost:6" },
-    { name: "d", listen: "x", upstrea: "a:1" },
+    { name: "d", listen: "x", upstream: "a:b" },
     5,
   ];
   await using file = await TempFile.with(JSON.stringify(list), ".json");
@@ -1718,15 +1876,48 @@ Deno.test("what is wrong with Toxiproxy's own file is told, with paths", async (
   assertEquals((await cli.status).code, 2);
   assertEquals(
     cli.stderr,
-    `chaos-proxy: ${file.path}: 6 problems
-  [4].upstrea: unknown key; did you mean upstream?
-  [4].upstream: missing; expected host:port or [ipv6]:port, the port from 1 to 65535
+    `chaos-proxy: ${file.path}: 5 problems
+  [4].upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found "a:b"
   [4].listen: expected host:port, [ipv6]:port or :port, the port from 0 to 65535, found "x"
   [5]: expected a mapping with name and upstream, found 5
   [1].listen: 127.0.0.1:5 is already taken by [0]
   [3].name: a is already taken by [0]
 `,
   );
+});
+
+Deno.test("what is ignored in Toxiproxy's own file is told by --check and in the log", async () => {
+  const list = [
+    { name: "plain", listen: "localhost:0", upstream: "a.example:1" },
+    {
+      name: "odd",
+      listen: "localhost:0",
+      upstream: "a.example",
+      Logger: {},
+      toxics: [{ type: "noop", toxicity: 2, attributes: { noop: 1 } }],
+    },
+  ];
+  const ignored = [
+    "[1].Logger",
+    "[1].upstream: a.example has no port; its connections fail",
+    "[1].toxics[0].toxicity: 2 counts as 1",
+    "[1].toxics[0].attributes.noop",
+  ];
+  await using file = await TempFile.with(JSON.stringify(list), ".json");
+  await using check = new Cli("--check", file.path);
+  assertEquals((await check.status).code, 0);
+  assertStringIncludes(
+    check.stdout,
+    ignored.map((each) => `\nignored: ${each}`).join("") + "\n",
+  );
+  await using cli = new Cli("--log-format", "json", file.path);
+  await cli.log.first("started", 1);
+  assertEquals(
+    cli.log.of("config_ignored").map(({ route, ignored }) => [route, ignored]),
+    [["odd", ignored]],
+  );
+  await using text = new Cli(file.path);
+  await text.says(/WARN +odd .* config_ignored \[1\]\.Logger, \[1\]\.upstream/);
 });
 
 Deno.test("the config, the start and populate agree on what is taken", async () => {
@@ -1964,7 +2155,7 @@ Deno.test("calls are logged at debug, and changes at info", async () => {
     method: "GET",
     path: "/none?x=1",
     status: 404,
-    error: "there is nothing at /none",
+    error: "404 page not found",
     request: headers.get("x-toxiproxy-request-id")!,
   });
 });
@@ -1986,6 +2177,8 @@ Deno.test("the log's text tells of changes in words", async () => {
   await cli.says(
     /INFO +a-rather-long-name .* toxic_added timeout_downstream \(downstream: nothing gets through on every connection\)/,
   );
+  await api.post("/proxies/a-rather-long-name", { Logger: {}, id: 1 });
+  await cli.says(/WARN .* api POST \/\S+: 200, .*, ignored Logger, id/);
   await cli.says(/DEBUG .* api POST \/proxies: 201, [\d.]+ ms, [\da-f-]{36}/);
 });
 

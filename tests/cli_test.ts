@@ -599,6 +599,7 @@ const FIELDS: Record<LogEvent["event"], Record<string, string>> = {
     bytesDown: "count",
     durationMs: "ms",
   },
+  config_ignored: { route: "text", ignored: "names" },
   accept_failed: { route: "text", cause: "text" },
   route_added: ROUTE,
   route_changed: ROUTE,
@@ -614,6 +615,7 @@ const FIELDS: Record<LogEvent["event"], Record<string, string>> = {
     path: "text",
     status: "number",
     "error?": "text",
+    "ignored?": "names",
     durationMs: "ms",
   },
   api_failed: { cause: "text" },
@@ -623,6 +625,7 @@ const FIELDS: Record<LogEvent["event"], Record<string, string>> = {
 
 const LEVELS: Partial<Record<LogEvent["event"], string>> = {
   upstream_failed: "warn",
+  config_ignored: "warn",
   accept_failed: "warn",
   api_failed: "warn",
   api: "debug",

@@ -761,7 +761,7 @@ test("10 MB get through both ways at once, where a reset could come", async () =
   assert(same(await atUpstream.promise, up));
 });
 
-test("none of the ten has an effect with a toxicity of 0", async () => {
+test("none of them has an effect with a toxicity of 0", async () => {
   const attributes: Record<ToxicType, Record<string, number>> = {
     latency: { latency: HOUR_MS },
     bandwidth: { rate: 1 },
@@ -773,6 +773,7 @@ test("none of the ten has an effect with a toxicity of 0", async () => {
     packet_loss: { loss_rate: 1 },
     corrupt: { rate: 1 },
     limit_time: { time: 1 },
+    noop: {},
   };
   const types = Object.keys(attributes) as ToxicType[];
   const toxics = types.flatMap((type) =>

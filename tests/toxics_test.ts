@@ -318,7 +318,7 @@ Deno.test("a toxic's config is checked, with paths", () => {
       {},
       "type: missing; expected latency or bandwidth or slow_close or " +
       "timeout or reset_peer or slicer or limit_data or packet_loss or " +
-      "corrupt or limit_time",
+      "corrupt or limit_time or noop",
     ],
     [
       { type: "latency", attributes: { latensy: 5 } },
@@ -381,8 +381,8 @@ Deno.test("toxicity decides by connection, beside the other decisions", () => {
   assert(acting.every((names) => !names.includes("latency_downstream")));
 });
 
-/** The ten, each so that it lets all through unless that is against its nature. */
-const TEN: Record<ToxicType, Record<string, number>> = {
+/** All of them, each so that it lets all through unless that is against its nature. */
+const ALL: Record<ToxicType, Record<string, number>> = {
   latency: { latency: 10, jitter: 5 },
   bandwidth: { rate: 100 },
   slow_close: { delay: 10 },
@@ -393,8 +393,9 @@ const TEN: Record<ToxicType, Record<string, number>> = {
   packet_loss: { loss_rate: 0.2, correlation: 0.5 },
   corrupt: { rate: 0.01 },
   limit_time: { time: 10 },
+  noop: {},
 };
-const TYPES = Object.keys(TEN) as ToxicType[];
+const TYPES = Object.keys(ALL) as ToxicType[];
 
 for (const last of ["end", "close"] as const) {
   Deno.test(`what comes last, ${last}, leaves last`, () => {
@@ -403,7 +404,7 @@ for (const last of ["end", "close"] as const) {
         at: 3,
         what: last,
       }];
-      const { passed } = through({ type, attributes: TEN[type] }, given);
+      const { passed } = through({ type, attributes: ALL[type] }, given);
       if (type === "reset_peer" || type === "timeout") continue; // cut anyhow
       assertEquals(passed.at(-1)?.what, last, type);
       const ends = passed.filter(({ what }) => typeof what === "string");
@@ -443,7 +444,7 @@ Deno.test("the seed alone decides what is random", () => {
   const random: ToxicType[] = ["latency", "slicer", "packet_loss", "corrupt"];
   const result = (type: ToxicType, seed: number, name?: string) => {
     const given = Array.from({ length: 200 }, (_, i) => chunk(i, 50, i + 1));
-    const options = { type, attributes: TEN[type], ...name && { name } };
+    const options = { type, attributes: ALL[type], ...name && { name } };
     const { passed } = through(options, given, seed);
     return JSON.stringify(passed.map(({ at, what }) => [at, what.toString()]));
   };
@@ -643,9 +644,9 @@ Deno.test("a toxic's defaults are filled in", () => {
 
 Deno.test("every attribute of every type is checked", () => {
   for (const type of TYPES) {
-    for (const key of Object.keys(TEN[type])) {
+    for (const key of Object.keys(ALL[type])) {
       for (const bad of [-1, "x", true, null, [], {}]) {
-        const attributes = { ...TEN[type], [key]: bad };
+        const attributes = { ...ALL[type], [key]: bad };
         const problems = problemsOf([{ type, attributes }]);
         assertEquals(problems.length, 1, `${type}.${key}`);
         const [problem] = problems;
@@ -656,7 +657,7 @@ Deno.test("every attribute of every type is checked", () => {
       }
     }
     const [unknown] = problemsOf([
-      { type, attributes: { ...TEN[type], constructor: 1 } },
+      { type, attributes: { ...ALL[type], constructor: 1 } },
     ]);
     assert(unknown.startsWith("routes[0].toxics[0].attributes.constructor: "));
   }
