@@ -231,6 +231,17 @@ const routeList: Guard<unknown[]> = {
   is: (value): value is unknown[] => anyRoutes.is(value) && value.length > 0,
 };
 
+type Proxies = unknown[] | Record<string, unknown>;
+const anyProxies: Guard<Proxies> = {
+  expected: "a list of proxies, or an object of them by name",
+  is: (value): value is Proxies => Array.isArray(value) || isRecord(value),
+};
+const proxyList: Guard<Proxies> = {
+  expected: `${anyProxies.expected}, at least one`,
+  is: (value): value is Proxies =>
+    anyProxies.is(value) && Object.keys(value).length > 0,
+};
+
 const LOOPBACK = "127.0.0.1";
 const ALL_ADDRESSES = "0.0.0.0";
 
@@ -356,8 +367,9 @@ const CONFIG_FIELDS: Fields<
 };
 
 /**
- * Reads a configuration: JSON if the path ends in `.json`, YAML otherwise. A
- * list is Toxiproxy's own: `{name, listen, upstream, enabled, toxics}` each.
+ * Reads a configuration: JSON if the path ends in `.json`, YAML otherwise. It
+ * may be Toxiproxy's own: proxies of `{name, listen, upstream, enabled, toxics}`
+ * in a list or in an object by name, either of them also as `proxies`.
  *
  * @param text What the file holds, at most 1 MiB; a byte order mark is skipped.
  * @param path Where it comes from, for messages and to tell JSON from YAML.
@@ -511,25 +523,40 @@ function checkConfig(
   },
 ): Config {
   const problems: string[] = [];
-  // A list of routes without the `routes` before it is no list of Toxiproxy's.
-  const isList = Array.isArray(value) &&
-    !value.some((each) => isRecord(each) && "localPort" in each);
-  const read = isList ? { routes: value } : value;
+  const form = formOf(value);
+  const read = form === "bare" ? { proxies: value } : value;
   const all = isRecord(read) ? { ...read, ...given } : read;
-  const fields = mayBeEmpty || (isRecord(all) && all.api !== undefined)
-    ? { ...CONFIG_FIELDS, routes: { guard: anyRoutes, default: [] } }
-    : CONFIG_FIELDS;
-  const config = checkFields(all, "", fields, problems);
-  const routes = isList
-    ? checkRoutes(config.routes ?? [], "", checkProxy, problems)
-    : checkRoutes(config.routes ?? [], "routes", checkRoute, problems);
+  const mayLackAll = mayBeEmpty || (isRecord(all) && all.api !== undefined);
+  const { routes: required, ...fields } = CONFIG_FIELDS;
+  const lists = mayLackAll
+    ? {
+      routes: { guard: anyRoutes, default: [] },
+      proxies: { guard: anyProxies, default: [] },
+    }
+    : { routes: required, proxies: { guard: proxyList } };
+  const { routes: own, proxies, ...config } = checkFields<Written>(
+    all,
+    "",
+    {
+      ...fields,
+      ...(form === "routes"
+        ? { routes: lists.routes }
+        : { proxies: lists.proxies }),
+    } as Fields<Written>,
+    problems,
+  );
+  const entries = form === "routes"
+    ? listed(own ?? [], "routes")
+    : proxiesIn(proxies ?? [], form === "bare" ? "" : "proxies");
+  const check = form === "routes" ? checkRoute : checkProxy;
+  const routes = checkRoutes(entries, check, problems);
   const api = splitApi(config.api);
   const taken = routes.findIndex(({ enabled, host, localPort }) =>
     api && enabled && localPort > 0 && localPort === api.port && host &&
     overlaps(canonicalHost(host), canonicalHost(api.hostname))
   );
   if (api && taken >= 0) {
-    const by = `${isList ? "" : "routes"}[${taken}]`;
+    const [by] = entries[taken];
     problems.push(`api: ${api.port} is already taken by ${by}`);
   }
   if (problems.length > 0) throw new ConfigError(source, problems);
@@ -540,6 +567,61 @@ function checkConfig(
   } as Config; // nothing is missing: no problem
 }
 
+/** What stands in a configuration of any form. */
+type Written = Omit<ConfigOptions, "routes"> & {
+  routes?: unknown[];
+  proxies?: Proxies;
+};
+
+/**
+ * The form of a configuration: with `routes`, or with `proxies` in Toxiproxy's,
+ * or bare, which is just those. Routes without the `routes` before them are not
+ * taken for proxies.
+ */
+function formOf(value: unknown): "routes" | "proxies" | "bare" {
+  if (Array.isArray(value)) return value.some(isOwn) ? "routes" : "bare";
+  if (!isRecord(value)) return "routes";
+  if (areByName(value)) return "bare";
+  return "proxies" in value && !("routes" in value) ? "proxies" : "routes";
+}
+
+function isOwn(route: unknown): boolean {
+  return isRecord(route) && "localPort" in route;
+}
+
+/** Whether an object is as `GET /proxies` returns it, at least in part. */
+function areByName(value: Record<string, unknown>): boolean {
+  const isProxy = (each: object) =>
+    Object.entries(each).some(([key, text]) =>
+      /^(?:listen|upstream)$/i.test(key) && typeof text === "string"
+    );
+  const entries = Object.entries(value);
+  return entries.some(([_, each]) => isRecord(each) && isProxy(each)) &&
+    entries.every(([key, each]) =>
+      isRecord(each) && !isOwn(each) &&
+      (!Object.hasOwn(CONFIG_FIELDS, key) || each.name === key)
+    );
+}
+
+/** What is to be checked as a route, with its path. */
+type Entry = readonly [path: string, value: unknown];
+
+function listed(values: readonly unknown[], path: string): Entry[] {
+  return Array.from(values, (value, index) => [`${path}[${index}]`, value]);
+}
+
+/** Toxiproxy's proxies; by name, they need no `name` of their own. */
+function proxiesIn(proxies: Proxies, path: string): Entry[] {
+  if (Array.isArray(proxies)) return listed(proxies, path);
+  return Object.entries(proxies).map(([name, value]) => {
+    const isNamed = !isRecord(value) ||
+      Object.entries(value).some(([key, text]) =>
+        /^name$/i.test(key) && text !== null
+      );
+    return [pathTo(path, name), isNamed ? value : { ...value, name }];
+  });
+}
+
 /**
  * Checks routes that come from a program.
  *
@@ -547,7 +629,8 @@ function checkConfig(
  */
 function checkedRoutes(values: readonly unknown[]): Route[] {
   const problems: string[] = [];
-  const routes = checkRoutes(values, "routes", checkRoute, problems);
+  const entries = listed(values, "routes");
+  const routes = checkRoutes(entries, checkRoute, problems);
   if (problems.length > 0) throw new ConfigError("routes", problems);
   return routes;
 }
@@ -559,17 +642,16 @@ type CheckRoute = (
 ) => Partial<Route>;
 
 function checkRoutes(
-  values: readonly unknown[],
-  path: string,
+  entries: readonly Entry[],
   check: CheckRoute,
   problems: string[],
 ): Route[] {
   const routes: Partial<Route>[] = [];
-  for (let index = 0; index < values.length; index++) {
-    routes.push(check(values[index], `${path}[${index}]`, problems));
+  for (const [path, value] of entries) {
+    routes.push(check(value, path, problems));
     if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
   }
-  checkUnique(routes, path, problems);
+  checkUnique(routes, entries.map(([path]) => path), problems);
   return routes as Route[]; // whatever is missing is a problem
 }
 
@@ -765,7 +847,7 @@ function isRequired(field: Field<unknown>): boolean {
  */
 function checkUnique(
   routes: readonly Partial<Route>[],
-  path: string,
+  paths: readonly string[],
   problems: string[],
 ): void {
   const names = new Map<string, number>();
@@ -774,7 +856,9 @@ function checkUnique(
     const { localPort, name, enabled } = route;
     const taken = (key: string, value: unknown, by: number, hint = "") =>
       problems.push(
-        `${path}[${index}].${key}: ${value} is already taken by ${path}[${by}]${hint}`,
+        `${paths[index]}.${key}: ${value} is already taken by ${
+          paths[by]
+        }${hint}`,
       );
     // Without a host it is the whole port.
     const host = toxiproxys.has(route) && route.host !== undefined
@@ -3713,8 +3797,7 @@ const CALLS: Record<string, Record<string, Answer>> = {
         body,
         (body, path, problems, ignored) =>
           checkRoutes(
-            body,
-            path,
+            listed(body, path),
             (value, path, problems) =>
               checkProxy(value, path, problems, ignored),
             problems,

@@ -1861,6 +1861,104 @@ Deno.test("Toxiproxy's own file is a config, in JSON and YAML, with toxics", asy
   await cli.log.first("started", 1); // also without the API
 });
 
+Deno.test("each of Toxiproxy's forms is a config", async () => {
+  const proxy = (name?: string) => ({
+    ...(name && { name }),
+    listen: "127.0.0.1:0",
+    upstream: ":80",
+    enabled: true,
+    Logger: {},
+    toxics: [],
+  });
+  const names = (value: unknown, path = "proxies.json") => {
+    const { routes } = parseConfig(JSON.stringify(value), path);
+    for (const { upstream } of routes) assertEquals(upstream, "localhost:80");
+    return routes.map(({ name }) => name);
+  };
+  for (const path of ["proxies.json", "proxies.yaml"]) {
+    const byName = { a: proxy("a"), b: proxy(), c: proxy("d") };
+    assertEquals(names([proxy("a"), proxy("b")], path), ["a", "b"]);
+    assertEquals(names(byName, path), ["a", "b", "d"]);
+    assertEquals(names({ proxies: [proxy("a")] }, path), ["a"]);
+    assertEquals(names({ proxies: byName }, path), ["a", "b", "d"]);
+  }
+  const named = ["routes", "proxies", "seed", "api", "upstream", "listen"];
+  const odd = Object.fromEntries(named.map((name) => [name, proxy(name)]));
+  assertEquals(names(odd), named);
+  assertEquals(names({ proxies: odd }), named);
+  assertEquals(names({ proxies: proxy("proxies") }), ["proxies"]);
+  const seeded = JSON.stringify({ seed: 7, proxies: [proxy("a")] });
+  assertEquals(parseConfig(seeded).seed, 7);
+  assertEquals(parseConfig('{"proxies": {}}', "a.json", { api: 0 }).routes, []);
+
+  // What the API shows starts the same proxies.
+  await using stage = await Stage.open();
+  await stage.create({ toxics: [{ type: "noop" }], latencyMs: 3 });
+  const { body } = await stage.api.get("/proxies");
+  assertEquals(
+    parseConfig(JSON.stringify(body)).routes,
+    stage.watched.proxy.routes,
+  );
+});
+
+Deno.test("a config's form is told apart, and its errors keep their paths", () => {
+  const mapping = "expected a mapping with name and upstream, found";
+  const own = "expected a list of routes, at least one";
+  const proxies =
+    "expected a list of proxies, or an object of them by name, at least one";
+  const known = "known are seed, drainTimeoutMs, api";
+  const good = { listen: "127.0.0.1:0", upstream: "a:1" };
+  const route = { localPort: 1, upstream: "a:1" };
+  const found: [config: unknown, problems: string[]][] = [
+    [{ proxies: 5 }, [`proxies: ${proxies}, found 5`]],
+    [{ proxies: [] }, [`proxies: ${proxies}, found a list`]],
+    [{ proxies: [5] }, [`proxies[0]: ${mapping} 5`]],
+    [{ proxies: { a: 5 } }, [`proxies.a: ${mapping} 5`]],
+    [{ a: good, b: {} }, [
+      "b.upstream: missing; expected host:port or [ipv6]:port, the port from 1 to 65535",
+    ]],
+    [
+      { "a b": { ...good, toxics: [{ type: "noop", stream: 5 }] } },
+      [
+        '"a b".toxics[0].stream: expected upstream or downstream, found 5',
+        '"a b".name: expected 1 to 255 characters without white space, found "a b"',
+      ].toReversed(),
+    ],
+    [{ proxies: { a: good, b: { ...good, name: "a" } } }, [
+      "proxies.b.name: a is already taken by proxies.a",
+    ]],
+    [{ a: { ...good, Listen: ":1" } }, [
+      "a.Listen: the same key as listen; write one",
+    ]],
+    [{ proxies: [good], seeds: 1 }, [
+      "seeds: unknown key; did you mean seed?",
+      "proxies[0].name: missing; expected 1 to 255 characters without white space",
+    ]],
+    [{ routes: good }, [`routes: ${own}, found a mapping`]],
+    [{ routes: { db: route } }, [`routes: ${own}, found a mapping`]],
+    [{ routes: [route], proxies: [good] }, [
+      `proxies: unknown key; ${known}, routes`,
+    ]],
+    [{ db: route }, [
+      `db: unknown key; ${known}, routes`,
+      `routes: missing; ${own}`,
+    ]],
+    [{ db: good, seed: 5 }, [
+      `db: unknown key; ${known}, routes`,
+      `routes: missing; ${own}`,
+    ]],
+    [[route], ["expected a mapping with routes, found a list"]],
+  ];
+  for (const [config, problems] of found) {
+    const text = JSON.stringify(config);
+    const error = assertThrows(
+      () => parseConfig(text, "config.json"),
+      ConfigError,
+    );
+    assertEquals(error.problems, problems, text);
+  }
+});
+
 Deno.test("what is wrong with Toxiproxy's own file is told, with paths", async () => {
   const good = { name: "a", listen: "localhost:5", upstream: "a:1" };
   const list = [

@@ -564,7 +564,8 @@ Deno.test("a file without routes is told apart", () => {
     "5": `${mapping} 5`,
     "hello": `${mapping} "hello"`,
     "- localPort: 1\n  upstream: a:1\n": `${mapping} a list`,
-    "[]": "routes: expected a list of routes, at least one, found a list",
+    "[]":
+      "proxies: expected a list of proxies, or an object of them by name, at least one, found a list",
     "2024-01-01": `${mapping} a date`,
   };
   for (const [text, problem] of Object.entries(found)) {
