@@ -4075,8 +4075,8 @@ function checkBody<B, T>(
  *
  * @param proxy The proxy to be controlled.
  * @param options Who is told of the calls; and `loopback`, to refuse what is
- * addressed to another host than this machine by itself, as by a page whose
- * name leads here. Default: true.
+ * addressed to another name than `localhost`, as by a page whose name leads
+ * here. Default: true.
  */
 export function controlApi(
   proxy: ChaosProxy,
@@ -4164,13 +4164,17 @@ function refuseBrowsers({ headers, url }: Request, loopback: boolean): void {
   }
   const { origin: own, hostname } = new URL(url);
   const origin = headers.get("origin");
-  if (origin !== null && origin !== own) {
+  // A page's owner can have a name of his lead here, but no address.
+  const isSafe = /^(?:localhost\.?|\d+(?:\.\d+){3}|\[.*\])$/.test(hostname);
+  if (origin !== null && (origin !== own || !isSafe)) {
     throw new Refusal(403, `requests from the origin ${origin} are refused`);
   }
-  if (loopback && !isLoopback(hostname)) {
+  if (loopback && !isSafe) {
     throw new Refusal(
       403,
-      `expected a Host of this machine alone, found ${describe(hostname)}`,
+      `expected localhost or an IP address as Host, found ${
+        describe(hostname)
+      }`,
     );
   }
 }
@@ -4450,9 +4454,15 @@ function eventLogger(
 
 function levelOf(event: LogEvent): LogLevel {
   return (event.event === "drained" && event.cut > 0) ||
-      (event.event === "api" && event.ignored)
+      (event.event === "api" && event.ignored) ||
+      (event.event === "api_listening" && isOpen(event.address))
     ? "warn"
     : LEVEL_OF[event.event] ?? "info";
+}
+
+/** Whether others than this machine may reach an address. */
+function isOpen(address: string): boolean {
+  return !isLoopback(splitAddress(address)?.hostname ?? "");
 }
 
 function upper(level: LogLevel): Uppercase<LogLevel> {
@@ -4527,7 +4537,8 @@ function inWords(event: LogEvent): string {
     case "reseeded":
       return `reseeded with ${event.seed}`;
     case "api_listening":
-      return `api_listening ${event.address}`;
+      return `api_listening ${event.address}` +
+        (isOpen(event.address) ? "; whoever reaches it can control it" : "");
     case "api":
       return `api ${event.method} ${event.path}: ${event.status}` +
         `${event.error ? ` ${event.error}` : ""}, ${event.durationMs} ms, ` +

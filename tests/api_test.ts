@@ -1483,7 +1483,9 @@ Deno.test("what a browser sends for a web page is refused", async () => {
     { host: `evil.example:${port}` },
     { host: "localhost.evil.example" },
     { host: "127.0.0.1.evil.example" },
-    { host: "10.0.0.1" },
+    { host: "0.0.0.0.evil.example" },
+    { host: `0.0.0.0:${port}`, origin: "https://evil.example" },
+    { host: `10.0.0.1:${port}`, origin: `http://127.0.0.1:${port}` },
   ];
   for (const headers of refused) {
     for (
@@ -1503,6 +1505,10 @@ Deno.test("what a browser sends for a web page is refused", async () => {
     { host: "LOCALHOST" },
     { host: "127.0.0.2:1" },
     { host: `[::1]:${port}` },
+    { host: `0.0.0.0:${port}` },
+    { host: "10.0.0.1" },
+    { host: `[2001:db8::1]:${port}` },
+    { host: `0.0.0.0:${port}`, origin: `http://0.0.0.0:${port}` },
   ];
   for (const headers of welcome) {
     const answer = await stage.api.plain("GET", "/proxies", headers);
@@ -1515,11 +1521,28 @@ Deno.test("on another address than loopback any Host will do", async () => {
   await using api = Api.of(watched, "0.0.0.0:0");
   const named = await api.plain("GET", "/version", { host: "toxiproxy:8474" });
   assertEquals(named.status, 200);
-  const browser = await api.plain("GET", "/version", {
-    host: "toxiproxy:8474",
-    origin: "http://elsewhere",
-  });
-  assertEquals(browser.status, 403);
+  // A page's own name may lead here, so that its origin is as foreign as any.
+  for (const origin of ["http://elsewhere", "http://toxiproxy:8474"]) {
+    const browser = await api.plain("GET", "/version", {
+      host: "toxiproxy:8474",
+      origin,
+    });
+    assertEquals(browser.status, 403, origin);
+  }
+});
+
+Deno.test("an API that others can reach says so at warn", async () => {
+  const hosts = [["0.0.0.0", "WARN"], ["127.0.0.1", "INFO"]];
+  for (const [host, level] of hosts) {
+    await using cli = new Cli("--api", `${host}:0`);
+    const line = await cli.says(/^(.* api_listening .*)\n/m);
+    assertStringIncludes(line, ` ${level} `);
+    assertEquals(
+      line.endsWith("; whoever reaches it can control it"),
+      level === "WARN",
+      line,
+    );
+  }
 });
 
 Deno.test("peers that speak no HTTP, or leave, cost nobody else anything", async () => {
