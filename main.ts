@@ -41,7 +41,8 @@ export interface RouteOptions {
   upstream: string;
   /**
    * What the route is called, in logs and as part of each random decision:
-   * 1 to 255 characters without white space, unique. Default: the local port.
+   * 1 to 255 characters without white space, unique; not `.` or `..`, which
+   * stand for something else in a URL. Default: the local port.
    */
   name?: string;
   /** The address to listen on. Default: 127.0.0.1. */
@@ -183,9 +184,9 @@ const rate: Guard<number> = {
     typeof value === "number" && value >= 0 && value <= 1,
 };
 const routeName: Guard<string> = {
-  expected: "1 to 255 characters without white space",
+  expected: "1 to 255 characters without white space, not . or ..",
   is: (value): value is string =>
-    typeof value === "string" && /^[^\s\p{C}]{1,255}$/u.test(value),
+    typeof value === "string" && /^(?!\.{1,2}$)[^\s\p{C}]{1,255}$/u.test(value),
 };
 const listenHost: Guard<string> = {
   expected: "a host name or an IP address",
@@ -218,9 +219,12 @@ const yesOrNo: Guard<boolean> = {
   expected: "true or false",
   is: (value): value is boolean => typeof value === "boolean",
 };
+/** Each passes on to the next in a call: 2,000 have overflowed the stack. */
+const MAX_TOXICS = 500;
 const toxicList: Guard<unknown[]> = {
-  expected: "a list of toxics",
-  is: (value): value is unknown[] => Array.isArray(value),
+  expected: `a list of toxics, ${MAX_TOXICS} at most`,
+  is: (value): value is unknown[] =>
+    Array.isArray(value) && value.length <= MAX_TOXICS,
 };
 const anyRoutes: Guard<unknown[]> = {
   expected: "a list of routes",
@@ -896,7 +900,9 @@ function checkUnique(
 
 /** What was found, in few words however large it is, or circular. */
 function describe(value: unknown): string {
-  if (Array.isArray(value)) return "a list";
+  if (Array.isArray(value)) {
+    return value.length > 100 ? `a list of ${value.length}` : "a list";
+  }
   if (value instanceof Date) return "a date";
   if (typeof value === "function") return "a function";
   if (typeof value === "object" && value !== null) return "a mapping";
@@ -3454,6 +3460,11 @@ export class ChaosProxy implements AsyncDisposable {
         `route ${route} has a toxic ${toxic.name} already`,
       );
     }
+    if (toxics.length >= MAX_TOXICS) {
+      throw new ConfigError("toxic", [
+        `route ${route} has ${MAX_TOXICS} toxics, the most that it may have`,
+      ]);
+    }
     live.setToxics([...toxics, toxic]);
     return toxic;
   }
@@ -3953,7 +3964,7 @@ async function updateProxy(call: Call): Promise<Response> {
 
 /** Whether toxics that a client sends back are those that there are. */
 function isSame(toxics: unknown, current: readonly Toxic[]): boolean {
-  const read = Array.isArray(toxics)
+  const read = toxicList.is(toxics)
     ? checkToxics(
       toxics.map((each) => normalizeToxic(each, "", [], [])),
       "",
@@ -4438,7 +4449,7 @@ function eventLogger(
   format: LogFormat,
   routes: readonly Route[],
 ): (event: LogEvent) => void {
-  let width = Math.max(0, ...routes.map((route) => route.name.length));
+  let width = longest(routes.map(({ name }) => name));
   const handler = new LineHandler("DEBUG", {
     formatter: format === "json" ? jsonLine : (record) => {
       const event = record.args[0] as LogEvent;
@@ -4557,6 +4568,11 @@ function inWords(event: LogEvent): string {
   }
 }
 
+/** The length of the longest of some texts, however many they are. */
+function longest(texts: readonly string[]): number {
+  return texts.reduce((most, { length }) => Math.max(most, length), 0);
+}
+
 function count(number: number, what: string): string {
   return `${number} ${what}${number === 1 ? "" : "s"}`;
 }
@@ -4632,7 +4648,7 @@ function readCommandLine(args: string[]): CommandLine {
       return false;
     },
   });
-  operands.push(...flags._.map(String)); // those after `--`
+  for (const each of flags._) operands.push(String(each)); // those after `--`
   const action = flags.help
     ? "help"
     : flags.version
@@ -4774,7 +4790,7 @@ function summarize(config: Config, path: string): string {
     ]),
   ];
   const widths = rows[0].map((_, column) =>
-    Math.max(...rows.map((row) => row[column].length))
+    longest(rows.map((row) => row[column]))
   );
   const table = rows.map((row) =>
     row.map((cell, column) => cell.padEnd(widths[column])).join("  ").trimEnd()

@@ -242,7 +242,7 @@ Deno.test("what POST /proxies refuses, it says, and makes nothing", async () => 
     [
       { ...good, name: "a b" },
       400,
-      `${bad}name: expected 1 to 255 characters without white space, found "a b"`,
+      `${bad}name: expected 1 to 255 characters without white space, not . or .., found "a b"`,
     ],
     [
       { ...good, upstream: "a:b" },
@@ -1445,6 +1445,137 @@ Deno.test("of very many problems the answer shows the first", async () => {
   }
 });
 
+Deno.test("a body of hundreds of thousands of wrong things gets 400", async () => {
+  await using stage = await Stage.open();
+  await stage.create();
+  const wrong = Array(340_000).fill(0);
+  const proxy = { name: "x", upstream: "a:1" };
+  const bad = "bad request body: ";
+  const tooMany = "expected a list of toxics, 500 at most, found a list of";
+  const bodies: [method: string, path: string, body: unknown, error: string][] =
+    [
+      [
+        "POST",
+        "/proxies",
+        { ...proxy, toxics: wrong },
+        `${bad}toxics: ${tooMany} 340000`,
+      ],
+      [
+        "POST",
+        "/populate",
+        [{ ...proxy, toxics: wrong }],
+        `${bad}[0].toxics: ${tooMany} 340000`,
+      ],
+      [
+        "POST",
+        "/proxies/p/toxics",
+        wrong,
+        `${bad}expected a mapping with type, found a list of 340000`,
+      ],
+      [
+        "PATCH",
+        "/proxies/p",
+        { enabled: 5, toxics: wrong },
+        `${bad}enabled: expected true or false, found 5`,
+      ],
+    ];
+  for (const [method, path, body, error] of bodies) {
+    assertEquals(await stage.api.call(method, path, body), {
+      status: 400,
+      body: { error, status: 400 },
+    });
+  }
+  // Each spelling of a key is a problem of its own.
+  const spellings = Array.from({ length: 2 ** 15 }, (_, bits) => [
+    [..."CONNECTTIMEOUTMS"].map((letter, i) =>
+      bits & 1 << i ? letter : letter.toLowerCase()
+    ).join(""),
+    1,
+  ]);
+  const { status, body } = await stage.api.post("/proxies", {
+    ...proxy,
+    ...Object.fromEntries(spellings),
+  });
+  assertEquals(status, 400);
+  assertMatch(body.error, /^bad request body: .*; … and \d+ more$/);
+  assert(body.error.length < 20_000);
+});
+
+Deno.test("a route has up to 500 toxics, through which the bytes get", async () => {
+  await using stage = await Stage.open();
+  const toxics = Array.from({ length: 499 }, (_, i) => ({
+    type: "noop",
+    name: `${i}`,
+  }));
+  const port = await stage.create({ toxics });
+  const path = "/proxies/p/toxics";
+  const full = {
+    error:
+      "bad request body: route p has 500 toxics, the most that it may have",
+    status: 400,
+  };
+  assertEquals((await stage.api.post(path, { type: "noop" })).status, 200);
+  await assertEchoes(port);
+  assertEquals(
+    await stage.api.post(path, { type: "noop", stream: "upstream" }),
+    { status: 400, body: full },
+  );
+});
+
+Deno.test("names that no path can hold are refused, for proxies and toxics", async () => {
+  await using stage = await Stage.open();
+  await stage.create();
+  for (const name of [".", ".."]) {
+    const error = "bad request body: name: expected 1 to 255 characters " +
+      `without white space, not . or .., found "${name}"`;
+    const refused = { status: 400, body: { error, status: 400 } };
+    const proxy = { name, upstream: "a:1" };
+    assertEquals(await stage.api.post("/proxies", proxy), refused);
+    const toxic = { name, type: "noop" };
+    assertEquals(await stage.api.post("/proxies/p/toxics", toxic), refused);
+  }
+});
+
+Deno.test("a key that stands twice in different case is refused", async () => {
+  await using stage = await Stage.open();
+  await stage.create({ toxics: [{ type: "latency" }] });
+  const proxy = { name: "x", upstream: "a:1", Upstream: "b:1" };
+  const same = (one: string, other: string, path = "") =>
+    `bad request body: ${path}${other}: the same key as ${one}; write one`;
+  const twice: [path: string, body: unknown, error: string][] = [
+    ["/proxies", proxy, same("upstream", "Upstream")],
+    ["/populate", [proxy], same("upstream", "Upstream", "[0].")],
+    [
+      "/proxies/p",
+      { ENABLED: true, enabled: false },
+      same("ENABLED", "enabled"),
+    ],
+    [
+      "/proxies/p/toxics",
+      { type: "noop", Type: null },
+      same("type", "Type"),
+    ],
+    [
+      "/proxies/p/toxics/latency_downstream",
+      { attributes: { latency: 1, Latency: 2 } },
+      same("latency", "Latency", "attributes."),
+    ],
+    [
+      "/proxies",
+      { ...proxy, Upstream: null, toxics: [{ type: "noop", TYPE: "noop" }] },
+      `${same("upstream", "Upstream")}; ${
+        same("type", "TYPE", "toxics[0].").slice("bad request body: ".length)
+      }`,
+    ],
+  ];
+  for (const [path, body, error] of twice) {
+    assertEquals(await stage.api.post(path, body), {
+      status: 400,
+      body: { error, status: 400 },
+    });
+  }
+});
+
 Deno.test("a Host that is none gets 400", async () => {
   await using stage = await Stage.open();
   for (const host of ["a b", "[", "loc%alhost"]) {
@@ -1944,7 +2075,7 @@ Deno.test("a config's form is told apart, and its errors keep their paths", () =
       { "a b": { ...good, toxics: [{ type: "noop", stream: 5 }] } },
       [
         '"a b".toxics[0].stream: expected upstream or downstream, found 5',
-        '"a b".name: expected 1 to 255 characters without white space, found "a b"',
+        '"a b".name: expected 1 to 255 characters without white space, not . or .., found "a b"',
       ].toReversed(),
     ],
     [{ proxies: { a: good, b: { ...good, name: "a" } } }, [
@@ -1955,7 +2086,7 @@ Deno.test("a config's form is told apart, and its errors keep their paths", () =
     ]],
     [{ proxies: [good], seeds: 1 }, [
       "seeds: unknown key; did you mean seed?",
-      "proxies[0].name: missing; expected 1 to 255 characters without white space",
+      "proxies[0].name: missing; expected 1 to 255 characters without white space, not . or ..",
     ]],
     [{ routes: good }, [`routes: ${own}, found a mapping`]],
     [{ routes: { db: route } }, [`routes: ${own}, found a mapping`]],

@@ -356,7 +356,10 @@ Deno.test("a host is a name or an IP address, without a port", () => {
 
 Deno.test("a name is short, and one word", () => {
   for (
-    const name of ["a", "db-1", "x".repeat(255), "größe", "😀", "__proto__"]
+    const name of [
+      ...["a", "db-1", "x".repeat(255), "größe", "😀", "__proto__"],
+      ...["...", ".a", "..a", "%2e"],
+    ]
   ) {
     const { routes } = parseConfig(withRoutes({ localPort: 1, name }));
     assertEquals(routes[0].name, name);
@@ -366,6 +369,8 @@ Deno.test("a name is short, and one word", () => {
     ["", '""'],
     [" ", '" "'],
     ["a b", '"a b"'],
+    [".", '"."'],
+    ["..", '".."'],
     ["a\n", '"a\\n"'],
     ["\u0000", '"\\u0000"'],
     ["\u001b[31m", '"\\u001b[31m"'],
@@ -375,7 +380,7 @@ Deno.test("a name is short, and one word", () => {
   ];
   for (const [name, found] of bad) {
     assertEquals(problems(withRoutes({ localPort: 1, name })), [
-      `routes[0].name: expected 1 to 255 characters without white space, found ${found}`,
+      `routes[0].name: expected 1 to 255 characters without white space, not . or .., found ${found}`,
     ]);
   }
 });

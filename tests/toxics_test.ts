@@ -356,7 +356,9 @@ Deno.test("a toxic's config is checked, with paths", () => {
   assertEquals(problemsOf([{ type: "timeout" }, { type: "timeout" }]), [
     `${at}[1].name: timeout_downstream is already taken by ${at}[0]`,
   ]);
-  assertEquals(problemsOf(5), [`${at}: expected a list of toxics, found 5`]);
+  assertEquals(problemsOf(5), [
+    `${at}: expected a list of toxics, 500 at most, found 5`,
+  ]);
 });
 
 Deno.test("toxicity decides by connection, beside the other decisions", () => {
