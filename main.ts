@@ -293,13 +293,18 @@ function canonicalHost(host: string): string {
   return /^localhost\.?$/.test(hostname) ? LOOPBACK : hostname;
 }
 
+const WHOLE_PORT = "";
+/** The hosts that cover others. */
+const WIDE_HOSTS = [WHOLE_PORT, "::", ALL_ADDRESSES];
+
 /**
  * Whether only one of two canonical hosts can be listened on at one port:
  * `0.0.0.0` covers IPv4, and `::` covers all.
  */
 function overlaps(a: string, b: string): boolean {
   const covers = (one: string, other: string) =>
-    one === "::" || (one === ALL_ADDRESSES && !other.includes(":"));
+    one === WHOLE_PORT || one === "::" ||
+    (one === ALL_ADDRESSES && !other.includes(":"));
   return a === b || covers(a, b) || covers(b, a);
 }
 
@@ -855,7 +860,7 @@ function checkUnique(
   problems: string[],
 ): void {
   const names = new Map<string, number>();
-  const ports = new Map<number, { index: number; host?: string }[]>();
+  const ports = new Map<number, Map<string, number>>();
   routes.forEach((route, index) => {
     const { localPort, name, enabled } = route;
     const taken = (key: string, value: unknown, by: number, hint = "") =>
@@ -864,30 +869,30 @@ function checkUnique(
           paths[by]
         }${hint}`,
       );
-    // Without a host it is the whole port.
-    const host = toxiproxys.has(route) && route.host !== undefined
+    const isProxy = toxiproxys.has(route);
+    const host = isProxy && route.host !== undefined
       ? canonicalHost(route.host)
+      : WHOLE_PORT;
+    const others = ports.get(localPort ?? 0) ?? new Map<string, number>();
+    const listens = localPort && (!isProxy || enabled);
+    const wide = WIDE_HOSTS.includes(host) ? [...others.keys()] : WIDE_HOSTS;
+    const rival = listens
+      ? [host, ...wide].find((other) =>
+        others.has(other) && overlaps(host, other)
+      )
       : undefined;
-    const others = ports.get(localPort ?? 0) ?? [];
-    const listens = localPort && (!host || enabled);
-    const rival = listens &&
-      others.find((other) =>
-        !host || !other.host || overlaps(host, other.host)
-      );
-    if (rival && host) {
-      const hint = rival.host && rival.host !== host
-        ? `, on ${addressOf({ hostname: rival.host, port: localPort })}`
-        : "";
-      const address = addressOf({ hostname: host, port: localPort });
-      taken("listen", address, rival.index, hint);
-    } else if (rival) {
-      taken("localPort", localPort, rival.index);
-    } else if (listens) {
-      others.push({ index, host });
-      ports.set(localPort, others);
+    const at = (hostname: string) => addressOf({ hostname, port: localPort! });
+    if (rival === undefined) {
+      if (listens) ports.set(localPort, others.set(host, index));
+    } else if (isProxy) {
+      const isOther = rival !== host && rival !== WHOLE_PORT;
+      const hint = isOther ? `, on ${at(rival)}` : "";
+      taken("listen", at(host), others.get(rival)!, hint);
+    } else {
+      taken("localPort", localPort, others.get(rival)!);
     }
     const sameName = name === undefined ? undefined : names.get(name);
-    const saidAlready = rival && name === `${localPort}`;
+    const saidAlready = rival !== undefined && name === `${localPort}`;
     if (sameName !== undefined && !saidAlready) {
       const hint = name === `${localPort}`
         ? " (a name defaults to the port)"
