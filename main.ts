@@ -669,12 +669,12 @@ function checkRoute(
   path: string,
   problems: string[],
 ): Partial<Route> {
-  const ignored = toxiproxys.get(value as object);
+  const ignored = fromToxiproxy.get(value as object);
   const fields = checkFields(value, path, fieldsOf(value), problems);
   if (fields.localPort !== undefined) fields.name ??= String(fields.localPort);
   const toxics = checkToxics(fields.toxics ?? [], `${path}.toxics`, problems);
   const route = { ...fields, toxics };
-  if (ignored) toxiproxys.set(route, ignored);
+  if (ignored) fromToxiproxy.set(route, ignored);
   return route;
 }
 
@@ -683,11 +683,11 @@ function checkRoute(
  * was ignored in them. Toxiproxy's rules apply to them also where they are
  * validated again, as at the start of a config that was read.
  */
-const toxiproxys = new WeakMap<object, readonly string[]>();
+const fromToxiproxy = new WeakMap<object, readonly string[]>();
 
 /** The fields of a route, or of changes of one. */
 function fieldsOf(value: unknown): typeof ROUTE_FIELDS {
-  return toxiproxys.has(value as object)
+  return fromToxiproxy.has(value as object)
     ? { ...ROUTE_FIELDS, upstream: PROXY_FIELDS.upstream }
     : ROUTE_FIELDS;
 }
@@ -715,7 +715,7 @@ function checkProxy(
     problems,
   );
   const checked = { ...route, ...(listen && placeOf(listen)), toxics };
-  toxiproxys.set(checked, ignored);
+  fromToxiproxy.set(checked, ignored);
   return checked;
 }
 
@@ -869,7 +869,7 @@ function checkUnique(
           paths[by]
         }${hint}`,
       );
-    const isProxy = toxiproxys.has(route);
+    const isProxy = fromToxiproxy.has(route);
     const host = isProxy && route.host !== undefined
       ? canonicalHost(route.host)
       : WHOLE_PORT;
@@ -2980,7 +2980,7 @@ class LiveRoute {
   async become(changes: Partial<Route>, anew = false): Promise<void> {
     this.#assertResettable(changes.toxics ?? []);
     const wanted = { ...this.#route, ...changes };
-    // A free port is a new one, unless the route is put in the place of another.
+    // Port 0 takes a new port, but not where populate replaces the route.
     const moves = (changes.localPort === 0 && !anew) || !this.isAt(wanted);
     const { host, localPort } = moves ? wanted : this.#route;
     const next = { ...wanted, host, localPort };
@@ -3302,7 +3302,7 @@ export class ChaosProxy implements AsyncDisposable {
       throw error;
     }
     for (const route of checked.routes) {
-      const ignored = firstOf(toxiproxys.get(route) ?? []);
+      const ignored = firstOf(fromToxiproxy.get(route) ?? []);
       if (ignored.length === 0) continue;
       const { name } = route;
       proxy.#around.emit({ event: "config_ignored", route: name, ignored });
@@ -3355,7 +3355,8 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Changes a route. What is left out stays as it is, and so do its toxics.
+   * Changes a route. What is left out stays as it is, and so do its toxics; a
+   * `localPort` of 0 takes a new free port.
    * With another listen address or upstream, or disabled, its connections are
    * cut. The rates and delays are those of connections to come.
    *
@@ -3963,7 +3964,7 @@ async function updateProxy(call: Call): Promise<Response> {
     return checkFields(changes, path, optional(fields), problems);
   });
   const changes = { ...rest, ...(listen !== undefined && placeOf(listen)) };
-  toxiproxys.set(changes, []);
+  fromToxiproxy.set(changes, []);
   return json(asProxy(await call.proxy.updateRoute(name, changes)));
 }
 
@@ -4800,7 +4801,9 @@ function summarize(config: Config, path: string): string {
   const table = rows.map((row) =>
     row.map((cell, column) => cell.padEnd(widths[column])).join("  ").trimEnd()
   );
-  const ignored = config.routes.flatMap((route) => toxiproxys.get(route) ?? []);
+  const ignored = config.routes.flatMap((route) =>
+    fromToxiproxy.get(route) ?? []
+  );
   table.push(...firstOf(ignored).map((each) => `ignored: ${each}`));
   const seed = config.seed === undefined
     ? "a random seed"
