@@ -27,6 +27,7 @@
 import { parse as parseYaml } from "@std/yaml";
 import { parseArgs } from "@std/cli/parse-args";
 import { BaseHandler, Logger, type LogRecord } from "@std/log";
+import dns from "node:dns/promises";
 import net from "node:net";
 import { setImmediate } from "node:timers";
 import deno from "./deno.json" with { type: "json" };
@@ -83,6 +84,12 @@ export interface RouteOptions {
    * Default: 10000.
    */
   connectTimeoutMs?: number;
+  /**
+   * How long a connection of which one side has ended its stream may go without
+   * a byte in the other direction before it is closed, in milliseconds, 0 to
+   * 2147483647; 0: for ever. Default: 60000.
+   */
+  halfCloseTimeoutMs?: number;
   /** Faults on the bytes, in the order in which they act. Default: none. */
   toxics?: readonly ToxicOptions[];
 }
@@ -353,6 +360,7 @@ const ROUTE_FIELDS: Fields<Omit<Route, "toxics"> & { toxics: unknown[] }> = {
   latencyMs: { guard: milliseconds, default: 0 },
   jitterMs: { guard: milliseconds, default: 0 },
   connectTimeoutMs: { guard: integer(1, MAX_MS), default: 10_000 },
+  halfCloseTimeoutMs: { guard: milliseconds, default: 60_000 },
   toxics: { guard: toxicList, default: [] },
 };
 
@@ -1621,7 +1629,13 @@ class Link {
     this.#wake();
   }
 
+  /** Whether it has taken in what it has not delivered. */
+  get isBuffering(): boolean {
+    return this.#stages.some(({ held }) => held.first() !== undefined);
+  }
+
   write(chunk: Uint8Array<ArrayBuffer>): Promise<void> {
+    this.bytes += chunk.length;
     return this.#writer.write(chunk);
   }
 
@@ -1701,7 +1715,6 @@ class Link {
 
   #take(chunk: Uint8Array<ArrayBuffer>): Promise<void> | void {
     if (this.#stopped) return;
-    this.bytes += chunk.length;
     const [first] = this.#stages;
     if (first === undefined) return this.#controller.enqueue(chunk);
     this.#give(first, { at: performance.now(), what: chunk });
@@ -2018,7 +2031,135 @@ type Happening<E = ConnectionEvent> = E extends ConnectionEvent
 const FIRST_READ_BYTES = 4 * 1024;
 const MAX_READ_BYTES = 256 * 1024;
 const MAX_LINGER_MS = 2000;
+const MAX_HALF_CLOSE_STEP_MS = 1000;
 const ACCEPT_PAUSE_MS = 100;
+
+/** The work after which the system is polled: by bytes, or by calls and time. */
+const MAX_WORK_BYTES = 4 * 1024 * 1024; // about 2 ms
+const MIN_WORK_CALLS = 16;
+const MAX_WORK_MS = 2;
+const BULK_BYTES = 16 * 1024;
+const MAX_POLL_MS = 100;
+const POLL_TURNS = 64;
+const REOPEN_PAUSE_MS = 1000;
+
+/**
+ * Makes the event loop poll the system while connections are busy.
+ *
+ * As long as reads and writes complete at once, Deno's event loop (2.9.6) polls
+ * only every 61 ticks, and what is not ready yet starves: a round trip beside
+ * five bulk streams took 946 ms. Waiting for something that is not ready makes
+ * it poll. So after some uninterrupted work all reads and writes wait until a
+ * byte has come through a loopback connection that is kept for this. Should that
+ * fail, they wait for some turns of `setImmediate`, which is slower (15 ms).
+ */
+class PollGate {
+  #listeners = 0;
+  #pair: Deno.TcpConn[] | undefined;
+  #lastOpened = 0;
+  #calls = 0;
+  #bytes = 0;
+  #lastPolled = 0;
+  #polled: Promise<void> | undefined;
+
+  /** Call it for each listener that opens: the first opens the connection. */
+  async retain(): Promise<void> {
+    if (++this.#listeners === 1) await this.#openPair();
+  }
+
+  /** Call it for each listener that closes: the last closes the connection. */
+  release(): void {
+    if (--this.#listeners === 0) this.#closePair();
+  }
+
+  /**
+   * Resolves when the next read or write may begin.
+   *
+   * @param bytes How many the last read has brought, or this write takes.
+   */
+  async pass(bytes: number): Promise<void> {
+    // Bulk takes turns, so that few bytes never queue behind many.
+    do await this.#polled; while (this.#polled && bytes >= BULK_BYTES);
+    this.#calls++;
+    this.#bytes += bytes;
+    if (!this.#isDue()) return;
+    this.#polled = this.#poll().then(() => {
+      this.#polled = undefined;
+      this.#calls = this.#bytes = 0;
+      this.#lastPolled = performance.now();
+    });
+    await this.#polled;
+  }
+
+  #isDue(): boolean {
+    return this.#bytes >= MAX_WORK_BYTES ||
+      this.#calls >= MIN_WORK_CALLS &&
+        performance.now() >= this.#lastPolled + MAX_WORK_MS;
+  }
+
+  async #poll(): Promise<void> {
+    if (await this.#passByte()) return;
+    this.#closePair();
+    for (let turn = 0; turn < POLL_TURNS && this.#listeners > 0; turn++) {
+      await new Promise<void>((resolve) => setImmediate(resolve));
+    }
+    if (performance.now() > this.#lastOpened + REOPEN_PAUSE_MS) {
+      this.#openPair();
+    }
+  }
+
+  async #passByte(): Promise<boolean> {
+    if (!this.#pair) return false;
+    const [from, to] = this.#pair;
+    const timer = setTimeout(() => this.#closePair(), MAX_POLL_MS);
+    try {
+      // A read that fills its buffer leaves the next one ready, without a poll.
+      const read = to.read(new Uint8Array(2));
+      await from.write(new Uint8Array(1));
+      return await read === 1;
+    } catch {
+      return false; // it was closed, or is broken
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async #openPair(): Promise<void> {
+    this.#lastOpened = performance.now();
+    if (!await mayUseLoopback()) return;
+    const pair: Deno.TcpConn[] = [];
+    try {
+      using listener = Deno.listen({ hostname: LOOPBACK, port: 0 });
+      const { hostname, port } = listener.addr;
+      const from = await Deno.connect({ hostname, port });
+      pair.push(from);
+      const to = await listener.accept();
+      pair.push(to);
+      const isOwn = addressOf(to.remoteAddr as Deno.NetAddr) ===
+        addressOf(from.localAddr as Deno.NetAddr);
+      if (isOwn && this.#listeners > 0 && !this.#pair) {
+        this.#pair = pair;
+        return;
+      }
+    } catch {
+      // There is a shortage of descriptors, or no loopback: it is tried again.
+    }
+    for (const conn of pair) conn.close();
+  }
+
+  #closePair(): void {
+    for (const conn of this.#pair ?? []) conn.close();
+    this.#pair = undefined;
+  }
+}
+
+const pollGate = new PollGate();
+
+/** Whether there is permission for it; without one, Deno would ask for it. */
+async function mayUseLoopback(): Promise<boolean> {
+  const query = { name: "net", host: LOOPBACK } as const;
+  return (await Deno.permissions.query(query)).state === "granted";
+}
 
 /** What a connection needs of a socket. */
 interface Socket {
@@ -2042,6 +2183,7 @@ class DenoSocket implements Socket {
     this.#conn = conn;
     try {
       conn.setNoDelay();
+      conn.setKeepAlive();
     } catch {
       // Some systems refuse it once the peer has left; reading will tell.
     }
@@ -2084,6 +2226,7 @@ class NodeSocket implements Socket {
   #ended = false;
   #failure: Error | undefined;
   #waiting: (() => void)[] = [];
+  readonly #received: Uint8Array<ArrayBuffer>[] = [];
 
   constructor(socket: net.Socket) {
     this.#socket = socket;
@@ -2091,14 +2234,32 @@ class NodeSocket implements Socket {
       hostname: socket.remoteAddress ?? "",
       port: socket.remotePort ?? 0,
     };
-    NodeListener.count(socket);
     socket.setNoDelay();
-    socket.on("readable", () => this.#wake());
+    socket.setKeepAlive(true);
+    // A write that fails would destroy the socket, with all that it has received
+    // and not yet been asked for. The writer is told, and reading goes on.
+    const destroy = socket.destroy.bind(socket);
+    const { _readableState } = socket as net.Socket & {
+      readonly _readableState: { errored: Error | null };
+    };
+    socket.destroy = (error?: NodeJS.ErrnoException) => {
+      if (error?.syscall !== "write") return destroy(error);
+      _readableState.errored = null;
+      return socket;
+    };
+    socket.on("data", (bytes: Uint8Array<ArrayBuffer>) => {
+      this.#received.push(bytes);
+      socket.pause();
+      this.#wake();
+    });
     socket.on("end", () => {
       this.#ended = true;
       this.#wake();
     });
     socket.on("error", (error) => {
+      for (let bytes; (bytes = socket.read()) !== null;) {
+        this.#received.push(bytes);
+      }
       this.#failure ??= error;
       this.#wake();
     });
@@ -2128,10 +2289,11 @@ class NodeSocket implements Socket {
 
   async read(): Promise<Uint8Array<ArrayBuffer> | null> {
     for (;;) {
-      const bytes: Uint8Array<ArrayBuffer> | null = this.#socket.read();
-      if (bytes !== null) return bytes;
+      const bytes = this.#received.shift();
+      if (bytes) return bytes;
       if (this.#ended) return null;
       if (this.#failure) throw this.#failure;
+      this.#socket.resume();
       await new Promise<void>((resolve) => this.#waiting.push(resolve));
     }
   }
@@ -2227,6 +2389,7 @@ class DenoListener implements Listener {
   }
 
   async close(): Promise<void> {
+    pollGate.release();
     this.#listener.close();
     await this.#accepting; // which has it open for as long
   }
@@ -2235,31 +2398,33 @@ class DenoListener implements Listener {
 /**
  * Accepts sockets of Node's.
  *
- * Deno's `net.Server` (2.9.6) says nothing when it finds no descriptor for a
- * connection, and accepts none after that. So it is watched whether there are
- * descriptors left, from time to time and whenever there are more sockets than
- * ever; and when there are again, another server takes its place.
+ * Deno's `net.Server` (2.9.6) says nothing when it finds no file descriptor for
+ * a connection, and accepts none after that. No sign of this can be seen for
+ * sure from outside. Telling it to listen again makes it look again, costs next
+ * to nothing and changes nothing else, so each one is told from time to time.
  */
 class NodeListener implements Listener {
   static readonly #open = new Set<NodeListener>();
-  static #watch = new AbortController();
-  static #sockets = 0;
-  /** How many there have been with a descriptor to spare. */
-  static #mostSockets = 0;
-  static #short = false;
+  static #watch: ReturnType<typeof setInterval> | undefined;
+  static #isShort = false;
 
   readonly addr: Address;
-  #server: net.Server;
-  #closed = false;
+  readonly #server: NodeServer;
   readonly #waiting: PromiseWithResolvers<Socket>[] = [];
   readonly #accepted: Socket[] = [];
 
-  private constructor(server: net.Server) {
+  private constructor(server: NodeServer) {
     const { address, port } = server.address() as net.AddressInfo;
     this.addr = { hostname: address, port };
-    this.#server = this.#serve(server);
+    this.#server = server.on("connection", (conn) => {
+      const socket = new NodeSocket(conn);
+      const waiting = this.#waiting.shift();
+      if (waiting) waiting.resolve(socket);
+      else this.#accepted.push(socket);
+    });
     NodeListener.#open.add(this);
-    if (NodeListener.#open.size === 1) NodeListener.#watchDescriptors();
+    if (NodeListener.#open.size > 1) return;
+    NodeListener.#watch = setInterval(NodeListener.#rearm, REARM_MS);
   }
 
   static async listen(address: Address): Promise<NodeListener> {
@@ -2275,78 +2440,40 @@ class NodeListener implements Listener {
   }
 
   close(): Promise<void> {
-    this.#closed = true;
+    pollGate.release();
     this.#server.close();
     for (const socket of this.#accepted) socket.close();
     for (const waiting of this.#waiting) {
       waiting.reject(new Deno.errors.BadResource("Listener has been closed"));
     }
     NodeListener.#open.delete(this);
-    if (NodeListener.#open.size === 0) NodeListener.#watch.abort();
+    if (NodeListener.#open.size === 0) clearInterval(NodeListener.#watch);
     return Promise.resolve();
   }
 
-  #serve(server: net.Server): net.Server {
-    return server.on("connection", (conn) => {
-      const socket = new NodeSocket(conn);
-      const waiting = this.#waiting.shift();
-      if (waiting) waiting.resolve(socket);
-      else this.#accepted.push(socket);
-    });
-  }
-
-  /** Counts a socket for as long as it is open. */
-  static count(socket: net.Socket): void {
-    this.#sockets++;
-    socket.once("close", () => this.#sockets--);
-    if (this.#sockets > this.#mostSockets) this.#short ||= this.#isShort();
-  }
-
-  /** Whether there is no descriptor left, of which all are told once. */
-  static #isShort(): boolean {
-    const [some] = this.#open;
-    const shortage = some && shortageAt(some.addr);
-    if (shortage === undefined) {
-      this.#mostSockets = Math.max(this.#mostSockets, this.#sockets);
-      return false;
+  /** Has every server look for connections, and reports a shortage once. */
+  static #rearm(): void {
+    const [{ addr }] = NodeListener.#open;
+    const shortage = shortageAt(addr);
+    const isNew = shortage && !NodeListener.#isShort;
+    NodeListener.#isShort = shortage !== undefined;
+    for (const each of NodeListener.#open) {
+      if (isNew) each.#waiting.shift()?.reject(shortage);
+      each.#server._handle?.listen(BACKLOG);
     }
-    if (!this.#short) {
-      for (const each of this.#open) each.#waiting.shift()?.reject(shortage);
-    }
-    return true;
-  }
-
-  static async #watchDescriptors(): Promise<void> {
-    const { signal } = this.#watch = new AbortController();
-    this.#short = false;
-    for (;;) {
-      await sleep(ACCEPT_PAUSE_MS, signal);
-      if (signal.aborted) return;
-      const wasShort = this.#short;
-      this.#short = this.#isShort();
-      if (!wasShort || this.#short) continue;
-      for (const each of this.#open) each.#replace();
-    }
-  }
-
-  /** Has another server take over; what waits for this one is reset. */
-  async #replace(): Promise<void> {
-    this.#server.close();
-    while (!this.#closed) {
-      try {
-        this.#server = this.#serve(await listenOnNode(this.addr));
-        break;
-      } catch (error) {
-        this.#waiting.shift()?.reject(error);
-        await sleep(ACCEPT_PAUSE_MS, NodeListener.#watch.signal);
-      }
-    }
-    if (this.#closed) this.#server.close();
   }
 }
 
-async function listenOnNode({ hostname, port }: Address): Promise<net.Server> {
-  const server = net.createServer({ allowHalfOpen: true });
+/** Node's server, with the handle that it keeps to itself. */
+interface NodeServer extends net.Server {
+  readonly _handle?: { listen(backlog: number): number } | null;
+}
+
+const REARM_MS = 500;
+const BACKLOG = 511; // Node's own default
+
+async function listenOnNode({ hostname, port }: Address): Promise<NodeServer> {
+  const server: NodeServer = net.createServer({ allowHalfOpen: true });
   await new Promise<void>((resolve, reject) => {
     server.once("error", (error) => reject(asOfDeno(error)));
     server.listen(port, hostname, resolve);
@@ -2372,25 +2499,79 @@ function asOfDeno(error: NodeJS.ErrnoException): Error {
   return error;
 }
 
-/** Listens; where a RST may be asked for, by way of Node's sockets. */
-async function listen(route: Route, resettable: boolean): Promise<Listener> {
-  const address = ofLocalhost({ hostname: route.host, port: route.localPort });
+/** Lookups under way, by name: connections to the same name share one. */
+const lookups = new Map<string, Promise<string[]>>();
+
+/**
+ * The addresses of a host. A lookup takes a thread until the resolver answers,
+ * and there are few of these.
+ */
+async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
+  if (net.isIP(host)) return [host];
+  if (host === "localhost") return [LOOPBACK, "::1"];
+  let lookup = lookups.get(host);
+  if (!lookup) {
+    lookup = dns.lookup(host, { all: true })
+      .then((found) => found.map(({ address }) => address))
+      .finally(() => lookups.delete(host));
+    lookups.set(host, lookup);
+  }
+  const aborted = Promise.withResolvers<never>();
+  const abort = () => aborted.reject(signal.reason);
+  signal.addEventListener("abort", abort);
   try {
-    if (resettable) return await NodeListener.listen(address);
-    return new DenoListener(address);
-  } catch (error) {
-    throw new ListenError(`route ${route.name}`, address, error);
+    signal.throwIfAborted();
+    return await Promise.race([lookup, aborted.promise]);
+  } finally {
+    signal.removeEventListener("abort", abort);
   }
 }
 
-/** Dials; a connection that may have to be reset by way of Node's sockets. */
+/**
+ * Listens; where a RST may be asked for, by way of Node's sockets.
+ *
+ * @param signal Gives up while the host is looked up.
+ */
+async function listen(
+  route: Route,
+  resettable: boolean,
+  signal: AbortSignal,
+): Promise<Listener> {
+  const asked = { hostname: route.host, port: route.localPort };
+  try {
+    const [hostname] = await lookUp(route.host, signal);
+    const address = { ...asked, hostname };
+    const listener = resettable
+      ? await NodeListener.listen(address)
+      : new DenoListener(address);
+    await pollGate.retain();
+    return listener;
+  } catch (error) {
+    throw new ListenError(`route ${route.name}`, asked, error);
+  }
+}
+
+/**
+ * Dials the addresses of a host, one after the other; a connection that may have
+ * to be reset by way of Node's sockets.
+ */
 async function dial(
-  address: Address,
+  { hostname: host, port }: Address,
   resettable: boolean,
   signal: AbortSignal,
 ): Promise<Socket> {
-  if (resettable) return await NodeSocket.connect(address, signal);
-  return new DenoSocket(await Deno.connect({ ...address, signal }));
+  let failure: unknown;
+  for (const hostname of await lookUp(host, signal)) {
+    const address = { hostname, port };
+    try {
+      if (resettable) return await NodeSocket.connect(address, signal);
+      return new DenoSocket(await Deno.connect({ ...address, signal }));
+    } catch (error) {
+      signal.throwIfAborted();
+      failure ??= error;
+    }
+  }
+  throw failure;
 }
 
 /** @throws {Error} If the upstream has no port, as Toxiproxy's may. */
@@ -2439,6 +2620,9 @@ class Connection {
   readonly #links: Partial<Record<Side, Link>> = {};
   #toxics: readonly Toxic[];
   #forwards = false;
+  #delaying = false;
+  /** When a byte was last read or written, on either side. */
+  #lastActive = 0;
   #ended = 0;
   #leaving = false;
   #firstToEnd: Side | undefined;
@@ -2495,11 +2679,13 @@ class Connection {
         await this.#hold();
         break;
       case "forward":
+        this.#read("client");
         await this.#delay(fate.delayMs);
         await this.#dial();
         await this.#forward();
     }
     this.#release();
+    this.#aborted.abort();
     // Toxics that act by the clock have nothing left to end.
     for (const link of Object.values(this.#links)) link.stop();
     this.#emit({
@@ -2546,7 +2732,8 @@ class Connection {
   async #hold(): Promise<void> {
     const { timeoutMs } = this.route;
     this.#emit({ event: "timed_out", timeoutMs });
-    const read = this.#carry("client", this.#newLink(), new WritableStream());
+    this.#read("client");
+    const read = this.#carry("client", new WritableStream());
     if (timeoutMs === 0) return await read;
     await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
     this.end({ why: "fault" });
@@ -2556,7 +2743,9 @@ class Connection {
   async #delay(delayMs: number): Promise<void> {
     if (delayMs === 0) return;
     this.#emit({ event: "delayed", delayMs });
+    this.#delaying = true;
     await sleepUntil(this.#start + delayMs, this.#aborted.signal);
+    this.#delaying = false;
   }
 
   async #dial(): Promise<void> {
@@ -2598,12 +2787,12 @@ class Connection {
 
   async #forward(): Promise<void> {
     if (!this.#sockets.client || !this.#sockets.upstream) return;
-    const ended = Promise.all([
-      this.#carry("client", this.#newLink(), this.#sinkTo("upstream")),
-      this.#carry("upstream", this.#newLink(), this.#sinkTo("client")),
-    ]);
+    this.#read("upstream");
     this.#act();
-    await ended;
+    await Promise.all([
+      this.#carry("client", this.#sinkTo("upstream")),
+      this.#carry("upstream", this.#sinkTo("client")),
+    ]);
   }
 
   #newLink(): Link {
@@ -2635,16 +2824,10 @@ class Connection {
    * has broken off, the receiver's own stream ends the connection, as soon as
    * what came of it has been delivered.
    */
-  async #carry(
-    from: Side,
-    link: Link,
-    to: WritableStream<Uint8Array>,
-  ): Promise<void> {
-    this.#links[from] = link;
-    const delivery = link.readable.pipeTo(to);
-    this.#read(from, link);
+  async #carry(from: Side, to: WritableStream<Uint8Array>): Promise<void> {
+    const link = this.#links[from]!;
     try {
-      await delivery;
+      await link.readable.pipeTo(to);
     } catch {
       return; // the sink has said why, or the connection was ended
     }
@@ -2668,7 +2851,10 @@ class Connection {
     this.#links[side]?.abort();
     const timer = setTimeout(() => this.#release(), MAX_LINGER_MS);
     try {
-      while (await socket.read() !== null);
+      for (let bytes = await socket.read(); bytes !== null;) {
+        await pollGate.pass(bytes.length);
+        bytes = await socket.read();
+      }
     } catch {
       // The side has broken off itself, or the time is over.
     }
@@ -2681,23 +2867,61 @@ class Connection {
     delete this.#sockets[side];
   }
 
-  /** Reads from a side into its link until its end, or the link's. */
-  async #read(from: Side, link: Link): Promise<void> {
+  /**
+   * Reads from a side into its link until its end, or the link's. Before there
+   * is an upstream it reads ahead, so that a client that leaves is noticed.
+   */
+  async #read(from: Side): Promise<void> {
+    const link = this.#links[from] = this.#newLink();
     const socket = this.#sockets[from]!;
+    let size = 0;
     try {
       for (;;) {
+        await pollGate.pass(size);
         const bytes = await socket.read();
+        this.#lastActive = performance.now();
         if (bytes === null) break;
-        await link.write(bytes);
+        size = bytes.length;
+        const written = link.write(bytes);
+        const readsAhead = !this.#forwards && link.bytes < MAX_READ_BYTES;
+        if (readsAhead) written.catch(expectedOfDelivery);
+        else await written;
       }
       this.#firstToEnd ??= from;
+      // A client that waits for an answer has asked for it.
+      if (this.#delaying && link.bytes === 0) this.end({ why: from });
+      else this.#limitHalfClose(from);
     } catch (error) {
       // If it was the link that failed, its reason stands, or is in the link.
       if (!link.closedBy) {
         this.#broken ??= { why: `${from}_reset`, cause: causeOf(error) };
       }
+      if (!this.#forwards) this.#aborted.abort();
     }
     link.end();
+  }
+
+  /** Ends it when one side has ended its stream and nothing moves any more. */
+  async #limitHalfClose(ended: Side): Promise<void> {
+    const { halfCloseTimeoutMs } = this.route;
+    const { signal } = this.#aborted;
+    if (halfCloseTimeoutMs === 0) return;
+    for (;;) {
+      const isWaiting = !this.#forwards ||
+        SIDES.some((side) => this.#links[side]?.isBuffering);
+      const now = performance.now();
+      if (isWaiting) this.#lastActive = now;
+      const left = this.#lastActive + halfCloseTimeoutMs - now;
+      if (left <= 0) break;
+      // Deno (2.9.6) keeps a cancelled timer in memory until it would be due.
+      await sleep(Math.min(left, MAX_HALF_CLOSE_STEP_MS), signal);
+      if (signal.aborted) return;
+    }
+    const silent = ended === "client" ? "upstream" : "client";
+    this.end({
+      why: ended,
+      cause: `no byte from the ${silent} for ${halfCloseTimeoutMs} ms`,
+    });
   }
 
   #sinkTo(side: Side): WritableStream<Uint8Array> {
@@ -2713,8 +2937,10 @@ class Connection {
     return new WritableStream({
       write: (chunk) =>
         orBreak(async () => {
+          await pollGate.pass(chunk.length);
           await socket.write(chunk);
           this.sent[side] += chunk.length;
+          this.#lastActive = performance.now();
         }),
       close: async () => {
         // After the second end both sockets are closed, which ends them too.
@@ -2886,6 +3112,8 @@ interface Surroundings {
   seed: number;
   /** Whether a RST may be asked for on every connection. */
   readonly resettable: boolean;
+  /** Aborted when the proxy stops: what is under way gives up. */
+  readonly stopping: AbortSignal;
   emit(event: ProxyEvent): void;
   /** The next connection's id. */
   nextId(): number;
@@ -3105,8 +3333,12 @@ class LiveRoute {
   async #listen(route: Route): Promise<Listener> {
     for (let attempt = 1;; attempt++) {
       try {
-        return this.#unlessClosed(await listen(route, this.#resettable));
+        const { stopping } = this.#around;
+        return this.#unlessClosed(
+          await listen(route, this.#resettable, stopping),
+        );
       } catch (error) {
+        if (this.#around.stopping.aborted) throw stoppedError();
         const isInUse = (error as Error).cause instanceof Deno.errors.AddrInUse;
         const wasOwn = route.localPort === this.#lastPort;
         if (!isInUse || !wasOwn || attempt === REGAIN_ATTEMPTS) throw error;
@@ -3254,11 +3486,12 @@ function stoppedError(): Error {
  * a route that has had one from the start.
  */
 export class ChaosProxy implements AsyncDisposable {
+  static #isWarm = false;
   readonly #drainTimeoutMs: number;
   readonly #around: Surroundings;
   readonly #routes = new Map<string, LiveRoute>();
+  readonly #stopping = new AbortController();
   #turn: Promise<unknown> = Promise.resolve();
-  #stopped = false;
   #cutSoFar = 0;
 
   private constructor(
@@ -3270,6 +3503,7 @@ export class ChaosProxy implements AsyncDisposable {
     this.#around = {
       seed: config.seed ?? randomSeed(),
       resettable,
+      stopping: this.#stopping.signal,
       emit: onEvent ?? (() => {}),
       nextId: () => ++ids,
     };
@@ -3293,6 +3527,7 @@ export class ChaosProxy implements AsyncDisposable {
     options: StartOptions = {},
   ): Promise<ChaosProxy> {
     const checked = checkConfig(config, "config", { mayBeEmpty: true });
+    if (!this.#isWarm) await this.#warmUp(options.resettable);
     const proxy = new ChaosProxy(checked, options);
     const routes = [...proxy.#routes.values()];
     try {
@@ -3314,6 +3549,48 @@ export class ChaosProxy implements AsyncDisposable {
       seed: proxy.seed,
     });
     return proxy;
+  }
+
+  /**
+   * Forwards some connections on loopback. The first one of a process would be
+   * 10 to 25 ms late otherwise, since much is loaded and compiled when it is
+   * first used, and test suites start the proxy afresh each time.
+   */
+  static async #warmUp(resettable = false): Promise<void> {
+    this.#isWarm = true;
+    if (!await mayUseLoopback()) return;
+    const open: { close(): void }[] = [];
+    const timer = setTimeout(() => {
+      for (const each of open) each.close();
+    }, MAX_WARM_UP_MS);
+    try {
+      using upstream = Deno.listen({ hostname: LOOPBACK, port: 0 });
+      open.push(upstream);
+      await using proxy = await this.start({
+        routes: [{
+          localPort: 0,
+          upstream: addressOf(upstream.addr),
+          toxics: [{ type: "latency", attributes: { latency: 3 } }],
+        }],
+      }, { resettable });
+      const [{ localPort: port }] = proxy.routes;
+      const bytes = new Uint8Array(64);
+      const connections = Array.from({ length: WARM_UPS }, async () => {
+        using client = await Deno.connect({ hostname: LOOPBACK, port });
+        open.push(client);
+        await client.write(bytes);
+        using server = await upstream.accept();
+        open.push(server);
+        await server.read(bytes);
+        await server.write(bytes);
+        await client.read(bytes);
+      });
+      await Promise.all(connections);
+    } catch {
+      // There is a shortage of descriptors, or no loopback. It is no loss.
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /** What decisions derive from: the configured seed, or a random one. */
@@ -3641,7 +3918,7 @@ export class ChaosProxy implements AsyncDisposable {
     }
     const live = new LiveRoute(route, this.#around);
     await live.open();
-    if (this.#stopped) {
+    if (this.#stopping.signal.aborted) {
       await live.close();
       throw stoppedError();
     }
@@ -3678,7 +3955,7 @@ export class ChaosProxy implements AsyncDisposable {
   /** Listening takes time: changes of routes wait for each other. */
   #inTurn<T>(change: () => Promise<T>): Promise<T> {
     const changed = this.#turn.then(() => {
-      if (this.#stopped) throw stoppedError();
+      if (this.#stopping.signal.aborted) throw stoppedError();
       return change();
     });
     this.#turn = changed.catch(() => {}); // its caller is told
@@ -3686,7 +3963,7 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   async #stopAccepting(): Promise<void> {
-    this.#stopped = true;
+    this.#stopping.abort();
     const routes = [...this.#routes.values()];
     await Promise.all(routes.map((route) => route.close()));
   }
@@ -3705,6 +3982,9 @@ export class ChaosProxy implements AsyncDisposable {
     ]);
   }
 }
+
+const WARM_UPS = 5;
+const MAX_WARM_UP_MS = 1000;
 
 function randomSeed(): number {
   return crypto.getRandomValues(new Uint32Array(1))[0];

@@ -70,6 +70,7 @@ const delayMs = 200;
 const toxicMs = 100;
 const rates = [10, 100, 1000, 10_000] as const;
 const rateMs = 5000;
+const besideRate = 1000;
 const windowMs = 250;
 const httpConnections = 50;
 const toxicConnections = 50;
@@ -383,6 +384,33 @@ async function roundTripMicroseconds(
   return median(times);
 }
 
+/**
+ * Measures something while so many streams run from the bulk upstream to its
+ * client at full speed.
+ */
+async function besideBulk<T>(
+  { bulk }: Ports,
+  streams: number,
+  seconds: number,
+  measure: () => Promise<T>,
+): Promise<T> {
+  for (let attempt = 1;; attempt++) {
+    const child = start("iperf3", [
+      ...["-c", "127.0.0.1", "-p", `${bulk}`, "-R", "-P", `${streams}`],
+      ...["-t", `${seconds + 3}`],
+    ], { stdout: "null", stderr: "null" });
+    const ended = child.status.then(() => true);
+    // Its server serves one client at a time and is slow to part with it.
+    const refused = await Promise.race([ended, delay(1000).then(() => false)]);
+    if (refused && attempt < 40) continue;
+    const measured = await measure();
+    const early = await Promise.race([ended, delay(0).then(() => false)]);
+    if (early) throw new Error("the bulk streams have ended early");
+    await stop(child);
+    return measured;
+  }
+}
+
 /** Many connections at once, each waiting for its answers one by one. */
 async function answerMilliseconds(
   port: number,
@@ -404,21 +432,18 @@ async function answerMilliseconds(
   return times;
 }
 
+/** What the slowest of some limited streams carries, as a part of its rate. */
+async function slowestShare(port: number, count: number): Promise<number> {
+  const carried = await inLanes(count, count, async () => {
+    const each = await carriedByMillisecond(port);
+    return each.reduce((a, b) => a + b);
+  });
+  return least(carried) / (besideRate * rateMs);
+}
+
 /** What each window of a limited stream carries, as a part of its share. */
 async function windowShares(port: number, rate: number): Promise<number[]> {
-  using conn = await connect(port);
-  const buffer = new Uint8Array(256 * 1024);
-  const carried = new Array<number>(rateMs).fill(0); // by the millisecond
-  let start: number | undefined;
-  for (;;) {
-    const length = await conn.read(buffer);
-    if (length === null) throw new Error("the limited stream has ended");
-    const now = performance.now();
-    start ??= now;
-    const at = Math.floor(now - start);
-    if (at >= rateMs) break;
-    carried[at] += length;
-  }
+  const carried = await carriedByMillisecond(port);
   const shares: number[] = [];
   let sum = 0;
   for (let at = 0; at < rateMs; at++) {
@@ -426,6 +451,22 @@ async function windowShares(port: number, rate: number): Promise<number[]> {
     if (at >= windowMs - 1) shares.push(sum / (rate * windowMs));
   }
   return shares;
+}
+
+async function carriedByMillisecond(port: number): Promise<number[]> {
+  using conn = await connect(port);
+  const buffer = new Uint8Array(256 * 1024);
+  const carried = new Array<number>(rateMs).fill(0);
+  let start: number | undefined;
+  for (;;) {
+    const length = await conn.read(buffer);
+    if (length === null) throw new Error("the limited stream has ended");
+    const now = performance.now();
+    start ??= now;
+    const at = Math.floor(now - start);
+    if (at >= rateMs) return carried;
+    carried[at] += length;
+  }
 }
 
 /** Both measured twice, so that it does not matter which comes first. */
@@ -549,6 +590,62 @@ function rowsFor(seconds: number): Row[] {
         },
       ],
     },
+    ...[5, 20].map((streams): Row => ({
+      name: `beside${streams}`,
+      tools: ["iperf3"],
+      measures: () => true,
+      measure: async (_, ports) => [
+        await besideBulk(
+          ports,
+          streams,
+          seconds,
+          () => roundTripMicroseconds(ports.echo, seconds),
+        ) / 1000,
+      ],
+      figures: [{
+        label: `round trip beside ${streams} bulk streams, ms ↓`,
+        digits: 2,
+        of: median,
+        ratio: true,
+      }],
+    })),
+    {
+      name: "latebeside",
+      tools: ["iperf3"],
+      measures: (contender) => haveToxics.includes(contender),
+      measure: async (_, ports) => [
+        await besideBulk(
+          ports,
+          5,
+          seconds,
+          () => roundTripMicroseconds(ports.lateEcho, seconds),
+        ) / 1000,
+      ],
+      figures: [{
+        label: `toxic latency ${toxicMs} beside 5 bulk streams, ms, median`,
+        digits: 2,
+        of: median,
+      }],
+    },
+    ...[1, 16].map((count): Row => ({
+      name: `limitedbeside${count}`,
+      tools: ["iperf3"],
+      measures: (contender) => haveToxics.includes(contender),
+      measure: async (_, ports) => [
+        await besideBulk(
+          ports,
+          3,
+          rateMs / 1000,
+          () => slowestShare(ports[`limited${besideRate}`], count),
+        ),
+      ],
+      figures: [{
+        label: `toxic bandwidth ${besideRate} beside 3 bulk streams: ` +
+          (count > 1 ? `slowest of ${count}, %` : "%"),
+        digits: 2,
+        of: (samples) => 100 * median(samples),
+      }],
+    })),
     {
       name: "latency",
       tools: [],

@@ -50,6 +50,7 @@ const FAULTS = {
   latencyMs: 0,
   jitterMs: 0,
   connectTimeoutMs: 10_000,
+  halfCloseTimeoutMs: 60_000,
 };
 
 /** A proxy, its API, and an upstream that greets with its name. */
@@ -159,6 +160,7 @@ Deno.test("POST /proxies takes the faults and toxics in one step", async () => {
     latencyMs: 8,
     jitterMs: 9,
     connectTimeoutMs: 10,
+    halfCloseTimeoutMs: 11,
   };
   await stage.create({
     ...faults,

@@ -56,6 +56,7 @@ const DEFAULTS = {
   latencyMs: 0,
   jitterMs: 0,
   connectTimeoutMs: 10_000,
+  halfCloseTimeoutMs: 60_000,
   toxics: [],
 };
 
@@ -82,6 +83,7 @@ Deno.test("what is written is kept", () => {
       latencyMs: 150,
       jitterMs: 50,
       connectTimeoutMs: 1,
+      halfCloseTimeoutMs: 1,
       toxics: [{
         name: "slow",
         type: "latency",
@@ -151,6 +153,7 @@ const EXPECTED: Record<string, string> = {
   latencyMs: MS,
   jitterMs: MS,
   connectTimeoutMs: "an integer from 1 to 2147483647",
+  halfCloseTimeoutMs: "an integer from 0 to 2147483647",
 };
 const NEVER_A_NUMBER = {
   ".nan": "NaN",
@@ -197,6 +200,7 @@ Deno.test("a number field takes its bounds, and nothing beyond", () => {
       latencyMs: [-1, [0, 2147483647], 2147483648],
       jitterMs: [-1, [0, 2147483647], 2147483648],
       connectTimeoutMs: [0, [1, 2147483647], 2147483648],
+      halfCloseTimeoutMs: [-1, [0, 2147483647], 2147483648],
     };
   for (const [field, [below, good, above]] of Object.entries(bounds)) {
     for (const value of good) {
@@ -980,6 +984,7 @@ function assertValid(config: Config): void {
     within(route.latencyMs, 0, 2147483647);
     within(route.jitterMs, 0, 2147483647);
     within(route.connectTimeoutMs, 1, 2147483647);
+    within(route.halfCloseTimeoutMs, 0, 2147483647);
     assertMatch(route.name, /^[^\s\p{C}]{1,255}$/u);
     assertMatch(route.host, /^[\w.:[\]-]+$/);
     assertMatch(route.upstream, /^(?:[\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}$/);

@@ -277,3 +277,44 @@ function reset(socket: Socket): Promise<void> {
     socket.resetAndDestroy();
   });
 }
+
+for (const resettable of [false, true]) {
+  const kind = resettable ? "Node's" : "Deno's";
+  const options = { resettable };
+  const route = { latencyMs: 1_000_000_000 };
+
+  Deno.test(`a client that leaves during the delay is not waited for, on ${kind} sockets`, async () => {
+    await using upstream = echo();
+    await using watched = await WatchedProxy.to(upstream, route, {}, options);
+    const quiet = await watched.connect();
+    await watched.log.first("delayed", 1);
+    quiet.close();
+    const [closed] = await watched.log.first("closed", 1);
+    assertEquals(closed.why, "client");
+
+    const talking = await connectResettable(watched);
+    talking.write("hello");
+    await watched.log.first("delayed", 2);
+    await reset(talking);
+    const [, cut] = await watched.log.first("closed", 2);
+    assertEquals(cut.why, "client_reset");
+    assert(cut.cause);
+    assertEquals(upstream.accepted, 0);
+    assertEquals(eventsOf(watched, 2), ["accepted", "delayed", "closed"]);
+  });
+
+  Deno.test(`what a client sends during the delay arrives, also with its end, on ${kind} sockets`, async () => {
+    await using upstream = echo();
+    await using watched = await WatchedProxy.to(
+      upstream,
+      { latencyMs: 300 },
+      {},
+      options,
+    );
+    using client = await watched.connect();
+    const sent = testBytes(3_000_001);
+    const sending = writeAll(client, sent).then(() => client.closeWrite());
+    assertEquals(await readAll(client), sent);
+    await sending;
+  });
+}

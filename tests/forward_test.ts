@@ -2,6 +2,7 @@ import {
   assert,
   assertEquals,
   assertGreater,
+  assertGreaterOrEqual,
   assertLess,
   assertMatch,
 } from "@std/assert";
@@ -222,6 +223,32 @@ Deno.test("what was read from a client before its reset arrives", async () => {
   assertEquals(closed.why, "client_reset");
   assertEquals(closed.bytesUp, got);
 });
+
+Deno.test(
+  "what a client was told is received arrives after its reset, on Node's sockets too",
+  {
+    ignore: !IS_LINUX,
+  },
+  async () => {
+    await using upstream = new Silent();
+    const options = { resettable: true };
+    await using watched = await WatchedProxy.to(upstream, {}, {}, options);
+    await using client = await NodeEnd.connect(watched);
+    const peer = await upstream.accept();
+    const block = testBytes(4096);
+    const flow = client.flood(block);
+    await untilStalled(flow);
+    const { localPort, remotePort } = client.socket;
+    const [unacknowledged] = await queuesOf(localPort!, remotePort!);
+    await client.reset();
+    await send(peer, "an answer that cannot be delivered");
+    const got = await readToEnd(peer, block);
+    assertGreaterOrEqual(got, flow.sent - unacknowledged);
+    const [closed] = await watched.log.first("closed", 1);
+    assertEquals(closed.why, "client_reset");
+    assertEquals(closed.bytesUp, got);
+  },
+);
 
 Deno.test("what was read from an upstream before its reset arrives", async () => {
   await using upstream = await NodeUpstream.listen();
@@ -561,6 +588,25 @@ async function untilStalled(flow: Flow): Promise<void> {
   }
 }
 
+/** A socket's line in the system's table, found by its two ports. */
+async function socketLine(local: number, remote: number): Promise<string[]> {
+  const hex = (port: number) =>
+    port.toString(16).toUpperCase().padStart(4, "0");
+  const lines = (await Deno.readTextFile("/proc/net/tcp")).split("\n")
+    .map((line) => line.trim().split(/\s+/));
+  const found = lines.find(([, from, to]) =>
+    from?.endsWith(`:${hex(local)}`) && to?.endsWith(`:${hex(remote)}`)
+  );
+  assert(found, `no socket from ${local} to ${remote}`);
+  return found;
+}
+
+/** How many bytes a socket has sent without an answer, and received unread. */
+async function queuesOf(local: number, remote: number): Promise<number[]> {
+  const [, , , , queues] = await socketLine(local, remote);
+  return queues.split(":").map((each) => parseInt(each, 16));
+}
+
 async function peakMemory({ pid }: Cli): Promise<number> {
   const status = await Deno.readTextFile(`/proc/${pid}/status`);
   return Number(/^VmHWM:\s+(\d+) kB$/m.exec(status)![1]) * 1024;
@@ -709,4 +755,67 @@ class NodeUpstream implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return new Promise((resolve) => this.#server.close(() => resolve()));
   }
+}
+
+for (const resettable of [false, true]) {
+  const kind = resettable ? "Node's" : "Deno's";
+  const options = { resettable };
+
+  for (const side of ["client", "upstream"] as const) {
+    Deno.test(`a connection is closed once the ${side} has ended its stream and nothing comes, on ${kind} sockets`, async () => {
+      const halfCloseTimeoutMs = 300;
+      await using upstream = new Silent();
+      const route = { halfCloseTimeoutMs };
+      await using watched = await WatchedProxy.to(upstream, route, {}, options);
+      using client = await watched.connect();
+      const peer = await upstream.accept();
+      await send(client, "hello");
+      await readExactly(peer, 5);
+      await send(peer, "hello");
+      await readExactly(client, 5);
+      const start = performance.now();
+      await (side === "client" ? client : peer).closeWrite();
+      const [closed] = await watched.log.first("closed", 1);
+      assertGreaterOrEqual(performance.now() - start, halfCloseTimeoutMs - 1);
+      assertEquals(closed.why, side);
+      const silent = side === "client" ? "upstream" : "client";
+      assertEquals(closed.cause, `no byte from the ${silent} for 300 ms`);
+      assertEquals(await readToEnd(client), 0);
+      assertEquals(await readToEnd(peer), 0);
+    });
+  }
+
+  Deno.test(`a half-closed connection stays while an answer comes, on ${kind} sockets`, async () => {
+    await using upstream = new Silent();
+    const toxics = [{
+      type: "latency" as const,
+      stream: "downstream" as const,
+      attributes: { latency: 1500 },
+    }];
+    const route = { halfCloseTimeoutMs: 1000, toxics };
+    await using watched = await WatchedProxy.to(upstream, route, {}, options);
+    using client = await watched.connect();
+    const peer = await upstream.accept();
+    await client.closeWrite();
+    await send(peer, "held longer than the timeout");
+    assertEquals(
+      text(await readExactly(client, 28)),
+      "held longer than the timeout",
+    );
+    assertEquals(watched.log.of("closed"), []);
+  });
+
+  Deno.test(`both ends of a connection are kept alive, on ${kind} sockets`, {
+    ignore: !IS_LINUX,
+  }, async () => {
+    await using upstream = new Silent();
+    await using watched = await WatchedProxy.to(upstream, {}, {}, options);
+    using client = await watched.connect();
+    const peer = await upstream.accept();
+    for (const { remoteAddr, localAddr } of [client, peer]) {
+      const [ours, theirs] = [remoteAddr, localAddr] as Deno.NetAddr[];
+      const [, , , , , timer] = await socketLine(ours.port, theirs.port);
+      assertMatch(timer, /^02:/); // the one of keep-alive
+    }
+  });
 }

@@ -288,8 +288,10 @@ export class Cli implements AsyncDisposable {
   #ended = false;
 
   constructor(...args: string[]) {
-    this.#child = new Deno.Command(Deno.execPath(), {
+    const [command, ...before] = this.command;
+    this.#child = new Deno.Command(command, {
       args: [
+        ...before,
         "run",
         "--no-prompt",
         ...RUN_FLAGS,
@@ -307,11 +309,16 @@ export class Cli implements AsyncDisposable {
     this.status = this.#watch();
   }
 
+  /** How Deno is run. */
+  get command(): string[] {
+    return [Deno.execPath()];
+  }
+
   /** Runs with a configuration, logging JSON, until it has started. */
   static async start(config: ConfigOptions, ...args: string[]): Promise<Cli> {
     const path = await Deno.makeTempFile({ suffix: ".json" });
     await Deno.writeTextFile(path, JSON.stringify(config));
-    const cli = new Cli("--log-format", "json", ...args, path);
+    const cli = new this("--log-format", "json", ...args, path);
     try {
       await cli.log.first("started", 1);
     } catch (cause) {

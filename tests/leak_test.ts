@@ -119,6 +119,35 @@ for (const api of [undefined, 0]) {
   });
 }
 
+Deno.test("no shortage of descriptors, however short, leaves a listener deaf", {
+  ignore: IS_WINDOWS,
+}, async () => {
+  await using upstream = echo();
+  await using cli = await startWithDescriptors(256, {
+    api: 0,
+    routes: [{ localPort: 0, upstream: upstream.address }],
+  });
+  const [{ address }] = await cli.log.first("api_listening", 1);
+  const [api, port] = [Number(address.split(":")[1]), cli.port()];
+  const connect = (port: number, count: number) =>
+    Promise.all(
+      Array.from(
+        { length: count },
+        () => Deno.connect({ port }).catch(() => null),
+      ),
+    );
+  for (const client of await connect(port, 60)) client?.close();
+  await cli.log.first("closed", 60);
+  const idle = await connect(api, 180);
+  for (let burst = 0; burst < 10; burst++) {
+    const clients = await connect(port, 100);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    for (const client of clients) client?.close();
+  }
+  for (const client of idle) client?.close();
+  await untilServed(cli, 0);
+});
+
 /** Waits until a route serves again; what it does not accept, it resets. */
 async function untilServed(cli: LimitedCli, route: number): Promise<void> {
   for (let attempt = 1;; attempt++) {
@@ -247,7 +276,8 @@ class LimitedCli implements AsyncDisposable {
         config,
       ],
       cwd: ROOT,
-      env: { NO_COLOR: "1" },
+      // Certificates, if named here, may be loaded when there is a shortage.
+      env: { NO_COLOR: "1", NODE_EXTRA_CA_CERTS: "" },
       stdin: "null",
       stdout: "piped",
       stderr: "piped",

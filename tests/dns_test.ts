@@ -1,0 +1,91 @@
+/** A resolver that does not answer holds up its own connections alone. */
+
+import { assertEquals } from "@std/assert";
+import { createSocket } from "node:dgram";
+import { Api, Cli, echo, readExactly, send, text } from "./helpers.ts";
+
+const RESOLVER = "127.53.53.53";
+
+/** Whether this process may give a child a resolver of its own. */
+async function canReplaceResolver(): Promise<boolean> {
+  if (Deno.build.os !== "linux" || Deno.uid() !== 0) return false;
+  const { success } = await new Deno.Command("unshare", {
+    args: ["--mount", "true"],
+    stdout: "null",
+    stderr: "null",
+  }).output().catch(() => ({ success: false }));
+  return success;
+}
+
+const ignore = !await canReplaceResolver();
+if (ignore) console.warn("a silent resolver is tested as root on Linux only");
+
+const RESOLV_CONF = await Deno.makeTempFile();
+await Deno.writeTextFile(
+  RESOLV_CONF,
+  `nameserver ${RESOLVER}\noptions timeout:30 attempts:5\n`,
+);
+globalThis.addEventListener("unload", () => Deno.removeSync(RESOLV_CONF));
+
+/** The program on a machine that has just that resolver. */
+class CliWithResolver extends Cli {
+  override get command(): string[] {
+    const script = `mount --bind ${RESOLV_CONF} /etc/resolv.conf && exec "$@"`;
+    return ["unshare", "--mount", "sh", "-c", script, "sh", Deno.execPath()];
+  }
+}
+
+for (const api of [undefined, 0]) {
+  const kind = api === undefined ? "Deno's" : "Node's";
+  Deno.test(`a silent resolver holds up nothing else, on ${kind} sockets`, {
+    ignore,
+  }, async () => {
+    const resolver = createSocket("udp4");
+    await new Promise<void>((resolve) => resolver.bind(53, RESOLVER, resolve));
+    const asked = new Promise((resolve) => resolver.once("message", resolve));
+    await using upstream = echo();
+    const port = upstream.address.split(":")[1];
+    await using cli = await CliWithResolver.start({
+      api,
+      drainTimeoutMs: 100,
+      routes: [
+        {
+          name: "silent",
+          localPort: 0,
+          upstream: "silent.example:80",
+          connectTimeoutMs: 100_000,
+        },
+        { name: "address", localPort: 0, upstream: `127.0.0.1:${port}` },
+        { name: "localhost", localPort: 0, upstream: `localhost:${port}` },
+      ],
+    });
+    const waiting = await Promise.all(
+      Array.from({ length: 100 }, () => Deno.connect({ port: cli.port(0) })),
+    );
+    await cli.log.first("accepted", 100);
+    await asked;
+
+    for (const route of [1, 2]) {
+      using client = await Deno.connect({ port: cli.port(route) });
+      await send(client, "hello");
+      assertEquals(text(await readExactly(client, 5)), "hello");
+    }
+    if (api !== undefined) {
+      const [{ address }] = await cli.log.first("api_listening", 1);
+      await using client = Api.at(address);
+      assertEquals((await client.get("/version")).status, 200);
+      // A change of a route that hangs does not hold up the end either.
+      await cli.log.first("connected", 2);
+      const listen = { listen: "silent.example:0" };
+      client.patch("/proxies/address", listen).catch(() => {});
+      assertEquals((await client.get("/version")).status, 200);
+    }
+    cli.kill();
+    await cli.status;
+    const [drained] = await cli.log.first("drained", 1);
+    assertEquals(drained.cut, 100);
+    assertEquals(cli.log.of("upstream_failed"), []);
+    for (const client of waiting) client.close();
+    resolver.close();
+  });
+}
