@@ -398,7 +398,7 @@ const CONFIG_FIELDS: Fields<
 export function parseConfig(
   text: string,
   path = "config.yaml",
-  given: Pick<ConfigOptions, "seed" | "api"> = {},
+  given: Pick<ConfigOptions, "seed" | "api" | "drainTimeoutMs"> = {},
 ): Config {
   if (text.length > MAX_CONFIG_BYTES) {
     throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
@@ -535,7 +535,7 @@ function checkConfig(
   value: unknown,
   source: string,
   { given = {}, mayBeEmpty = false }: {
-    given?: Pick<ConfigOptions, "seed" | "api">;
+    given?: Pick<ConfigOptions, "seed" | "api" | "drainTimeoutMs">;
     mayBeEmpty?: boolean;
   },
 ): Config {
@@ -3005,8 +3005,8 @@ export type ProxyEvent =
   | { event: "toxic_removed"; route: string; toxic: string }
   /** Decisions follow from another seed, and connections count from 1 again. */
   | { event: "reseeded"; seed: number }
-  /** No more connections are accepted; so many are still in flight. */
-  | { event: "draining"; connections: number }
+  /** No more are accepted; those in flight are waited for, so long (0: for ever). */
+  | { event: "draining"; connections: number; timeoutMs: number }
   /** No connection is left; so many did not end in time, and were cut. */
   | { event: "drained"; cut: number; durationMs: number };
 
@@ -3872,7 +3872,11 @@ export class ChaosProxy implements AsyncDisposable {
     const start = performance.now();
     const cutBefore = this.#cutSoFar;
     const stopped = this.#stopAccepting();
-    this.#around.emit({ event: "draining", connections: this.connections });
+    this.#around.emit({
+      event: "draining",
+      connections: this.connections,
+      timeoutMs,
+    });
     const ended = new AbortController();
     const allEnded = this.#allEnded().then(() => ended.abort());
     if (timeoutMs > 0) await sleep(timeoutMs, ended.signal);
@@ -4701,7 +4705,13 @@ const LOG_FORMATS = ["text", "json"] as const;
 type LogFormat = typeof LOG_FORMATS[number];
 
 /** All that is logged. */
-type LogEvent = ProxyEvent | ApiEvent;
+type LogEvent =
+  | ProxyEvent
+  | ApiEvent
+  /** So many lines were lost here: the log could not be written fast enough. */
+  | { event: "log_dropped"; lines: number }
+  /** A SIGHUP came, which ends other programs; nothing was done. */
+  | { event: "sighup_ignored" };
 
 /** Of those that are not for information. */
 const LEVEL_OF: Partial<Record<LogEvent["event"], LogLevel>> = {
@@ -4710,22 +4720,107 @@ const LEVEL_OF: Partial<Record<LogEvent["event"], LogLevel>> = {
   config_ignored: "warn",
   api: "debug",
   api_failed: "warn",
+  log_dropped: "warn",
+  sighup_ignored: "warn",
 };
+
+const MAX_QUEUED_CHARACTERS = 1024 * 1024;
+const LINES_A_WRITE = 64;
+const WRITE_RETRY_MS = 100;
+const MAX_STALL_MS = 500;
+
+/**
+ * Writes lines to standard output or standard error from a bounded queue, so
+ * that nothing waits for a pipe that nobody reads, or fails on a full disk.
+ * When the queue is full, lines are dropped until half of it has been written.
+ */
+class LineWriter {
+  /** Called as soon as lines can be written again after some were dropped. */
+  onDropped: (lines: number) => void = () => {};
+  readonly #output: Pick<typeof Deno.stdout, "write">;
+  readonly #onFirstFailure: (error: unknown) => void;
+  #lines: string[] = [];
+  #characters = 0;
+  #dropped = 0;
+  #failures = 0;
+  #writes = 0;
+  #running: Promise<void> | undefined;
+  #retries = true;
+
+  constructor(
+    output: Pick<typeof Deno.stdout, "write">,
+    onFirstFailure: (error: unknown) => void = () => {},
+  ) {
+    this.#output = output;
+    this.#onFirstFailure = onFirstFailure;
+  }
+
+  write(line: string): void {
+    if (this.#dropped > 0 || this.#characters > MAX_QUEUED_CHARACTERS) {
+      this.#dropped++;
+      return;
+    }
+    this.#lines.push(`${line}\n`);
+    this.#characters += line.length;
+    this.#running ??= this.#run();
+  }
+
+  /**
+   * Resolves when all is written; when a write fails, or nothing could be
+   * written for a while, what is left is given up.
+   */
+  async flush(): Promise<void> {
+    this.#retries = false;
+    for (let writes = -1; this.#running && writes < this.#writes;) {
+      writes = this.#writes;
+      const { signal } = new AbortController();
+      await Promise.race([this.#running, sleep(MAX_STALL_MS, signal)]);
+    }
+  }
+
+  async #run(): Promise<void> {
+    while (this.#lines.length > 0) {
+      const lines = this.#lines.splice(0, LINES_A_WRITE);
+      if (!await this.#writeAll(new TextEncoder().encode(lines.join("")))) {
+        break;
+      }
+      for (const line of lines) this.#characters -= line.length - 1;
+      const dropped = this.#dropped;
+      if (dropped === 0 || this.#characters > MAX_QUEUED_CHARACTERS / 2) {
+        continue;
+      }
+      this.#dropped = 0;
+      this.onDropped(dropped);
+    }
+    this.#running = undefined;
+  }
+
+  /** Tries until all of it is written; `false` if that was given up. */
+  async #writeAll(bytes: Uint8Array): Promise<boolean> {
+    while (bytes.length > 0) {
+      try {
+        bytes = bytes.subarray(await this.#output.write(bytes));
+        this.#writes++;
+      } catch (error) {
+        if (this.#failures++ === 0) this.#onFirstFailure(error);
+        if (!this.#retries) return false;
+        await sleep(WRITE_RETRY_MS, new AbortController().signal);
+      }
+    }
+    return true;
+  }
+}
+
+const stderr = new LineWriter(Deno.stderr);
+const stdout = new LineWriter(
+  Deno.stdout,
+  (error) => stderr.write(`chaos-proxy: no log: ${causeOf(error)}`),
+);
 
 /** Writes lines to standard output. */
 class LineHandler extends BaseHandler {
-  #failed = false;
-
   override log(line: string): void {
-    try {
-      console.log(line);
-    } catch (error) {
-      // A full disk under the log must not end what it is about.
-      if (!this.#failed) {
-        console.error(`chaos-proxy: no log: ${causeOf(error)}`);
-      }
-      this.#failed = true;
-    }
+    stdout.write(line);
   }
 }
 
@@ -4746,7 +4841,11 @@ function eventLogger(
   const logger = new Logger("chaos-proxy", upper(level), {
     handlers: [handler],
   });
-  return (event) => logger[levelOf(event)](event.event, event);
+  const log = (event: LogEvent): void => {
+    logger[levelOf(event)](event.event, event);
+  };
+  stdout.onDropped = (lines) => log({ event: "log_dropped", lines });
+  return log;
 }
 
 function levelOf(event: LogEvent): LogLevel {
@@ -4844,7 +4943,13 @@ function inWords(event: LogEvent): string {
     case "api_failed":
       return `api_failed ${event.cause}`;
     case "draining":
-      return `draining ${count(event.connections, "connection")} in flight`;
+      return `draining ${count(event.connections, "connection")} in flight` +
+        (event.timeoutMs > 0 ? ` for up to ${event.timeoutMs} ms` : "") +
+        "; a second signal ends it at once";
+    case "sighup_ignored":
+      return "sighup_ignored; nothing was done";
+    case "log_dropped":
+      return `log_dropped ${count(event.lines, "line")}`;
     case "drained":
       return event.cut > 0
         ? `drained ${
@@ -4878,20 +4983,20 @@ Options:
   --api [host:]port    be controlled there, by Toxiproxy's clients among others
   --check              check the config, print its routes and faults, and exit
   --seed <number>      take this seed instead of the config's
+  --drain-timeout <ms> wait so long for connections at the end; 0: for ever
   --log-level <level>  debug, info (the default), warn or error
   --log-format <form>  text (the default) or json, a line an event either way
-  --demo               serve the upstream of the example config over HTTP on
+  --demo               serve the example config's upstream over HTTP on
                        ${addressOf(DEMO)}; without <config>, run the example
   -h, --help           print this help and exit
   -V, --version        print the version and exit
 
-Example:
-  chaos-proxy --seed 42 config.yaml
+Example: chaos-proxy --seed 42 config.yaml
 
-Signals: SIGINT and SIGTERM stop accepting and wait for the connections in
-flight, up to the config's drainTimeoutMs; a later second one ends at once.
-Exit codes: 0 stopped, all connections ended; 1 failed while running, or
-connections had to be cut; 2 a wrong argument or config.
+SIGINT and SIGTERM stop accepting and wait for the connections in flight, for
+drainTimeoutMs, or 1000 ms where there is no config; a later second one ends at
+once. Exit codes: 0 ended, and none was cut or there was no config; 1 failed
+while running, or connections were cut; 2 a wrong argument or config.
 `;
 
 /** The command line is wrong. */
@@ -4904,13 +5009,19 @@ interface CommandLine {
   /** Absent, there is nothing but what comes by the API. */
   config: string | undefined;
   demo: boolean;
-  given: { seed?: number; api?: string };
+  given: Pick<Config, "seed" | "api"> & { drainTimeoutMs?: number };
   logLevel: LogLevel;
   logFormat: LogFormat;
 }
 
 const FLAGS = ["check", "demo", "help", "version"] as const;
-const SETTINGS = ["api", "log-format", "log-level", "seed"] as const;
+const SETTINGS = [
+  "api",
+  "drain-timeout",
+  "log-format",
+  "log-level",
+  "seed",
+] as const;
 
 /** @throws {UsageError} If an argument is unknown, missing or wrong. */
 function readCommandLine(args: string[]): CommandLine {
@@ -4964,7 +5075,16 @@ function readCommandLine(args: string[]): CommandLine {
     config: operands[0] ?? (flags.demo ? EXAMPLE : undefined),
     demo: flags.demo,
     given: {
-      ...(flags.seed !== undefined && { seed: readSeed(flags.seed) }),
+      ...(flags.seed !== undefined && {
+        seed: readInteger("seed", flags.seed, CONFIG_FIELDS.seed.guard),
+      }),
+      ...(flags["drain-timeout"] !== undefined && {
+        drainTimeoutMs: readInteger(
+          "drain-timeout",
+          flags["drain-timeout"],
+          milliseconds,
+        ),
+      }),
       ...(flags.api !== undefined && { api: readApi(flags.api) }),
     },
     logLevel: readChoice("log-level", flags["log-level"], LOG_LEVELS) ?? "info",
@@ -4992,12 +5112,15 @@ function readApi(text: string): string {
   );
 }
 
-function readSeed(text: string): number {
-  const { guard } = CONFIG_FIELDS.seed;
-  const seed = /^\d+$/.test(text) ? Number(text) : undefined;
-  if (guard.is(seed)) return seed;
+function readInteger(
+  option: string,
+  text: string,
+  guard: Guard<number>,
+): number {
+  const value = /^\d+$/.test(text) ? Number(text) : undefined;
+  if (guard.is(value)) return value;
   throw new UsageError(
-    `--seed: expected ${guard.expected}, found ${describe(text)}`,
+    `--${option}: expected ${guard.expected}, found ${describe(text)}`,
   );
 }
 
@@ -5133,12 +5256,21 @@ async function run(config: Config, line: CommandLine): Promise<number> {
     await using _api = api === undefined
       ? null
       : serveApi(proxy, api, { onEvent });
+    if (Deno.build.os !== "windows") {
+      Deno.addSignalListener(
+        "SIGHUP",
+        () => onEvent({ event: "sighup_ignored" }),
+      );
+    }
     await stop;
-    signal(performance.now() + SAME_SIGNAL_MS).then(() => {
-      console.error("chaos-proxy: ended at once by a second signal");
+    signal(performance.now() + SAME_SIGNAL_MS).then(async () => {
+      stderr.write("chaos-proxy: ended at once by a second signal");
+      await stderr.flush();
       Deno.exit(1);
     });
-    return await proxy.drain() > 0 ? 1 : 0;
+    const cut = await proxy.drain();
+    // Test suites stop a proxy that is driven by the API as they stop Toxiproxy.
+    return cut > 0 && line.config !== undefined ? 1 : 0;
   } finally {
     demo.abort();
   }
@@ -5175,26 +5307,31 @@ async function main(args: string[]): Promise<number> {
         return 0;
     }
     const config = line.config === undefined
-      ? checkConfig(line.given, "config", {})
+      ? checkConfig({ drainTimeoutMs: 1000, ...line.given }, "config", {})
       : await loadConfig(line.config, line.given);
     if (line.action === "run") return await run(config, line);
     console.log(summarize(config, line.config!));
     return 0;
   } catch (error) {
     if (error instanceof UsageError) {
-      console.error(`chaos-proxy: ${error.message}; see chaos-proxy --help`);
+      stderr.write(`chaos-proxy: ${error.message}; see chaos-proxy --help`);
       return 2;
     }
     if (error instanceof ConfigError) {
-      console.error(`chaos-proxy: ${error.message}`);
+      stderr.write(`chaos-proxy: ${error.message}`);
       return 2;
     }
     if (error instanceof ListenError) {
-      console.error(`chaos-proxy: ${error.message}`);
+      stderr.write(`chaos-proxy: ${error.message}`);
       return 1;
     }
     throw error;
   }
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args));
+if (import.meta.main) {
+  const code = await main(Deno.args);
+  await stdout.flush(); // a failure of which is told on the other
+  await stderr.flush();
+  Deno.exit(code);
+}

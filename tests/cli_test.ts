@@ -11,16 +11,23 @@ import {
 } from "@std/assert";
 import { ChaosProxy, type ConfigOptions, ListenError } from "../main.ts";
 import {
+  Api,
   Cli,
   echo,
   isDisconnect,
   type LogEvent,
   nowhere,
   readAll,
+  readExactly,
   ROOT,
   send,
+  soon,
+  steadyPort,
   TempFile,
   text,
+  until,
+  untilRefused,
+  type Upstream,
 } from "./helpers.ts";
 
 const WINDOWS = Deno.build.os === "windows";
@@ -619,7 +626,9 @@ const FIELDS: Record<LogEvent["event"], Record<string, string>> = {
     durationMs: "ms",
   },
   api_failed: { cause: "text" },
-  draining: { connections: "count" },
+  log_dropped: { lines: "count" },
+  sighup_ignored: {},
+  draining: { connections: "count", timeoutMs: "count" },
   drained: { cut: "count", durationMs: "ms" },
 };
 
@@ -628,6 +637,8 @@ const LEVELS: Partial<Record<LogEvent["event"], string>> = {
   config_ignored: "warn",
   accept_failed: "warn",
   api_failed: "warn",
+  log_dropped: "warn",
+  sighup_ignored: "warn",
   api: "debug",
 };
 
@@ -875,6 +886,159 @@ Deno.test("--log-level leaves out what matters less", async () => {
   assertEquals(error, []);
 });
 
+/** A process of which the output goes elsewhere, or is not read at first. */
+class Redirected implements AsyncDisposable {
+  readonly child: Deno.ChildProcess;
+  readonly status: Promise<Deno.CommandStatus>;
+
+  constructor(redirection: string, ...args: string[]) {
+    this.child = new Deno.Command("sh", {
+      args: [
+        ...["-c", `exec "$0" "$@" ${redirection}`, Deno.execPath()],
+        ...denoArgs(["--allow-net", "--allow-read"], args),
+      ],
+      env: { NO_COLOR: "1" },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+    this.status = this.child.status;
+  }
+
+  /** One with a route on a port, where it listens by now. */
+  static async start(
+    redirection: string,
+    port: number,
+    upstream: Upstream,
+  ): Promise<Redirected> {
+    await using file = await TempFile.with(
+      jsonConfig({ localPort: port, upstream: upstream.address }),
+    );
+    const args = ["--log-format", "json", file.path];
+    const started = new Redirected(redirection, ...args);
+    await until(async () => {
+      try {
+        await ask(port);
+        return true;
+      } catch (error) {
+        if (error instanceof Deno.errors.ConnectionRefused) return false;
+        throw error;
+      }
+    }, "an answer");
+    return started;
+  }
+
+  async code(): Promise<number> {
+    return (await soon(this.status, "end")).code;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      this.child.kill("SIGKILL");
+    } catch {
+      // It has ended.
+    }
+    await this.status;
+    if (!this.child.stdout.locked) await this.child.stdout.cancel();
+  }
+}
+
+/** A round trip through a route to an echo. */
+async function ask(port: number): Promise<void> {
+  using conn = await Deno.connect({ port });
+  await send(conn, "x");
+  assertEquals(text(await readExactly(conn, 1)), "x");
+}
+
+/** So many connections, a few at a time: more lines than can be queued. */
+async function askOften(port: number, count: number): Promise<void> {
+  let left = count;
+  await Promise.all(Array.from({ length: 20 }, async () => {
+    while (left-- > 0) await ask(port);
+  }));
+}
+
+const MANY = 2500;
+const onLinux = { ignore: Deno.build.os !== "linux" };
+
+Deno.test("a full disk under the log ends nothing", onLinux, async () => {
+  const full = ">/dev/full 2>/dev/full";
+  const port = steadyPort();
+  await using upstream = echo();
+  {
+    await using cli = await Redirected.start(full, port, upstream);
+    await askOften(port, MANY);
+    cli.child.kill("SIGTERM");
+    assertEquals(await cli.code(), 0);
+  }
+  await using wrong = new Redirected(full, "--bogus");
+  assertEquals(await wrong.code(), 2);
+  await using cli = await Redirected.start(full, port, upstream);
+  await using file = await TempFile.with(jsonConfig({ localPort: port }));
+  await using second = new Redirected(full, file.path);
+  assertEquals(await second.code(), 1);
+  using _held = await Deno.connect({ port });
+  cli.child.kill("SIGTERM");
+  await untilRefused(port);
+  let ended = false;
+  const code = cli.code().finally(() => ended = true);
+  while (!ended) { // each but the first is a second signal, once it is later
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    if (!ended) cli.child.kill("SIGTERM");
+  }
+  assertEquals(await code, 1);
+});
+
+Deno.test("a log that nobody reads holds up nothing", onLinux, async () => {
+  const port = steadyPort();
+  await using upstream = echo();
+  await using cli = await Redirected.start("2>&1", port, upstream);
+  await askOften(port, MANY);
+  cli.child.kill("SIGTERM");
+  assertEquals(await cli.code(), 0);
+});
+
+Deno.test(
+  "a log that is read again says how many lines it lacks",
+  onLinux,
+  async () => {
+    const port = steadyPort();
+    await using upstream = echo();
+    await using cli = await Redirected.start("", port, upstream);
+    await askOften(port, MANY - 2);
+    const events: LogEvent[] = [];
+    const read = (async () => {
+      let rest = "";
+      const stream = cli.child.stdout.pipeThrough(new TextDecoderStream());
+      for await (const part of stream) {
+        const lines = (rest + part).split("\n");
+        rest = lines.pop()!;
+        events.push(...lines.map((line) => JSON.parse(line)));
+      }
+      assertEquals(rest, "");
+    })();
+    const dropped = () =>
+      events.flatMap((each) =>
+        each.event === "log_dropped" ? [each.lines] : []
+      );
+    await until(() => dropped().length > 0, "a line about those dropped");
+    await ask(port);
+    cli.child.kill("SIGTERM");
+    assertEquals(await cli.code(), 0);
+    await read;
+    for (const event of events) assertEvent({ ...event });
+    assertEquals(events.at(-1)?.event, "drained");
+    const closed = events.flatMap((each) =>
+      each.event === "closed" ? [each.connection] : []
+    );
+    assert(closed.includes(MANY), "nothing but what came first");
+    // Two at the start and at the end, and three of each connection.
+    const written = events.length - dropped().length;
+    const lost = dropped().reduce((sum, each) => sum + each);
+    assertEquals(written + lost, 2 + 3 * MANY + 2);
+  },
+);
+
 Deno.test("--seed takes the place of the config's, and is logged", async () => {
   const config = { seed: 1, routes: [{ localPort: 0, upstream: "a:1" }] };
   const { seed: _, ...seedless } = config;
@@ -897,3 +1061,66 @@ async function seedOf(
   await using cli = await Cli.start(config, ...args);
   return cli.log.of("started")[0].seed;
 }
+
+Deno.test("--drain-timeout takes the place of the config's", async () => {
+  await using upstream = echo();
+  const routes = [{ localPort: 0, upstream: upstream.address }];
+  await using cli = await Cli.start(
+    { drainTimeoutMs: 0, routes },
+    "--drain-timeout",
+    "1",
+  );
+  using _held = await Deno.connect({ port: cli.port() });
+  await cli.log.first("connected", 1);
+  cli.kill();
+  assertEquals((await cli.status).code, 1);
+  const [{ timeoutMs, connections }] = cli.log.of("draining");
+  assertEquals([timeoutMs, connections], [1, 1]);
+  assertEquals(cli.log.of("drained")[0].cut, 1);
+});
+
+Deno.test("without a config the API's connections are cut soon, with 0", async () => {
+  await using upstream = echo();
+  await using cli = new Cli("--log-format", "json", "--api", "0");
+  const [{ address }] = await cli.log.first("api_listening", 1);
+  await using api = Api.at(address);
+  await api.post("/proxies", { name: "a", upstream: upstream.address });
+  await cli.log.first("listening", 1);
+  using _held = await Deno.connect({ port: cli.port() });
+  await cli.log.first("connected", 1);
+  cli.kill();
+  assertEquals((await cli.status).code, 0);
+  assertEquals(cli.log.of("draining")[0].timeoutMs, 1000);
+  assertEquals(cli.log.of("drained")[0].cut, 1);
+});
+
+Deno.test("the text of the log says how long it drains, and how to end it", async () => {
+  await using file = await TempFile.with(jsonConfig({ localPort: 0 }));
+  await using cli = new Cli("--drain-timeout", "1234", file.path);
+  await cli.says(/(started) /);
+  cli.kill();
+  await cli.status;
+  assertMatch(
+    cli.stdout,
+    /draining 0 connections in flight for up to 1234 ms; a second signal ends/,
+  );
+});
+
+Deno.test(
+  "SIGHUP is logged, and ends nothing",
+  { ignore: WINDOWS },
+  async () => {
+    await using upstream = echo();
+    await using cli = await Cli.start({
+      routes: [{ localPort: 0, upstream: upstream.address }],
+    });
+    cli.kill("SIGHUP");
+    const [ignored] = await cli.log.first("sighup_ignored", 1);
+    assertEvent({ ...ignored });
+    using client = await Deno.connect({ port: cli.port() });
+    await send(client, "x");
+    assertEquals(text(await readExactly(client, 1)), "x");
+    cli.kill();
+    assertEquals((await cli.status).code, 0);
+  },
+);

@@ -12,7 +12,11 @@ import {
 } from "../main.ts";
 
 /** All that the program logs. */
-export type LogEvent = ProxyEvent | ApiEvent;
+export type LogEvent =
+  | ProxyEvent
+  | ApiEvent
+  | { event: "log_dropped"; lines: number }
+  | { event: "sighup_ignored" };
 
 type Named<N> = Extract<LogEvent, { event: N }>;
 
