@@ -4976,7 +4976,6 @@ const HELP =
   `chaos-proxy ${deno.version}: forwards TCP connections by local port, injecting faults
 
 Usage: chaos-proxy [options] <config>
-
   <config>             YAML, or JSON if its name ends in .json; none with --api
 
 Options:
@@ -4991,7 +4990,8 @@ Options:
   -h, --help           print this help and exit
   -V, --version        print the version and exit
 
-Example: chaos-proxy --seed 42 config.yaml
+Example:
+  chaos-proxy --seed 42 config.yaml
 
 SIGINT and SIGTERM stop accepting and wait for the connections in flight, for
 drainTimeoutMs, or 1000 ms where there is no config; a later second one ends at
