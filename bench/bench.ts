@@ -14,6 +14,7 @@ import {
   inLanes,
   main,
   misused,
+  printed,
   ready,
   residentKiB,
   run,
@@ -170,7 +171,7 @@ ${listens.join("")}`,
 async function findNginx(): Promise<Contender | undefined> {
   const version = await versionOf("nginx", "-v");
   if (!version) return undefined;
-  const built = await printed("nginx", "-V");
+  const built = await outputOf("nginx", "-V");
   if (!built?.includes("--with-stream")) return undefined;
   let load = "";
   if (built.includes("--with-stream=dynamic")) {
@@ -243,7 +244,7 @@ async function addToxic(proxy: string, toxic: unknown): Promise<void> {
 }
 
 /** What a command prints when asked about itself, if it is installed. */
-async function printed(
+async function outputOf(
   command: string,
   flag: string,
 ): Promise<string | undefined> {
@@ -262,7 +263,7 @@ async function versionOf(
   command: string,
   flag: string,
 ): Promise<string | undefined> {
-  const text = await printed(command, flag);
+  const text = await outputOf(command, flag);
   return text && (/\d+\.\d+[\w.]*/.exec(text)?.[0] ?? "of unknown version");
 }
 
@@ -491,6 +492,20 @@ async function firstByteMilliseconds(port: number): Promise<number> {
   return performance.now() - before;
 }
 
+/** The first answer of a process that has just said that it has started. */
+async function firstAnswerMilliseconds(args: string[]): Promise<number> {
+  const [localPort] = freePorts(1);
+  const upstream = `127.0.0.1:${upstreams.echo}`;
+  const route = { localPort, upstream, toxics: toxics.lateEcho };
+  const output = { stdout: "piped" } as const;
+  const child = await startChaosProxy([route], args, output);
+  await printed(child, "started");
+  await delay(200);
+  const first = await firstByteMilliseconds(localPort);
+  await stop(child);
+  return first;
+}
+
 /** In a process of its own, whose memory no earlier load has stretched. */
 async function idleConnectionKiB(contender: Contender): Promise<number[]> {
   const [port] = freePorts(1);
@@ -681,6 +696,30 @@ function rowsFor(seconds: number): Row[] {
           digits: 2,
           of: (samples) => quantile(samples, 0.99),
         },
+      ],
+    },
+    {
+      name: "first",
+      tools: [],
+      measures: (contender) =>
+        [chaosProxy.name, withApi.name].includes(contender),
+      measure: ({ name }) =>
+        inLanes(
+          5,
+          1,
+          () =>
+            firstAnswerMilliseconds(
+              name === withApi.name ? ["--api", "0"] : [],
+            ),
+        ),
+      figures: [
+        {
+          label:
+            `toxic latency ${toxicMs}: a process's first answer, ms, median`,
+          digits: 2,
+          of: median,
+        },
+        { label: "  most", digits: 2, of: most },
       ],
     },
     {

@@ -98,10 +98,11 @@ export async function run(command: string, args: string[]): Promise<string> {
   return out;
 }
 
-/** Starts this repository's proxy. */
+/** Starts this repository's proxy, which logs warnings, if nothing else is said. */
 export async function startChaosProxy(
   routes: Record<string, unknown>[],
   args: string[] = [],
+  output?: Pick<Deno.CommandOptions, "stdout" | "stderr">,
 ): Promise<Deno.ChildProcess> {
   const config = `${await tempDir()}/config.json`;
   await Deno.writeTextFile(
@@ -112,8 +113,9 @@ export async function startChaosProxy(
     ...["run", "--allow-net", "--allow-read"],
     ...["--import-map", `${root}/npm/imports.json`],
     ...["--lock", `${root}/npm/deno.lock`, "--frozen"],
-    ...[`${root}/main.ts`, "--log-level", "warn", ...args, config],
-  ]);
+    ...[`${root}/main.ts`, ...output ? [] : ["--log-level", "warn"]],
+    ...[...args, config],
+  ], output);
 }
 
 /** Waits until a child process accepts connections on a port. */
@@ -132,6 +134,23 @@ export async function ready(
     }
   }
   throw new Error(`nothing listens on port ${port}`);
+}
+
+/** Waits until a child process with piped output has printed something. */
+export async function printed(
+  child: Deno.ChildProcess,
+  what: string,
+): Promise<void> {
+  let text = "";
+  const output = child.stdout.pipeThrough(new TextDecoderStream()).getReader();
+  while (!text.includes(what)) {
+    const { value, done } = await output.read();
+    if (done) throw new Error(`ended without ${what}: ${text}`);
+    text += value;
+  }
+  (async () => {
+    while (!(await output.read()).done);
+  })(); // so that it never has to wait for a reader
 }
 
 /** Distinct ports that are free at the moment. */
