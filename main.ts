@@ -2031,13 +2031,13 @@ type Happening<E = ConnectionEvent> = E extends ConnectionEvent
 const FIRST_READ_BYTES = 4 * 1024;
 const MAX_READ_BYTES = 256 * 1024;
 const MAX_LINGER_MS = 2000;
-const MAX_HALF_CLOSE_STEP_MS = 1000;
+const HALF_CLOSE_LOOK_MS = 100;
 const ACCEPT_PAUSE_MS = 100;
 
-/** The work after which the system is polled: by bytes, or by calls and time. */
-const MAX_WORK_BYTES = 4 * 1024 * 1024; // about 2 ms
+/** After so much work a poll is begun, and after as much again waited for. */
+const MAX_WORK_BYTES = 2 * 1024 * 1024; // about 1 ms
 const MIN_WORK_CALLS = 16;
-const MAX_WORK_MS = 2;
+const MAX_WORK_MS = 5;
 const BULK_BYTES = 16 * 1024;
 const MAX_POLL_MS = 100;
 const POLL_TURNS = 64;
@@ -2059,7 +2059,8 @@ class PollGate {
   #lastOpened = 0;
   #calls = 0;
   #bytes = 0;
-  #lastPolled = 0;
+  #since = 0;
+  #isBlocking = false;
   #polled: Promise<void> | undefined;
 
   /** Call it for each listener that opens: the first opens the connection. */
@@ -2073,28 +2074,49 @@ class PollGate {
   }
 
   /**
-   * Resolves when the next read or write may begin.
+   * What the next read or write has to wait for, if anything.
    *
    * @param bytes How many the last read has brought, or this write takes.
    */
-  async pass(bytes: number): Promise<void> {
-    // Bulk takes turns, so that few bytes never queue behind many.
-    do await this.#polled; while (this.#polled && bytes >= BULK_BYTES);
+  pass(bytes: number): Promise<void> | undefined {
     this.#calls++;
     this.#bytes += bytes;
-    if (!this.#isDue()) return;
-    this.#polled = this.#poll().then(() => {
-      this.#polled = undefined;
-      this.#calls = this.#bytes = 0;
-      this.#lastPolled = performance.now();
-    });
-    await this.#polled;
+    if (!this.#isBlocking) {
+      if (!this.#isSpent()) return undefined;
+      // Mostly the system is polled soon by itself, and nothing has to wait.
+      if (!this.#polled) {
+        this.#startPoll();
+        return undefined;
+      }
+      this.#isBlocking = true;
+    }
+    return bytes < BULK_BYTES ? this.#polled : this.#passBulk(bytes);
   }
 
-  #isDue(): boolean {
+  #startPoll(): void {
+    this.#polled = this.#poll().then(() => {
+      this.#polled = undefined;
+      this.#isBlocking = false;
+      this.#restart();
+    });
+    this.#restart();
+  }
+
+  #restart(): void {
+    this.#calls = this.#bytes = 0;
+    this.#since = performance.now();
+  }
+
+  /** Bulk takes turns, so that few bytes never queue behind many. */
+  async #passBulk(bytes: number): Promise<void> {
+    await this.#polled;
+    await this.pass(bytes);
+  }
+
+  #isSpent(): boolean {
     return this.#bytes >= MAX_WORK_BYTES ||
       this.#calls >= MIN_WORK_CALLS &&
-        performance.now() >= this.#lastPolled + MAX_WORK_MS;
+        performance.now() >= this.#since + MAX_WORK_MS;
   }
 
   async #poll(): Promise<void> {
@@ -2604,6 +2626,9 @@ interface Instructions {
 
 /** A connection, from being accepted to its end. */
 class Connection {
+  /** Those of which one side has ended its stream, and what looks after them. */
+  static readonly #halfClosed = new Set<Connection>();
+  static #watch: ReturnType<typeof setInterval> | undefined;
   readonly route: Route;
   readonly number: number;
   /** The client's address. */
@@ -2621,8 +2646,9 @@ class Connection {
   #toxics: readonly Toxic[];
   #forwards = false;
   #delaying = false;
-  /** When a byte was last read or written, on either side. */
-  #lastActive = 0;
+  /** How many bytes had been read and written, and when that was seen first. */
+  #moved = -1;
+  #movedAt = 0;
   #ended = 0;
   #leaving = false;
   #firstToEnd: Side | undefined;
@@ -2685,7 +2711,11 @@ class Connection {
         await this.#forward();
     }
     this.#release();
-    this.#aborted.abort();
+    Connection.#halfClosed.delete(this);
+    if (Connection.#halfClosed.size === 0) {
+      clearInterval(Connection.#watch);
+      Connection.#watch = undefined;
+    }
     // Toxics that act by the clock have nothing left to end.
     for (const link of Object.values(this.#links)) link.stop();
     this.#emit({
@@ -2877,9 +2907,9 @@ class Connection {
     let size = 0;
     try {
       for (;;) {
-        await pollGate.pass(size);
+        const turn = pollGate.pass(size);
+        if (turn) await turn;
         const bytes = await socket.read();
-        this.#lastActive = performance.now();
         if (bytes === null) break;
         size = bytes.length;
         const written = link.write(bytes);
@@ -2890,7 +2920,7 @@ class Connection {
       this.#firstToEnd ??= from;
       // A client that waits for an answer has asked for it.
       if (this.#delaying && link.bytes === 0) this.end({ why: from });
-      else this.#limitHalfClose(from);
+      else this.#watchHalfClose();
     } catch (error) {
       // If it was the link that failed, its reason stands, or is in the link.
       if (!link.closedBy) {
@@ -2901,25 +2931,31 @@ class Connection {
     link.end();
   }
 
-  /** Ends it when one side has ended its stream and nothing moves any more. */
-  async #limitHalfClose(ended: Side): Promise<void> {
-    const { halfCloseTimeoutMs } = this.route;
-    const { signal } = this.#aborted;
-    if (halfCloseTimeoutMs === 0) return;
-    for (;;) {
-      const isWaiting = !this.#forwards ||
-        SIDES.some((side) => this.#links[side]?.isBuffering);
-      const now = performance.now();
-      if (isWaiting) this.#lastActive = now;
-      const left = this.#lastActive + halfCloseTimeoutMs - now;
-      if (left <= 0) break;
-      // Deno (2.9.6) keeps a cancelled timer in memory until it would be due.
-      await sleep(Math.min(left, MAX_HALF_CLOSE_STEP_MS), signal);
-      if (signal.aborted) return;
+  /** Has it ended when nothing moves any more after one side's end. */
+  #watchHalfClose(): void {
+    if (this.route.halfCloseTimeoutMs === 0) return;
+    Connection.#halfClosed.add(this);
+    Connection.#watch ??= setInterval(() => {
+      for (const each of Connection.#halfClosed) each.#endIfSilent();
+    }, HALF_CLOSE_LOOK_MS);
+  }
+
+  #endIfSilent(): void {
+    const { client, upstream } = this.sent;
+    const moved = client + upstream + this.received("client") +
+      this.received("upstream");
+    const isWaiting = !this.#forwards ||
+      SIDES.some((side) => this.#links[side]?.isBuffering);
+    const now = performance.now();
+    if (isWaiting || moved !== this.#moved) {
+      this.#moved = moved;
+      this.#movedAt = now;
     }
-    const silent = ended === "client" ? "upstream" : "client";
+    const { halfCloseTimeoutMs } = this.route;
+    if (now < this.#movedAt + halfCloseTimeoutMs) return;
+    const silent = this.#firstToEnd === "client" ? "upstream" : "client";
     this.end({
-      why: ended,
+      why: this.#firstToEnd!,
       cause: `no byte from the ${silent} for ${halfCloseTimeoutMs} ms`,
     });
   }
@@ -2937,10 +2973,10 @@ class Connection {
     return new WritableStream({
       write: (chunk) =>
         orBreak(async () => {
-          await pollGate.pass(chunk.length);
+          const turn = pollGate.pass(chunk.length);
+          if (turn) await turn;
           await socket.write(chunk);
           this.sent[side] += chunk.length;
-          this.#lastActive = performance.now();
         }),
       close: async () => {
         // After the second end both sockets are closed, which ends them too.
