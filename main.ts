@@ -315,6 +315,19 @@ function overlaps(a: string, b: string): boolean {
   return a === b || covers(a, b) || covers(b, a);
 }
 
+/** Whether a host is this machine by itself: by name, or by address. */
+function isLoopback(host: string): boolean {
+  return /^(?:localhost\.?|(?:::ffff:)?127(?:\.\d+){3}|\[?::1\]?)$/i.test(host);
+}
+
+/** Whether a connection to a host of this machine gets to where one listens. */
+function reaches(upstreamHost: string, listenHost: string): boolean {
+  const [to, at] = [canonicalHost(upstreamHost), canonicalHost(listenHost)];
+  const isWide = (host: string) => host === ALL_ADDRESSES || host === "::";
+  return to === at || (isWide(at) && (isWide(to) || isLoopback(to))) ||
+    (isWide(to) && isLoopback(at));
+}
+
 /** Joins what `splitAddress` splits. */
 function addressOf({ hostname, port }: Address): string {
   return hostname.includes(":")
@@ -669,6 +682,8 @@ function checkRoutes(
     if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
   }
   checkUnique(routes, entries.map(([path]) => path), problems);
+  const circle = findCircle(routes);
+  if (circle) problems.push(`${entries[circle.index][0]}.${circle.problem}`);
   return routes as Route[]; // whatever is missing is a problem
 }
 
@@ -909,6 +924,42 @@ function checkUnique(
     }
     if (name !== undefined && !names.has(name)) names.set(name, index);
   });
+}
+
+/**
+ * A route that forwards to itself, also by way of others: each connection would
+ * make another one until there are no file descriptors left.
+ */
+function findCircle(
+  routes: readonly Partial<Route>[],
+): { index: number; problem: string } | undefined {
+  const byPort = Map.groupBy(routes.keys(), (index) => routes[index].localPort);
+  const nextOf = (index: number) => {
+    const to = splitAddress(routes[index].upstream ?? "");
+    const candidates = to ? byPort.get(to.port) : undefined;
+    return candidates?.find((other) =>
+      reaches(to!.hostname, routes[other].host ?? LOOPBACK)
+    );
+  };
+  const seen = new Set<number>();
+  for (const start of routes.keys()) {
+    const path: number[] = [];
+    for (let at: number | undefined = start; at !== undefined;) {
+      if (path.includes(at)) {
+        const circle = path.slice(path.indexOf(at));
+        const names = [...circle, at].map((each) => routes[each].name);
+        const problem = circle.length === 1
+          ? `${routes[at].upstream} is where the route itself listens`
+          : `connections would go in a circle, ${names.join(" -> ")}`;
+        const hint = "write the address of the server behind it";
+        return { index: at, problem: `upstream: ${problem}; ${hint}` };
+      }
+      if (seen.has(at)) break;
+      seen.add(at);
+      path.push(at);
+      at = nextOf(at);
+    }
+  }
 }
 
 /** What was found, in few words however large it is, or circular. */
@@ -3568,6 +3619,7 @@ export class ChaosProxy implements AsyncDisposable {
     const routes = [...proxy.#routes.values()];
     try {
       for (const route of routes) await route.open();
+      proxy.#refuseCircle(proxy.routes); // with the ports that were taken
     } catch (error) {
       await Promise.all(routes.map((route) => route.close()));
       throw error;
@@ -3958,9 +4010,12 @@ export class ChaosProxy implements AsyncDisposable {
     }
     const live = new LiveRoute(route, this.#around);
     await live.open();
-    if (this.#stopping.signal.aborted) {
+    try {
+      if (this.#stopping.signal.aborted) throw stoppedError();
+      this.#refuseCircle([...this.routes, live.route]);
+    } catch (error) {
       await live.close();
-      throw stoppedError();
+      throw error;
     }
     this.#routes.set(route.name, live);
     this.#tell("route_added", live);
@@ -3974,11 +4029,24 @@ export class ChaosProxy implements AsyncDisposable {
     anew = false,
   ): Promise<Route> {
     const before = live.route;
+    this.#refuseCircle(
+      this.routes.map((route) =>
+        route === before ? { ...route, ...changes } : route
+      ),
+    );
     try {
       await live.become(changes, anew);
       return live.route;
     } finally {
       if (live.route !== before) this.#tell("route_changed", live);
+    }
+  }
+
+  #refuseCircle(routes: readonly Route[]): void {
+    const circle = findCircle(routes);
+    if (circle) {
+      const { name } = routes[circle.index];
+      throw new ConfigError(`route ${name}`, [circle.problem]);
     }
   }
 
@@ -4514,11 +4582,6 @@ function refuseBrowsers({ headers, url }: Request, loopback: boolean): void {
       }`,
     );
   }
-}
-
-/** Whether a host is this machine by itself: by name, or by address. */
-function isLoopback(host: string): boolean {
-  return /^(?:localhost\.?|(?:::ffff:)?127(?:\.\d+){3}|\[?::1\]?)$/i.test(host);
 }
 
 function decode(segment: string): string {

@@ -2515,3 +2515,27 @@ Deno.test("a signal during calls ends it, whatever is under way", {
   await calls;
   assertEquals(cli.stderr, "");
 });
+
+Deno.test("a proxy that forwards to itself is refused, also by way of others", async () => {
+  await using stage = await Stage.open();
+  const { api } = stage;
+  const [a, b] = [steadyPort(), steadyPort()];
+  const create = (name: string, listen: number, upstream: number) =>
+    api.post("/proxies", {
+      name,
+      listen: `127.0.0.1:${listen}`,
+      upstream: `localhost:${upstream}`,
+    });
+  const itself = await create("a", a, a);
+  assertEquals(itself.status, 400);
+  assertMatch(itself.body.error, /is where the route itself listens/);
+  assertEquals((await create("a", a, b)).status, 201);
+  const circle = await create("b", b, a);
+  assertEquals(circle.status, 400);
+  assertMatch(circle.body.error, /circle, (?:a -> b -> a|b -> a -> b)/);
+  assertEquals((await create("b", b, 1)).status, 201);
+  const changed = await api.patch("/proxies/b", { upstream: `[::]:${a}` });
+  assertEquals(changed.status, 400);
+  assertEquals(stage.watched.proxy.route("b").upstream, "localhost:1");
+  assertEquals(stage.watched.proxy.routes.length, 2);
+});

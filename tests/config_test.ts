@@ -73,7 +73,7 @@ Deno.test("what is written is kept", () => {
     api: "0.0.0.0:8474",
     routes: [{
       name: "db",
-      localPort: 65535,
+      localPort: 65534,
       host: "::1",
       enabled: false,
       upstream: "[::1]:65535",
@@ -257,7 +257,7 @@ Deno.test("an upstream is a host and a port", () => {
     "[::ffff:127.0.0.1]:80",
   ];
   for (const upstream of good) {
-    const { routes } = parseConfig(withRoutes({ localPort: 1, upstream }));
+    const { routes } = parseConfig(withRoutes({ localPort: 2, upstream }));
     assertEquals(routes[0].upstream, upstream);
   }
   const bad = [
@@ -1094,4 +1094,51 @@ Deno.test("a text is JSON exactly when JSON.parse says so", () => {
   assertGreater(count.valid, 1000);
   assertGreater(count.invalid, 1000);
   assertGreater(count.repeating, 20);
+});
+
+Deno.test("a route that forwards to itself is refused", () => {
+  const itself = (host: string, upstream: string) =>
+    problems(withRoutes({ localPort: 8080, host, upstream }), "c.json");
+  for (
+    const [host, upstream] of [
+      ["127.0.0.1", "127.0.0.1:8080"],
+      ["127.0.0.1", "localhost:8080"],
+      ["localhost", "127.0.0.1:8080"],
+      ["127.0.0.1", "0.0.0.0:8080"],
+      ["0.0.0.0", "127.0.0.77:8080"],
+      ["0.0.0.0", "localhost:8080"],
+      ["::", "[::1]:8080"],
+      ["db.example", "db.example:8080"],
+    ]
+  ) {
+    assertEquals(itself(host, upstream), [
+      `routes[0].upstream: ${upstream} is where the route itself listens; ` +
+      "write the address of the server behind it",
+    ]);
+  }
+  for (
+    const [host, upstream] of [
+      ["127.0.0.1", "127.0.0.1:8081"],
+      ["127.0.0.1", "127.0.0.2:8080"],
+      ["127.0.0.1", "db.example:8080"],
+      ["0.0.0.0", "192.0.2.1:8080"],
+    ]
+  ) {
+    const text = withRoutes({ localPort: 8080, host, upstream });
+    assertEquals(parseConfig(text, "c.json").routes.length, 1);
+  }
+});
+
+Deno.test("a circle of routes is refused, and a chain is taken", () => {
+  const chain = Array.from({ length: 4 }, (_, i) => ({
+    name: `r${i}`,
+    localPort: 8000 + i,
+    upstream: `localhost:${8001 + i}`,
+  }));
+  assertEquals(parseConfig(withRoutes(...chain), "c.json").routes.length, 4);
+  chain[3].upstream = "127.0.0.1:8001";
+  assertEquals(problems(withRoutes(...chain), "c.json"), [
+    "routes[1].upstream: connections would go in a circle, " +
+    "r1 -> r2 -> r3 -> r1; write the address of the server behind it",
+  ]);
 });
