@@ -166,6 +166,9 @@ function firstOf(sentences: readonly string[]): string[] {
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
 const MAX_PROBLEMS = 1000;
+const MAX_MERGED_CHARACTERS = 50_000_000; // takes a second at most
+const MAX_ROUTES = 1000;
+const MAX_TOXICS_IN_ALL = 10_000;
 const MAX_PROBLEMS_SHOWN = 50;
 const MAX_MS = 2 ** 31 - 1; // what a timer can take
 
@@ -428,6 +431,14 @@ export function parseConfig(
 }
 
 function readYaml(text: string, path: string): unknown {
+  // Each may copy as many keys as the text has, which takes the parser minutes.
+  const merges = text.split("<<").length - 1;
+  if (merges * text.length > MAX_MERGED_CHARACTERS) {
+    throw new ConfigError(path, [
+      `expected fewer merge keys (<<) in a file of this size, found ${merges}; ` +
+      "write out what they stand for",
+    ]);
+  }
   try {
     return parseYaml(text);
   } catch (error) {
@@ -676,6 +687,20 @@ function checkRoutes(
   check: CheckRoute,
   problems: string[],
 ): Route[] {
+  const sizes = entries.map(([, value]) =>
+    isRecord(value) && Array.isArray(value.toxics) ? value.toxics.length : 0
+  );
+  // Before anything is looked at: YAML's aliases make much of little text.
+  for (
+    const [most, found, what] of [
+      [MAX_ROUTES, entries.length, "routes"],
+      [MAX_TOXICS_IN_ALL, sizes.reduce((a, b) => a + b, 0), "toxics in all"],
+    ] as const
+  ) {
+    if (found <= most) continue;
+    problems.push(`expected at most ${most} ${what}, found ${found}`);
+    return [];
+  }
   const routes: Partial<Route>[] = [];
   for (const [path, value] of entries) {
     routes.push(check(value, path, problems));

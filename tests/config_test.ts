@@ -1142,3 +1142,36 @@ Deno.test("a circle of routes is refused, and a chain is taken", () => {
     "r1 -> r2 -> r3 -> r1; write the address of the server behind it",
   ]);
 });
+
+Deno.test("a config has 1000 routes and 10000 toxics at most, however few its bytes", () => {
+  const route = "{ localPort: 0, upstream: 'a:1' }";
+  const list = (item: string, count: number) =>
+    `[${Array.from({ length: count }, () => item).join(", ")}]`;
+  const routes = (count: number) => `routes: ${list(route, count)}`;
+  const numbered = (count: number, toxics = "") =>
+    "routes:\n" + Array.from(
+      { length: count },
+      (_, i) => `  - { localPort: ${i + 1}, upstream: 'a:1'${toxics} }\n`,
+    ).join("");
+  assertEquals(parseConfig(numbered(1000)).routes.length, 1000);
+  assertEquals(problems(routes(1001)), [
+    "expected at most 1000 routes, found 1001",
+  ]);
+  const [aliased] = problems(
+    `x: &r ${route}\nroutes: ${list("*r", 120_000)}`,
+  ).slice(-1);
+  assertEquals(aliased, "expected at most 1000 routes, found 120000");
+
+  const toxic = "{ name: a, type: noop }";
+  const [toxics] = problems(
+    `x: &t ${list(toxic, 15_000)}\n${numbered(900, ", toxics: *t")}`,
+  ).slice(-1);
+  assertEquals(toxics, "expected at most 10000 toxics in all, found 13500000");
+
+  const keys = Array.from({ length: 20_000 }, (_, i) => `k${i}: 1`).join(", ");
+  const merged = "  - { <<: *m }\n".repeat(20_000);
+  assertEquals(problems(`x: &m { ${keys} }\nroutes:\n${merged}`), [
+    "expected fewer merge keys (<<) in a file of this size, found 20000; " +
+    "write out what they stand for",
+  ]);
+});
