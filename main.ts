@@ -5104,23 +5104,23 @@ Usage: chaos-proxy [options] <config>
 
 Options:
   --api [host:]port    be controlled there, by Toxiproxy's clients among others
+  -host, -port, -config, -seed, -version: as those of toxiproxy-server
   --check              check the config, print its routes and faults, and exit
   --seed <number>      take this seed instead of the config's
   --drain-timeout <ms> wait so long for connections at the end; 0: for ever
   --log-level <level>  debug, info (the default), warn or error
   --log-format <form>  text (the default) or json, a line an event either way
   --demo               serve the example config's upstream over HTTP on
-                       ${addressOf(DEMO)}; without <config>, run the example
+                       ${addressOf(DEMO)}; without <config>, run it
   -h, --help           print this help and exit
   -V, --version        print the version and exit
 
 Example:
   chaos-proxy --seed 42 config.yaml
 
-SIGINT and SIGTERM stop accepting and wait for the connections in flight, for
-drainTimeoutMs, or 1000 ms where there is no config; a later second one ends at
-once. Exit codes: 0 ended, and none was cut or there was no config; 1 failed
-while running, or connections were cut; 2 a wrong argument or config.
+SIGINT and SIGTERM wait for the connections in flight, up to the drain timeout;
+a later second one ends at once. Exit codes: 0 ended; 1 failed while running, or
+had to cut connections; 2 a wrong argument or config.
 `;
 
 /** The command line is wrong. */
@@ -5141,19 +5141,27 @@ interface CommandLine {
 const FLAGS = ["check", "demo", "help", "version"] as const;
 const SETTINGS = [
   "api",
+  "config",
   "drain-timeout",
+  "host",
   "log-format",
   "log-level",
+  "port",
   "seed",
 ] as const;
+/** Those of toxiproxy-server, which may begin with one dash. */
+const TOXIPROXY_OPTION = /^-(host|port|config|seed|version|\w+-metrics)(?==|$)/;
+const METRICS_OPTION = /^--(?:proxy|runtime)-metrics(?:=(?:true|false))?$/;
+const TOXIPROXY_API = { hostname: "localhost", port: 8474 };
 
 /** @throws {UsageError} If an argument is unknown, missing or wrong. */
-function readCommandLine(args: string[]): CommandLine {
+function readCommandLine(written: string[]): CommandLine {
   const operands: string[] = [];
-  const given = args.slice(
-    0,
-    args.includes("--") ? args.indexOf("--") : undefined,
-  );
+  const end = written.includes("--") ? written.indexOf("--") : written.length;
+  const given = written.slice(0, end)
+    .map((arg) => arg.replace(TOXIPROXY_OPTION, "--$1"))
+    .filter((arg) => !METRICS_OPTION.test(arg)); // they are always on
+  const args = [...given, ...written.slice(end)];
   for (const flag of FLAGS) {
     if (given.some((arg) => arg.startsWith(`--${flag}=`))) {
       throw new UsageError(`--${flag} takes no value`);
@@ -5170,6 +5178,8 @@ function readCommandLine(args: string[]): CommandLine {
     },
   });
   for (const each of flags._) operands.push(String(each)); // those after `--`
+  if (flags.config !== undefined) operands.push(flags.config);
+  const api = readApi(flags);
   const action = flags.help
     ? "help"
     : flags.version
@@ -5179,12 +5189,13 @@ function readCommandLine(args: string[]): CommandLine {
     : "run";
   const runs = action === "check" || action === "run";
   const needsConfig = runs && !flags.demo &&
-    (action === "check" || flags.api === undefined);
+    (action === "check" || api === undefined);
   if (needsConfig && operands.length === 0) {
     throw new UsageError(
       action === "check"
         ? "expected a config file, found no argument"
-        : "expected a config file or --api, found no argument",
+        : "expected a config file, or --api 8474 to be controlled by the API " +
+          "alone, found no argument",
     );
   }
   if (runs && operands.length > 1) {
@@ -5209,7 +5220,7 @@ function readCommandLine(args: string[]): CommandLine {
           milliseconds,
         ),
       }),
-      ...(flags.api !== undefined && { api: readApi(flags.api) }),
+      ...(api !== undefined && { api }),
     },
     logLevel: readChoice("log-level", flags["log-level"], LOG_LEVELS) ?? "info",
     logFormat: readChoice("log-format", flags["log-format"], LOG_FORMATS) ??
@@ -5229,10 +5240,22 @@ function unknownOption(arg: string): UsageError {
   );
 }
 
-function readApi(text: string): string {
-  if (apiAddress.is(text)) return text;
+/** The API's address; toxiproxy-server has one unless it is told otherwise. */
+function readApi(
+  { api, host, port, config }: Record<string, unknown>,
+): string | undefined {
+  const isServer = host !== undefined || port !== undefined;
+  if (api !== undefined && isServer) {
+    throw new UsageError("--api and --host or --port contradict each other");
+  }
+  if (api === undefined && !isServer && config === undefined) return undefined;
+  const { hostname, port: usual } = TOXIPROXY_API;
+  const text = api ??
+    addressOf({ hostname: `${host ?? hostname}`, port: Number(port ?? usual) });
+  if (apiAddress.is(text)) return String(text);
   throw new UsageError(
-    `--api: expected ${apiAddress.expected}, found ${describe(text)}`,
+    `${api === undefined ? "--host and --port" : "--api"}: ` +
+      `expected ${apiAddress.expected}, found ${describe(text)}`,
   );
 }
 

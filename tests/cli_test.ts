@@ -223,7 +223,11 @@ Deno.test("a wrong command line is a usage error", async () => {
   const level = "--log-level: expected debug or info or warn or error, found";
   const format = "--log-format: expected text or json, found";
   const wrong: [args: string[], message: string][] = [
-    [[], "expected a config file or --api, found no argument"],
+    [
+      [],
+      "expected a config file, or --api 8474 to be controlled by the API " +
+      "alone, found no argument",
+    ],
     [["--check"], "expected a config file, found no argument"],
     [["a.yaml", "b.yaml"], "expected one config file, found 2: a.yaml, b.yaml"],
     [["--chekc", "a"], "unknown option --chekc; did you mean --check?"],
@@ -232,7 +236,7 @@ Deno.test("a wrong command line is a usage error", async () => {
       ["--loglevel", "warn", "a"],
       "unknown option --loglevel; did you mean --log-level?",
     ],
-    [["--port", "5", "a"], "unknown option --port"],
+    [["--prot", "5", "a"], "unknown option --prot; did you mean --port?"],
     [["-x", "a"], "unknown option -x"],
     [["--constructor", "a"], "unknown option --constructor"],
     [["--check=false", "a"], "--check takes no value"],
@@ -1122,3 +1126,68 @@ Deno.test(
     assertEquals((await cli.status).code, 0);
   },
 );
+
+Deno.test("toxiproxy-server's command line works unchanged", async () => {
+  await using upstream = echo();
+  await using file = await TempFile.with(
+    JSON.stringify([{
+      name: "a",
+      listen: "127.0.0.1:0",
+      upstream: upstream.address,
+      enabled: true,
+    }]),
+    ".json",
+  );
+  for (
+    const args of [
+      ["-host", "127.0.0.1", "-port", "PORT"],
+      ["-host=localhost", "-port=PORT", "-proxy-metrics", "-runtime-metrics"],
+      ["--host=0.0.0.0", "--port", "PORT", "--proxy-metrics=true"],
+      ["-port=PORT", "-config", file.path, "-seed=42"],
+      ["-config=" + file.path, "-port", "PORT", "-runtime-metrics=false"],
+    ]
+  ) {
+    const port = `${steadyPort()}`;
+    await using cli = new Cli(
+      ...["--log-format", "json"],
+      ...args.map((arg) => arg.replace("PORT", port)),
+    );
+    const [{ address }] = await cli.log.first("api_listening", 1);
+    assertEquals(address.split(":")[1], port);
+    await using api = Api.at(address);
+    const names = Object.keys((await api.get("/proxies")).body);
+    const hasConfig = args.some((arg) => arg.startsWith("-config"));
+    assertEquals(names, hasConfig ? ["a"] : []);
+    if (args.includes("-seed=42")) {
+      assertEquals(cli.log.of("started")[0].seed, 42);
+    }
+    cli.kill();
+    assertEquals((await cli.status).code, 0);
+  }
+  assertMatch((await run("-version")).stdout, /^chaos-proxy \d/);
+  for (
+    const [args, message] of [
+      [["-port", "1", "--api", "2"], /--api and --host or --port contradict/],
+      [["-port", "x"], /--host and --port: expected .* "localhost:NaN"/],
+      [["-config", "a", "b"], /expected one config file, found 2: b, a/],
+    ] as const
+  ) {
+    const { code, stderr } = await run(...args);
+    assertEquals(code, 2);
+    assertMatch(stderr, message);
+  }
+});
+
+Deno.test("the image's command line starts the API on all addresses", async () => {
+  const dockerfile = await Deno.readTextFile(new URL("Dockerfile", ROOT));
+  const of = (instruction: string): string[] =>
+    JSON.parse(new RegExp(`^${instruction} (.*)$`, "m").exec(dockerfile)![1]);
+  const [deno, run, ...entry] = of("ENTRYPOINT");
+  assertEquals([deno, run, entry.pop()], ["deno", "run", "/app/main.ts"]);
+  assertEquals(entry, ["--cached-only", "--allow-net", "--allow-read"]);
+  const port = `${steadyPort()}`;
+  await using cli = new Cli(...of("CMD"), "-port", port);
+  assertEquals(await cli.says(/api_listening (\S+);/), `0.0.0.0:${port}`);
+  cli.kill();
+  assertEquals((await cli.status).code, 0);
+});
