@@ -30,6 +30,7 @@ import { BaseHandler, Logger, type LogRecord } from "@std/log";
 import dns from "node:dns/promises";
 import net from "node:net";
 import { setImmediate } from "node:timers";
+import example from "./config.example.yaml" with { type: "text" };
 import deno from "./deno.json" with { type: "json" };
 
 // ---- Config: what may be written, and what it then means -------------------
@@ -5207,7 +5208,7 @@ function readCommandLine(written: string[]): CommandLine {
   }
   return {
     action,
-    config: operands[0] ?? (flags.demo ? EXAMPLE : undefined),
+    config: operands[0],
     demo: flags.demo,
     given: {
       ...(flags.seed !== undefined && {
@@ -5282,9 +5283,6 @@ function readChoice<T extends string>(
     `--${option}: expected ${choices.join(" or ")}, found ${describe(text)}`,
   );
 }
-
-/** Beside this file; a compiled binary has it inside. */
-const EXAMPLE = `${import.meta.dirname ?? "."}/config.example.yaml`;
 
 /** @throws {ConfigError} If the file cannot be read, or holds no good config. */
 async function loadConfig(
@@ -5417,7 +5415,8 @@ async function run(config: Config, line: CommandLine): Promise<number> {
     });
     const cut = await proxy.drain();
     // Test suites stop a proxy that is driven by the API as they stop Toxiproxy.
-    return cut > 0 && line.config !== undefined ? 1 : 0;
+    const isDriven = line.config === undefined && !line.demo;
+    return cut > 0 && !isDriven ? 1 : 0;
   } finally {
     demo.abort();
   }
@@ -5453,11 +5452,14 @@ async function main(args: string[]): Promise<number> {
         console.log(`chaos-proxy ${deno.version}`);
         return 0;
     }
-    const config = line.config === undefined
-      ? checkConfig({ drainTimeoutMs: 1000, ...line.given }, "config", {})
-      : await loadConfig(line.config, line.given);
+    const path = line.config ?? "config.example.yaml";
+    const config = line.config !== undefined
+      ? await loadConfig(path, line.given)
+      : line.demo
+      ? parseConfig(example, path, line.given)
+      : checkConfig({ drainTimeoutMs: 1000, ...line.given }, "config", {});
     if (line.action === "run") return await run(config, line);
-    console.log(summarize(config, line.config!));
+    console.log(summarize(config, path));
     return 0;
   } catch (error) {
     if (error instanceof UsageError) {

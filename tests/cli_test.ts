@@ -31,6 +31,7 @@ import {
 } from "./helpers.ts";
 
 const WINDOWS = Deno.build.os === "windows";
+const DENO_JSON = import.meta.dirname + "/../deno.json";
 
 interface Outcome {
   code: number;
@@ -1190,4 +1191,68 @@ Deno.test("the image's command line starts the API on all addresses", async () =
   assertEquals(await cli.says(/api_listening (\S+);/), `0.0.0.0:${port}`);
   cli.kill();
   assertEquals((await cli.status).code, 0);
+});
+
+Deno.test("loaded from a server it has its example, too", async () => {
+  const types = { ts: "application/typescript", json: "application/json" };
+  await using server = Deno.serve(
+    { hostname: "127.0.0.1", port: 0, onListen: () => {} },
+    async ({ url }) => {
+      const { pathname } = new URL(url);
+      const type = Object.entries(types).find(([end]) =>
+        pathname.endsWith(end)
+      );
+      const body = await Deno.readTextFile(new URL(`.${pathname}`, ROOT));
+      return new Response(body, {
+        headers: { "content-type": type?.[1] ?? "text/plain" },
+      });
+    },
+  );
+  const from = `http://127.0.0.1:${server.addr.port}`;
+  const { imports } = JSON.parse(
+    await Deno.readTextFile(new URL("npm/imports.json", ROOT)),
+  );
+  const map = Object.entries<string>(imports).map(([name, to]) => [
+    name,
+    to.replace(/^\./, `${from}/npm`),
+  ]);
+  await using file = await TempFile.with(
+    JSON.stringify({ imports: Object.fromEntries(map) }),
+    ".json",
+  );
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: [
+      ...[
+        "run",
+        "--no-prompt",
+        "--no-config",
+        "--no-lock",
+        "--allow-net",
+        "--allow-read",
+      ],
+      ...["--import-map", file.path, `${from}/main.ts`, "--demo", "--check"],
+    ],
+    env: { NO_COLOR: "1" },
+  }).output();
+  assertEquals(code, 0, text(stderr));
+  assertMatch(text(stdout), /^config\.example\.yaml: \d+ routes/);
+});
+
+Deno.test("the task takes a config from where it is called", async () => {
+  const folder = await Deno.makeTempDir({ prefix: "chaos proxy " });
+  await Deno.writeTextFile(
+    `${folder}/my own.yaml`,
+    "routes: [{ localPort: 1, upstream: 'a:1' }]\n",
+  );
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: [
+      ...["task", "--config", DENO_JSON],
+      ...["start", "--check", "my own.yaml"],
+    ],
+    cwd: folder,
+    env: { NO_COLOR: "1" },
+  }).output();
+  await Deno.remove(folder, { recursive: true });
+  assertEquals(code, 0, text(stderr));
+  assertMatch(text(stdout), /^my own\.yaml: 1 route/);
 });
