@@ -1437,7 +1437,7 @@ Deno.test("a body of more than 1 MiB gets 413, and costs nobody else anything", 
 Deno.test("of very many problems the answer shows the first", async () => {
   await using stage = await Stage.open();
   const bodies: [path: string, body: unknown][] = [
-    ["/populate", Array(400_000).fill(0)],
+    ["/populate", Array(1000).fill(0)],
   ];
   for (const [path, body] of bodies) {
     const { status, body: { error } } = await stage.api.post(path, body);
@@ -1466,7 +1466,7 @@ Deno.test("a body of hundreds of thousands of wrong things gets 400", async () =
         "POST",
         "/populate",
         [{ ...proxy, toxics: wrong }],
-        `${bad}[0].toxics: ${tooMany} 340000`,
+        `${bad}expected at most 10000 toxics in all, found 340000`,
       ],
       [
         "POST",

@@ -982,7 +982,9 @@ Deno.test("a full disk under the log ends nothing", onLinux, async () => {
   await using file = await TempFile.with(jsonConfig({ localPort: port }));
   await using second = new Redirected(full, file.path);
   assertEquals(await second.code(), 1);
-  using _held = await Deno.connect({ port });
+  using held = await Deno.connect({ port });
+  await send(held, "x");
+  await readExactly(held, 1);
   cli.child.kill("SIGTERM");
   await untilRefused(port);
   let ended = false;
@@ -1244,13 +1246,16 @@ Deno.test("the task takes a config from where it is called", async () => {
     `${folder}/my own.yaml`,
     "routes: [{ localPort: 1, upstream: 'a:1' }]\n",
   );
+  // The one of the task that runs the tests would be taken over.
+  const { INIT_CWD: _, ...env } = Deno.env.toObject();
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
     args: [
       ...["task", "--config", DENO_JSON],
       ...["start", "--check", "my own.yaml"],
     ],
     cwd: folder,
-    env: { NO_COLOR: "1" },
+    clearEnv: true,
+    env: { ...env, NO_COLOR: "1" },
   }).output();
   await Deno.remove(folder, { recursive: true });
   assertEquals(code, 0, text(stderr));
