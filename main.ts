@@ -2112,7 +2112,7 @@ const HALF_CLOSE_LOOK_MS = 100;
 const ACCEPT_PAUSE_MS = 100;
 
 /** After so much work a poll is begun, and after as much again waited for. */
-const MAX_WORK_BYTES = 2 * 1024 * 1024; // about 1 ms
+const MAX_WORK_BYTES = 1024 * 1024; // about 0.5 ms
 const MIN_WORK_CALLS = 16;
 const MAX_WORK_MS = 5;
 const BULK_BYTES = 16 * 1024;
