@@ -440,8 +440,18 @@ function readYaml(text: string, path: string): unknown {
       "write out what they stand for",
     ]);
   }
+  const tab = findIndentingTab(text);
+  if (tab) {
+    throw new ConfigError(path, [
+      `line ${tab}, column 1: invalid YAML: a tab in the indentation; ` +
+      "write spaces",
+    ]);
+  }
   try {
-    return parseYaml(text);
+    const value = parseYaml(text);
+    const asText = { schema: "failsafe", allowDuplicateKeys: true } as const;
+    keepOddNumbers(value, parseYaml(text, asText));
+    return value;
   } catch (error) {
     const message = error instanceof RangeError // the parser's stack overflowed
       ? "nested too deeply"
@@ -452,7 +462,54 @@ function readYaml(text: string, path: string): unknown {
     const place = line === undefined
       ? ""
       : `line ${line}, column ${Math.max(1, Number(column))}: `;
-    throw new ConfigError(path, [`${place}invalid YAML: ${reason}`]);
+    const lineText = text.split(/\r\n|\r|\n/)[Number(line) - 1] ?? "";
+    const hint = /:\s*\[[\da-f:.]+\]:\d/i.test(lineText)
+      ? "; put an IPv6 address in quotes"
+      : "";
+    throw new ConfigError(path, [`${place}invalid YAML: ${reason}${hint}`]);
+  }
+}
+
+/** The line that YAML would read as if its tabs were not there. */
+function findIndentingTab(text: string): number | undefined {
+  let depth = 0; // of brackets, within which indentation means nothing
+  for (const [index, line] of text.split(/\r\n|\r|\n/).entries()) {
+    if (depth <= 0 && /^ *\t\s*[^\s#]/.test(line)) return index + 1;
+    depth += line.split(/[[{]/).length - line.split(/[\]}]/).length;
+  }
+}
+
+/** A number that YAML read from a text in another form: `0755`, `1:30`, `1e3`. */
+class OddNumber {
+  constructor(readonly value: number, readonly text: string) {}
+
+  get isDecimal(): boolean {
+    return /^[-+]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:e[-+]?\d+)?$/i.test(this.text);
+  }
+}
+
+const PLAIN_INTEGER = /^[-+]?(?:0|[1-9]\d*)$/;
+
+function isTree(value: unknown): value is Record<string, unknown> {
+  return Array.isArray(value) || isRecord(value);
+}
+
+/** Puts an {@linkcode OddNumber} for each, given the same tree with all as text. */
+function keepOddNumbers(value: unknown, texts: unknown): void {
+  const seen = new Set<unknown>();
+  const pending = [[value, texts]];
+  for (let pair; (pair = pending.pop());) {
+    const [tree, written] = pair;
+    if (!isTree(tree) || !isTree(written) || seen.has(tree)) continue;
+    seen.add(tree);
+    for (const [key, each] of Object.entries(tree)) {
+      const sources = [written, ...[written["<<"]].flat()].filter(isTree);
+      const text = sources.find((each) => Object.hasOwn(each, key))?.[key];
+      if (typeof each !== "number") pending.push([each, text]);
+      else if (typeof text === "string" && !PLAIN_INTEGER.test(text)) {
+        tree[key] = new OddNumber(each, text);
+      }
+    }
   }
 }
 
@@ -500,7 +557,14 @@ function findJsonProblem(text: string): JsonProblem | undefined {
     const found = next === undefined
       ? "the end"
       : JSON.stringify(String.fromCodePoint(next));
-    return { offset, problem: `expected ${expected}, found ${found}` };
+    const hint = /^(?:\/[/*]|#)/.test(text.slice(offset, offset + 2))
+      ? "; JSON has no comments"
+      : /,\s*$/.test(text.slice(0, offset)) && /[\]}]/.test(found)
+      ? "; remove the comma before it"
+      : offset === text.search(/\S/) && /[\w-]/.test(found)
+      ? "; name a YAML file .yaml, not .json"
+      : "";
+    return { offset, problem: `expected ${expected}, found ${found}${hint}` };
   }
 
   function value(depth: number): JsonProblem | undefined {
@@ -734,6 +798,21 @@ function checkRoute(
  */
 const fromToxiproxy = new WeakMap<object, readonly string[]>();
 
+/** What of a valid route was ignored, or does not do what it seems to. */
+function warningsOf(route: Route): string[] {
+  const { name, timeoutMs, timeoutRate, latencyMs, jitterMs } = route;
+  const warnings = [...fromToxiproxy.get(route) ?? []];
+  if (timeoutMs > 0 && timeoutRate === 0) {
+    warnings.push(`${name}: timeoutMs does nothing without timeoutRate`);
+  }
+  if (jitterMs > 0 && latencyMs === 0) {
+    warnings.push(
+      `${name}: jitterMs without latencyMs delays half of the connections`,
+    );
+  }
+  return warnings;
+}
+
 /** The fields of a route, or of changes of one. */
 function fieldsOf(value: unknown): typeof ROUTE_FIELDS {
   return fromToxiproxy.has(value as object)
@@ -855,16 +934,16 @@ function checkFields<T>(
   for (const key of Object.keys(value)) {
     if (Object.hasOwn(fields, key)) continue;
     if (problems.length >= MAX_PROBLEMS) break;
-    const meant = nearest(key, known);
-    problems.push(
-      `${at(key)}: unknown key; ` +
-        (meant ? `did you mean ${meant}?` : `known are ${known.join(", ")}`),
-    );
+    problems.push(`${at(key)}: unknown key${hintForKey(key, known)}`);
   }
   const good: Draft<T> = {};
   for (const key of known) {
     const { guard, default: fallback } = fields[key];
-    const found = Object.hasOwn(value, key) ? value[key] : undefined;
+    const written = Object.hasOwn(value, key) ? value[key] : undefined;
+    const found = written instanceof OddNumber && written.isDecimal &&
+        guard.is(0.5) // not only integers are taken
+      ? written.value
+      : written;
     if (found === undefined) {
       if (isRequired(fields[key])) {
         problems.push(`${at(key)}: missing; expected ${guard.expected}`);
@@ -872,16 +951,67 @@ function checkFields<T>(
     } else if (guard.is(found)) {
       good[key] = found;
     } else {
-      const unquoted = typeof found === "string" &&
-        /^\s*[\d.]+\s*$/.test(found) &&
-        guard.is(Number(found));
       problems.push(
-        `${at(key)}: expected ${guard.expected}, found ${describe(found)}` +
-          (unquoted ? "; remove the quotes" : ""),
+        `${at(key)}: expected ${guard.expected}, found ${describe(written)}` +
+          hintFor(guard, written),
       );
     }
   }
   return good;
+}
+
+function hintForKey(key: string, known: readonly string[]): string {
+  if (key === "listen" && known.includes("localPort")) {
+    return "; write host and localPort";
+  }
+  const meant = nearest(key, known);
+  if (meant !== undefined) return `; did you mean ${meant}?`;
+  const levels: (readonly [name: string, fields: object])[] = [
+    ["at the top level", CONFIG_FIELDS],
+    ["in a route", ROUTE_FIELDS],
+    ["in a toxic", TOXIC_FIELDS],
+    ...Object.values(TOXICS).map(({ attributes }) =>
+      ["in a toxic's attributes", attributes] as const
+    ),
+  ];
+  const level = levels.find(([, fields]) => Object.hasOwn(fields, key));
+  return level
+    ? ` on this level; it belongs ${level[0]}`
+    : `; known are ${known.join(", ")}`;
+}
+
+const UNIT_MS: Record<string, number> = { ms: 1, s: 1000, m: 60_000 };
+
+/** How to mend a value, where it is clear what was meant. */
+function hintFor(guard: Guard<unknown>, found: unknown): string {
+  if (Array.isArray(found) && /:/.test(describe(found[0]))) {
+    const quoted = ["[::1]:5432", "::1"].find((each) => guard.is(each));
+    if (quoted) return `; put an IPv6 address in quotes, "${quoted}"`;
+  }
+  if (isRecord(found) && guard.is([found])) {
+    return '; write a list, of which each item begins with "- "';
+  }
+  if (found instanceof OddNumber) {
+    return guard.is(found.value) ? "; write it in plain decimal digits" : "";
+  }
+  if (typeof found !== "string" || found.length > 1000) return "";
+  const [, amount, unit = ""] = /^\s*([\d.]+)\s*(%|[a-z]+)?\s*$/.exec(found) ??
+    [];
+  const scale = unit === "%" ? 0.01 : UNIT_MS[unit];
+  const number = amount === undefined || unit === ""
+    ? Number(amount)
+    : Number((Number(amount) * (scale ?? NaN)).toPrecision(12));
+  if (guard.is(number)) {
+    return unit === "" ? "; remove the quotes" : `; write ${number}`;
+  }
+  const joined = found.trim().replace(/\s+/g, "-");
+  const [, server] = /^(?:[\w+.-]+:\/\/)?(?:.*@)?([^/?#]+)/s.exec(found) ?? [];
+  const written = [joined, server].find((each) => guard.is(each));
+  if (written !== undefined) return `; write ${written}`;
+  const lacksPort = server !== found && guard.is(`${server}:1`);
+  if (server && lacksPort && isHost(server)) return `; write ${server}:port`;
+  const meant = nearest(found, guard.expected.split(" or "));
+  return guard.is(meant) ? `; did you mean ${meant}?` : "";
 }
 
 /** The path to a key, from the path to what has it. */
@@ -892,7 +1022,8 @@ function pathTo(path: string, key: string): string {
 
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null &&
-    !(Symbol.iterator in value) && !(value instanceof Date);
+    !(Symbol.iterator in value) && !(value instanceof Date) &&
+    !(value instanceof OddNumber);
 }
 
 function isRequired(field: Field<unknown>): boolean {
@@ -988,16 +1119,20 @@ function findCircle(
   }
 }
 
+/** As in `postgres://user:password@host`, also without the scheme. */
+const PASSWORD = /^("(?:[\w+.-]+:\/\/)?[^:@]*:(?!\/\/)).*@/s;
+
 /** What was found, in few words however large it is, or circular. */
 function describe(value: unknown): string {
   if (Array.isArray(value)) {
     return value.length > 100 ? `a list of ${value.length}` : "a list";
   }
   if (value instanceof Date) return "a date";
+  if (value instanceof OddNumber) return value.text;
   if (typeof value === "function") return "a function";
   if (typeof value === "object" && value !== null) return "a mapping";
   const text = typeof value === "string"
-    ? JSON.stringify(value)
+    ? JSON.stringify(value).replace(PASSWORD, "$1***@")
     : String(value);
   return text.length <= 60 ? text : `${text.slice(0, 57)}…${text.at(-1)}`;
 }
@@ -3093,8 +3228,8 @@ export type ProxyEvent =
   }
   /** All listeners are open; the seed repeats this run's decisions. */
   | { event: "started"; routes: number; seed: number }
-  /** What was ignored, or taken otherwise, in a route of Toxiproxy's form. */
-  | { event: "config_ignored"; route: string; ignored: string[] }
+  /** What of a route was ignored, or does not do what it seems to. */
+  | { event: "config_warning"; route: string; warnings: string[] }
   /** A connection could not be accepted; the next one will be tried. */
   | { event: "accept_failed"; route: string; cause: string }
   /** A route was added, or changed: how it stands now. */
@@ -3651,10 +3786,10 @@ export class ChaosProxy implements AsyncDisposable {
       throw error;
     }
     for (const route of checked.routes) {
-      const ignored = firstOf(fromToxiproxy.get(route) ?? []);
-      if (ignored.length === 0) continue;
+      const warnings = firstOf(warningsOf(route));
+      if (warnings.length === 0) continue;
       const { name } = route;
-      proxy.#around.emit({ event: "config_ignored", route: name, ignored });
+      proxy.#around.emit({ event: "config_warning", route: name, warnings });
     }
     for (const route of routes) route.run();
     proxy.#around.emit({
@@ -4264,7 +4399,9 @@ const CALLS: Record<string, Record<string, Answer>> = {
         );
       }
       if (isRecord(body) && !TOXIC_FIELDS.type.guard.is(type)) {
-        throw new Refusal(400, "invalid toxic type");
+        const meant = nearest(String(type), Object.keys(TOXICS));
+        const hint = meant ? `; did you mean ${meant}?` : "";
+        throw new Refusal(400, `invalid toxic type${hint}`);
       }
       const toxic = checkBody(call, body, checkToxic);
       if (route.toxics.some(({ name }) => name === toxic.name)) {
@@ -4842,7 +4979,7 @@ type LogEvent =
 const LEVEL_OF: Partial<Record<LogEvent["event"], LogLevel>> = {
   upstream_failed: "warn",
   accept_failed: "warn",
-  config_ignored: "warn",
+  config_warning: "warn",
   api: "debug",
   api_failed: "warn",
   log_dropped: "warn",
@@ -5041,8 +5178,8 @@ function inWords(event: LogEvent): string {
       return `closed by ${event.why}${by ? ` (${by})` : ""}, ` +
         `${event.bytesUp} B up, ${event.bytesDown} B down, ${event.durationMs} ms`;
     }
-    case "config_ignored":
-      return `config_ignored ${event.ignored.join(", ")}`;
+    case "config_warning":
+      return `config_warning ${event.warnings.join(", ")}`;
     case "accept_failed":
       return `accept_failed ${event.cause}`;
     case "route_added":
@@ -5159,7 +5296,7 @@ const TOXIPROXY_API = { hostname: "localhost", port: 8474 };
 function readCommandLine(written: string[]): CommandLine {
   const operands: string[] = [];
   const end = written.includes("--") ? written.indexOf("--") : written.length;
-  const given = written.slice(0, end)
+  const given = joinNegatives(written.slice(0, end))
     .map((arg) => arg.replace(TOXIPROXY_OPTION, "--$1"))
     .filter((arg) => !METRICS_OPTION.test(arg)); // they are always on
   const args = [...given, ...written.slice(end)];
@@ -5227,6 +5364,17 @@ function readCommandLine(written: string[]): CommandLine {
     logFormat: readChoice("log-format", flags["log-format"], LOG_FORMATS) ??
       "text",
   };
+}
+
+/** Joins an option and a number below zero, which is refused as its value. */
+function joinNegatives(args: readonly string[]): string[] {
+  return args.reduce<string[]>((joined, arg) => {
+    const option = joined.at(-1) ?? "";
+    const isValue = /^-\d/.test(arg) && /^--?[a-z][a-z-]+$/.test(option);
+    return isValue
+      ? [...joined.slice(0, -1), `${option}=${arg}`]
+      : [...joined, arg];
+  }, []);
 }
 
 function unknownOption(arg: string): UsageError {
@@ -5349,10 +5497,8 @@ function summarize(config: Config, path: string): string {
   const table = rows.map((row) =>
     row.map((cell, column) => cell.padEnd(widths[column])).join("  ").trimEnd()
   );
-  const ignored = config.routes.flatMap((route) =>
-    fromToxiproxy.get(route) ?? []
-  );
-  table.push(...firstOf(ignored).map((each) => `ignored: ${each}`));
+  const warnings = firstOf(config.routes.flatMap(warningsOf));
+  table.push(...warnings.map((each) => `warning: ${each}`));
   const seed = config.seed === undefined
     ? "a random seed"
     : `seed ${config.seed}`;

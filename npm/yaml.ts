@@ -14,6 +14,8 @@ import yaml from "js-yaml";
 export interface ParseOptions {
   /** The last of several equal keys wins, instead of being an error. */
   allowDuplicateKeys?: boolean;
+  /** Which types there are; with `failsafe`, all scalars are text. */
+  schema?: "failsafe" | "default";
 }
 
 /**
@@ -24,7 +26,11 @@ export interface ParseOptions {
  */
 export function parse(content: string, options: ParseOptions = {}): unknown {
   try {
-    return yaml.safeLoad(content, { json: options.allowDuplicateKeys }) ?? null;
+    const schema = options.schema === "failsafe"
+      ? yaml.FAILSAFE_SCHEMA
+      : yaml.DEFAULT_SAFE_SCHEMA;
+    const json = options.allowDuplicateKeys;
+    return yaml.safeLoad(content, { json, schema }) ?? null;
   } catch (error) {
     if (!(error instanceof yaml.YAMLException)) throw error;
     throw new SyntaxError((error as Error).message);

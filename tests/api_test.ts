@@ -244,7 +244,7 @@ Deno.test("what POST /proxies refuses, it says, and makes nothing", async () => 
     [
       { ...good, name: "a b" },
       400,
-      `${bad}name: expected 1 to 255 characters without white space, not . or .., found "a b"`,
+      `${bad}name: expected 1 to 255 characters without white space, not . or .., found "a b"; write a-b`,
     ],
     [
       { ...good, upstream: "a:b" },
@@ -996,7 +996,11 @@ Deno.test("what a toxic's calls refuse, they say, and change nothing", async () 
       400,
       "stream was invalid, can be either upstream or downstream",
     ],
-    [{ type: "lattency" }, 400, "invalid toxic type"],
+    [
+      { type: "lattency" },
+      400,
+      "invalid toxic type; did you mean latency?",
+    ],
     [{ type: "constructor" }, 400, "invalid toxic type"],
     [{ type: null }, 400, "invalid toxic type"],
     [{}, 400, "invalid toxic type"],
@@ -2077,7 +2081,7 @@ Deno.test("a config's form is told apart, and its errors keep their paths", () =
       { "a b": { ...good, toxics: [{ type: "noop", stream: 5 }] } },
       [
         '"a b".toxics[0].stream: expected upstream or downstream, found 5',
-        '"a b".name: expected 1 to 255 characters without white space, not . or .., found "a b"',
+        '"a b".name: expected 1 to 255 characters without white space, not . or .., found "a b"; write a-b',
       ].toReversed(),
     ],
     [{ proxies: { a: good, b: { ...good, name: "a" } } }, [
@@ -2090,8 +2094,13 @@ Deno.test("a config's form is told apart, and its errors keep their paths", () =
       "seeds: unknown key; did you mean seed?",
       "proxies[0].name: missing; expected 1 to 255 characters without white space, not . or ..",
     ]],
-    [{ routes: good }, [`routes: ${own}, found a mapping`]],
-    [{ routes: { db: route } }, [`routes: ${own}, found a mapping`]],
+    ...[good, { db: route }].map((routes): [unknown, string[]] => [
+      { routes },
+      [
+        `routes: ${own}, found a mapping; ` +
+        'write a list, of which each item begins with "- "',
+      ],
+    ]),
     [{ routes: [route], proxies: [good] }, [
       `proxies: unknown key; ${known}, routes`,
     ]],
@@ -2162,16 +2171,18 @@ Deno.test("what is ignored in Toxiproxy's own file is told by --check and in the
   assertEquals((await check.status).code, 0);
   assertStringIncludes(
     check.stdout,
-    ignored.map((each) => `\nignored: ${each}`).join("") + "\n",
+    ignored.map((each) => `\nwarning: ${each}`).join("") + "\n",
   );
   await using cli = new Cli("--log-format", "json", file.path);
   await cli.log.first("started", 1);
   assertEquals(
-    cli.log.of("config_ignored").map(({ route, ignored }) => [route, ignored]),
+    cli.log.of("config_warning").map((
+      { route, warnings },
+    ) => [route, warnings]),
     [["odd", ignored]],
   );
   await using text = new Cli(file.path);
-  await text.says(/WARN +odd .* config_ignored \[1\]\.Logger, \[1\]\.upstream/);
+  await text.says(/WARN +odd .* config_warning \[1\]\.Logger, \[1\]\.upstream/);
 });
 
 Deno.test("the config, the start and populate agree on what is taken", async () => {

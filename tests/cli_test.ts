@@ -221,6 +221,8 @@ Deno.test("--version prints deno.json's", async () => {
 
 Deno.test("a wrong command line is a usage error", async () => {
   const seed = "--seed: expected an integer from 0 to 9007199254740991, found";
+  const drain =
+    "--drain-timeout: expected an integer from 0 to 2147483647, found";
   const level = "--log-level: expected debug or info or warn or error, found";
   const format = "--log-format: expected text or json, found";
   const wrong: [args: string[], message: string][] = [
@@ -243,6 +245,10 @@ Deno.test("a wrong command line is a usage error", async () => {
     [["--check=false", "a"], "--check takes no value"],
     [["--seed", "abc", "a"], `${seed} "abc"`],
     [["--seed=-1", "a"], `${seed} "-1"`],
+    [["--seed", "-1", "a"], `${seed} "-1"`],
+    [["-seed", "-1", "a"], `${seed} "-1"`],
+    [["--drain-timeout", "-5", "a"], `${drain} "-5"`],
+    [["-1", "a"], "unknown option -1"],
     [["--seed", "1.5", "a"], `${seed} "1.5"`],
     [["--seed", "1e3", "a"], `${seed} "1e3"`],
     [["--seed", "9007199254740992", "a"], `${seed} "9007199254740992"`],
@@ -300,6 +306,32 @@ hang        127.0.0.1:1      a:1             time out 100% until the client leav
   assertStringIncludes(
     seedless.stdout,
     ": 1 route, a random seed, drain within 30000 ms\n",
+  );
+});
+
+Deno.test("faults that do nothing by themselves are warned of", async () => {
+  const config = `routes:
+  - { name: a, localPort: 0, upstream: "a:1", timeoutMs: 5 }
+  - { name: b, localPort: 0, upstream: "a:1", jitterMs: 5 }
+  - { name: c, localPort: 0, upstream: "a:1", timeoutMs: 5, timeoutRate: 1 }
+  - { name: d, localPort: 0, upstream: "a:1", jitterMs: 5, latencyMs: 5 }
+`;
+  const warnings = [
+    "a: timeoutMs does nothing without timeoutRate",
+    "b: jitterMs without latencyMs delays half of the connections",
+  ];
+  const { code, stdout } = await runOn(config, "--check");
+  assertEquals(code, 0);
+  assertEquals(
+    stdout.split("\n").filter((line) => line.startsWith("warning: ")),
+    warnings.map((each) => `warning: ${each}`),
+  );
+  await using file = await TempFile.with(config);
+  await using cli = new Cli("--log-format", "json", file.path);
+  await cli.log.first("started", 1);
+  assertEquals(
+    cli.log.of("config_warning").flatMap(({ warnings }) => warnings),
+    warnings,
   );
 });
 
@@ -611,7 +643,7 @@ const FIELDS: Record<LogEvent["event"], Record<string, string>> = {
     bytesDown: "count",
     durationMs: "ms",
   },
-  config_ignored: { route: "text", ignored: "names" },
+  config_warning: { route: "text", warnings: "names" },
   accept_failed: { route: "text", cause: "text" },
   route_added: ROUTE,
   route_changed: ROUTE,
@@ -639,7 +671,7 @@ const FIELDS: Record<LogEvent["event"], Record<string, string>> = {
 
 const LEVELS: Partial<Record<LogEvent["event"], string>> = {
   upstream_failed: "warn",
-  config_ignored: "warn",
+  config_warning: "warn",
   accept_failed: "warn",
   api_failed: "warn",
   log_dropped: "warn",
@@ -782,7 +814,13 @@ Deno.test("a text log has a line an event, aligned", async () => {
     { name: "a", upstream: upstream.address, latencyMs: 2 },
     { name: "longer", upstream: upstream.address, dropRate: 1 },
     { name: "hold", upstream: upstream.address, timeoutRate: 1, timeoutMs: 1 },
-    { name: "dead", upstream: dead, dropRate: 0.000001, jitterMs: 1 },
+    {
+      name: "dead",
+      upstream: dead,
+      dropRate: 0.000001,
+      latencyMs: 1,
+      jitterMs: 1,
+    },
   ));
   await using proxy = new Watched(
     Deno.execPath(),
@@ -833,7 +871,7 @@ Deno.test("a text log has a line an event, aligned", async () => {
   assertEquals(words("a")[4], "closed by client, 5 B up, 5 B down, T ms");
   assertStringIncludes(
     words("dead")[0],
-    `-> ${dead} (drop 0.0001%, latency 0±1 ms)`,
+    `-> ${dead} (drop 0.0001%, latency 1±1 ms)`,
   );
   assertStringIncludes(words("hold")[0], "(time out 100% for 1 ms)");
   assertEquals(words("hold")[2], "timed_out for T ms");

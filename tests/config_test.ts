@@ -156,13 +156,13 @@ const EXPECTED: Record<string, string> = {
   halfCloseTimeoutMs: "an integer from 0 to 2147483647",
 };
 const NEVER_A_NUMBER = {
-  ".nan": "NaN",
-  ".inf": "Infinity",
-  "-.inf": "-Infinity",
+  ".nan": ".nan",
+  ".inf": ".inf",
+  "-.inf": "-.inf",
   "-1": "-1",
   "-0.5": "-0.5",
   "1.5": "1.5",
-  "1e300": "1e+300",
+  "1e300": "1e300",
   "9007199254740993": "9007199254740992",
   "'1'": '"1"; remove the quotes',
   '" 1 "': '" 1 "; remove the quotes',
@@ -170,7 +170,7 @@ const NEVER_A_NUMBER = {
   "''": '""',
   "' '": '" "',
   "abc": '"abc"',
-  "5%": '"5%"',
+  "5h": '"5h"',
   "true": "true",
   "null": "null",
   "~": "null",
@@ -230,7 +230,7 @@ Deno.test("a seed is an integer, as large as one can be", () => {
     "-1": "-1",
     "1.5": "1.5",
     "9007199254740992": "9007199254740992",
-    ".nan": "NaN",
+    ".nan": ".nan",
     "'42'": '"42"; remove the quotes',
     "random": '"random"',
     "null": "null",
@@ -287,6 +287,7 @@ Deno.test("an upstream is a host and a port", () => {
     "localhost:80/path",
     "localhost:80?x",
     "user@localhost:80",
+    "http://user@",
     "localhost:80,localhost:81",
     "*:80",
     "::1",
@@ -305,14 +306,13 @@ Deno.test("an upstream is a host and a port", () => {
   ];
   const expected = "host:port or [ipv6]:port, the port from 1 to 65535";
   for (const upstream of bad) {
-    assertEquals(
-      problems(withRoutes({ localPort: 1, upstream })),
-      [
-        `routes[0].upstream: expected ${expected}, found ${
-          JSON.stringify(upstream)
-        }`,
-      ],
+    const [problem, ...others] = problems(
+      withRoutes({ localPort: 1, upstream }),
     );
+    const found = JSON.stringify(upstream);
+    const start = `routes[0].upstream: expected ${expected}, found ${found}`;
+    assert(problem.startsWith(start), problem);
+    assertEquals(others, []);
   }
   const others = {
     "5432": "5432",
@@ -337,14 +337,10 @@ Deno.test("a host is a name or an IP address, without a port", () => {
   const bad = [
     "",
     "*",
-    " localhost",
-    "local host",
     "localhost:80",
     "127.0.0.1:80",
     "[::1]:80",
     "::g",
-    "http://localhost",
-    "localhost/",
     "256.0.0.1",
     5,
     null,
@@ -372,10 +368,8 @@ Deno.test("a name is short, and one word", () => {
   const bad: [name: unknown, found: string][] = [
     ["", '""'],
     [" ", '" "'],
-    ["a b", '"a b"'],
     [".", '"."'],
     ["..", '".."'],
-    ["a\n", '"a\\n"'],
     ["\u0000", '"\\u0000"'],
     ["\u001b[31m", '"\\u001b[31m"'],
     [tooLong, `"${tooLong.slice(0, 56)}…"`],
@@ -393,7 +387,6 @@ Deno.test("routes are a list of mappings", () => {
   const list = "routes: expected a list of routes, at least one, found";
   assertEquals(problems("routes: []"), [`${list} a list`]);
   assertEquals(problems("routes:"), [`${list} null`]);
-  assertEquals(problems("routes: {}"), [`${list} a mapping`]);
   assertEquals(problems("routes: db"), [`${list} "db"`]);
   assertEquals(problems("{}"), [
     "routes: missing; expected a list of routes, at least one",
@@ -470,7 +463,7 @@ Deno.test("an unknown key is reported with what was probably meant", () => {
     ]);
   }
   const fields = Object.keys(DEFAULTS).join(", ");
-  for (const key of ["bandwidth", "x", "seed"]) {
+  for (const key of ["bandwidth", "x"]) {
     assertEquals(problems(withField(key, "1")), [
       `routes[0].${key}: unknown key; known are ${fields}`,
     ]);
@@ -613,8 +606,22 @@ Deno.test("a tab separates, but does not indent YAML", () => {
     parseConfig("routes:\n  -\tlocalPort:\t1\n    upstream: a:1").routes.length,
     1,
   );
-  problems("routes:\n\t- localPort: 1\n\t\tupstream: a:1\n");
-  problems("routes:\n  - localPort: 1\n\tupstream: a:1\n");
+  const indented = {
+    "routes:\n\t- localPort: 1\n\t\tupstream: a:1\n": 2,
+    "routes:\n  - localPort: 1\n\tupstream: a:1\n": 3,
+    "routes:\r\n  - localPort: 1\r\n  \tupstream: a:1\r\n": 3,
+    "seed: 1\n\tdrainTimeoutMs: 5\n": 2,
+    "routes: [\n  1\n]\n\tseed: 1\n": 4,
+  };
+  for (const [text, line] of Object.entries(indented)) {
+    assertEquals(problems(text), [
+      `line ${line}, column 1: invalid YAML: ` +
+      "a tab in the indentation; write spaces",
+    ]);
+  }
+  const fine =
+    "\t# why\nroutes: [\n\t{ localPort: 1, upstream: a:1 }\n\t]\n\t\n";
+  assertEquals(parseConfig(fine).routes.length, 1);
   assertEquals(
     parseConfig(
       '{\t"routes":\t[\n\t\t{"localPort":1,"upstream":"a:1"}\n]}',
@@ -1174,4 +1181,136 @@ Deno.test("a config has 1000 routes and 10000 toxics at most, however few its by
     "expected fewer merge keys (<<) in a file of this size, found 20000; " +
     "write out what they stand for",
   ]);
+});
+
+Deno.test("a message says how to mend what is clear", () => {
+  const hints: [field: string, yaml: string, end: string][] = [
+    ["dropRate", "5%", 'found "5%"; write 0.05'],
+    ["timeoutRate", "'12.5 %'", 'found "12.5 %"; write 0.125'],
+    ["latencyMs", "100ms", 'found "100ms"; write 100'],
+    ["timeoutMs", "2s", 'found "2s"; write 2000'],
+    ["timeoutMs", "1m", 'found "1m"; write 60000'],
+    ["timeoutMs", "1h", 'found "1h"'],
+    ["dropRate", "200%", 'found "200%"'],
+    ["upstream", "http://db:80/", 'found "http://db:80/"; write db:80'],
+    ["upstream", "db:80/0", 'found "db:80/0"; write db:80'],
+    ["upstream", "http://db", 'found "http://db"; write db:port'],
+    ["upstream", "' a:1'", 'found " a:1"; write a:1'],
+    [
+      "upstream",
+      "[::1]",
+      'a list; put an IPv6 address in quotes, "[::1]:5432"',
+    ],
+    ["host", "[::1]", 'found a list; put an IPv6 address in quotes, "::1"'],
+    ["host", "[a]", "found a list"],
+    ["name", "my db", 'found "my db"; write my-db'],
+    ["listen", "localhost:1", "unknown key; write host and localPort"],
+    ["toxics", "{ a: 1 }", 'write a list, of which each item begins with "- "'],
+    ["toxics", "[{ type: bandwith }]", '"bandwith"; did you mean bandwidth?'],
+    ["toxics", "[{ type: noop, stream: up_stream }]", "mean upstream?"],
+  ];
+  for (const [field, yaml, end] of hints) {
+    const [problem] = problems(withField(field, yaml));
+    assert(problem.endsWith(end), problem);
+  }
+  assertMatch(
+    problems(withField("upstream", "[::1]:5432"))[0],
+    /^line 3, .*; put an IPv6 address in quotes$/,
+  );
+  assertEquals(problems("routes: { a: { localPort: 1 } }"), [
+    "routes: expected a list of routes, at least one, found a mapping; " +
+    'write a list, of which each item begins with "- "',
+  ]);
+});
+
+Deno.test("a password in an address is not shown", () => {
+  const shown = {
+    "postgres://me:secret@db:5432/x": "postgres://me:***@db:5432/x",
+    "postgres://me:s/e@cret@db:5432/x": "postgres://me:***@db:5432/x",
+    "postgresql+psycopg2://me:secret@db:5432":
+      "postgresql+psycopg2://me:***@db:5432",
+    "redis://:secret@db:5432": "redis://:***@db:5432",
+    "me:secret@db:5432": "me:***@db:5432",
+  };
+  for (const [upstream, found] of Object.entries(shown)) {
+    const [problem] = problems(withRoutes({ localPort: 1, upstream }));
+    assert(problem.endsWith(`found "${found}"; write db:5432`), problem);
+  }
+});
+
+Deno.test("an integer in YAML is written in plain decimal digits", () => {
+  const odd = ["1:30", "0755", "0x1F90", "1_000", "0b11", "8080.0", "1e3"];
+  for (const text of odd) {
+    const end = `, found ${text}; write it in plain decimal digits`;
+    for (
+      const yaml of [
+        withField("timeoutMs", text),
+        withField("<<", `{ timeoutMs: ${text} }`),
+        withField("<<", `[{ latencyMs: 1 }, { timeoutMs: ${text} }]`),
+        withField(
+          "toxics",
+          `[{ type: timeout, attributes: { timeout: ${text} } }]`,
+        ),
+        `seed: ${text}\n${withField("name", "a")}`,
+        `api: ${text}\n${withField("name", "a")}`,
+      ]
+    ) {
+      const [problem] = problems(yaml);
+      assert(problem.endsWith(end), problem);
+    }
+  }
+  for (const text of ["0x1", "1:0", "01", "0_1"]) {
+    const [problem] = problems(withField("dropRate", text));
+    assert(problem.includes(`, found ${text}`), problem);
+  }
+  assertEquals(problems(withField("timeoutMs", "0o17"))[0].slice(-6), '"0o17"');
+  for (const text of ["1", "1.0", "1.", "1e0", "+1"]) {
+    const { routes } = parseConfig(withField("dropRate", text));
+    assertEquals(routes[0].dropRate, 1);
+  }
+  const { routes } = parseConfig(withField("timeoutMs", "+100"));
+  assertEquals(routes[0].timeoutMs, 100);
+});
+
+Deno.test("a key on the wrong level is told where it belongs", () => {
+  const route = withField("name", "a");
+  const wrong: [yaml: string, problem: string][] = [
+    [
+      `${route}dropRate: 1\n`,
+      "dropRate: unknown key on this level; it belongs in a route",
+    ],
+    [
+      withField("seed", "1"),
+      "routes[0].seed: unknown key on this level; it belongs at the top level",
+    ],
+    [
+      withField("toxicity", "1"),
+      "routes[0].toxicity: unknown key on this level; it belongs in a toxic",
+    ],
+    [
+      withField("toxics", "[{ type: latency, latency: 1 }]"),
+      "routes[0].toxics[0].latency: unknown key on this level; it belongs in a toxic's attributes",
+    ],
+    [
+      withField("toxics", "[{ type: noop, attributes: { toxicity: 1 } }]"),
+      "routes[0].toxics[0].attributes.toxicity: unknown key on this level; it belongs in a toxic",
+    ],
+  ];
+  for (const [yaml, problem] of wrong) assertEquals(problems(yaml), [problem]);
+});
+
+Deno.test("JSON that is nearly right is told how to be mended", () => {
+  const hints = {
+    '{"routes": [1,]}': "remove the comma before it",
+    '{"seed": 1, }': "remove the comma before it",
+    '{\n// why\n"seed": 1}': "JSON has no comments",
+    '{"seed": 1 /* why */}': "JSON has no comments",
+    '# why\n{"seed": 1}': "JSON has no comments",
+    "routes:\n  - localPort: 1": "name a YAML file .yaml, not .json",
+    "- name: a": "name a YAML file .yaml, not .json",
+  };
+  for (const [text, hint] of Object.entries(hints)) {
+    const [problem] = problems(text, "config.json");
+    assert(problem.endsWith(`; ${hint}`), problem);
+  }
 });

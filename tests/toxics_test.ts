@@ -677,7 +677,8 @@ Deno.test("a toxic that is none is told as what it is", () => {
   problemsOf(unknown.map((type) => ({ type }))).forEach((problem, i) => {
     for (const known of TYPES) assert(problem.includes(known), problem);
     assert(problem.startsWith(`${at}[${i}].type: expected `), problem);
-    assert(problem.endsWith(`found "${unknown[i]}"`), problem);
+    const meant = i === 0 ? "" : "; did you mean latency?";
+    assert(problem.endsWith(`found "${unknown[i]}"${meant}`), problem);
   });
   assertEquals(
     problemsOf([{ type: "latency" }, {
