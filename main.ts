@@ -2274,6 +2274,9 @@ class PollGate {
   #since = 0;
   #isBlocking = false;
   #polled: Promise<void> | undefined;
+  #polls = 0;
+  #pollsSeen = 0;
+  #watch: ReturnType<typeof setInterval> | undefined;
 
   /** Call it for each listener that opens: the first opens the connection. */
   async retain(): Promise<void> {
@@ -2282,7 +2285,9 @@ class PollGate {
 
   /** Call it for each listener that closes: the last closes the connection. */
   release(): void {
-    if (--this.#listeners === 0) this.#closePair();
+    if (--this.#listeners > 0) return;
+    this.#closePair();
+    this.#endWatch();
   }
 
   /**
@@ -2345,17 +2350,28 @@ class PollGate {
   async #passByte(): Promise<boolean> {
     if (!this.#pair) return false;
     const [from, to] = this.#pair;
-    const timer = setTimeout(() => this.#closePair(), MAX_POLL_MS);
+    this.#polls++;
+    this.#watch ??= setInterval(() => this.#look(), MAX_POLL_MS);
     try {
       // A read that fills its buffer leaves the next one ready, without a poll.
       const read = to.read(new Uint8Array(2));
-      await from.write(new Uint8Array(1));
+      from.write(new Uint8Array(1)).catch(() => this.#closePair());
       return await read === 1;
     } catch {
       return false; // it was closed, or is broken
-    } finally {
-      clearTimeout(timer);
     }
+  }
+
+  /** Gives up a byte that does not come. A timer for each would cost more. */
+  #look(): void {
+    if (this.#polls > this.#pollsSeen) this.#pollsSeen = this.#polls;
+    else if (this.#polled) this.#closePair();
+    else this.#endWatch();
+  }
+
+  #endWatch(): void {
+    clearInterval(this.#watch);
+    this.#watch = undefined;
   }
 
   async #openPair(): Promise<void> {
@@ -2430,11 +2446,10 @@ class DenoSocket implements Socket {
   async read(): Promise<Uint8Array<ArrayBuffer> | null> {
     const size = await this.#conn.read(this.#buffer);
     if (size === null) return null;
-    const bytes = this.#buffer.slice(0, size);
-    if (size === this.#buffer.length && size < MAX_READ_BYTES) {
-      this.#buffer = new Uint8Array(2 * size);
-    }
-    return bytes;
+    const buffer = this.#buffer;
+    if (size < buffer.length) return buffer.slice(0, size);
+    this.#buffer = new Uint8Array(Math.min(2 * size, MAX_READ_BYTES));
+    return buffer;
   }
 
   async write(bytes: Uint8Array): Promise<void> {
@@ -2917,7 +2932,7 @@ class Connection {
         await this.#hold();
         break;
       case "forward":
-        this.#read("client");
+        if (fate.delayMs > 0) this.#read("client");
         await this.#delay(fate.delayMs);
         await this.#dial();
         await this.#forward();
@@ -3029,6 +3044,7 @@ class Connection {
 
   async #forward(): Promise<void> {
     if (!this.#sockets.client || !this.#sockets.upstream) return;
+    if (!this.#links.client) this.#read("client");
     this.#read("upstream");
     this.#act();
     await Promise.all([
