@@ -21,6 +21,7 @@ import {
   readExactly,
   ROOT,
   send,
+  signalTo,
   soon,
   steadyPort,
   TempFile,
@@ -133,7 +134,7 @@ class Watched implements AsyncDisposable {
 
   /** Stops it, and reads to the end of its output. */
   async stop(signal: Deno.Signal = "SIGTERM"): Promise<number> {
-    this.#child.kill(signal);
+    signalTo(this.#child, signal);
     while (await this.#readMore());
     return (await this.#child.status).code;
   }
@@ -145,11 +146,7 @@ class Watched implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    try {
-      this.#child.kill("SIGKILL");
-    } catch {
-      // it has ended
-    }
+    signalTo(this.#child, "SIGKILL");
     await this.#reader.cancel();
     await this.#child.status;
   }
@@ -976,11 +973,7 @@ class Redirected implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    try {
-      this.child.kill("SIGKILL");
-    } catch {
-      // It has ended.
-    }
+    signalTo(this.child, "SIGKILL");
     await this.status;
     if (!this.child.stdout.locked) await this.child.stdout.cancel();
   }
@@ -1029,11 +1022,7 @@ Deno.test("a full disk under the log ends nothing", onLinux, async () => {
   const code = cli.code().finally(() => ended = true);
   while (!ended) { // each but the first is a second signal, once it is later
     await new Promise((resolve) => setTimeout(resolve, 20));
-    try {
-      if (!ended) cli.child.kill("SIGTERM");
-    } catch (error) {
-      assertInstanceOf(error, TypeError); // it has just ended
-    }
+    signalTo(cli.child, "SIGTERM");
   }
   assertEquals(await code, 1);
 });

@@ -280,6 +280,16 @@ export const RUN_FLAGS = import.meta.resolve("@std/yaml").startsWith("file:")
 /** The folder of the project. */
 export const ROOT = new URL("..", import.meta.url);
 
+/** Signals a process, which may have ended meanwhile. */
+export function signalTo(child: Deno.ChildProcess, signal: Deno.Signal): void {
+  try {
+    child.kill(signal);
+  } catch (error) {
+    // TypeError: child process has already terminated.
+    if (!(error instanceof TypeError)) throw error;
+  }
+}
+
 /** `chaos-proxy` as a user starts it, with just the permissions it needs. */
 export class Cli implements AsyncDisposable {
   /** All that came on standard output; on standard error. */
@@ -355,7 +365,7 @@ export class Cli implements AsyncDisposable {
   }
 
   kill(signal: Deno.Signal = "SIGTERM"): void {
-    this.#child.kill(signal);
+    signalTo(this.#child, signal);
   }
 
   async #watch(): Promise<Deno.CommandStatus> {
@@ -388,7 +398,7 @@ export class Cli implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if (!this.#ended) this.#child.kill("SIGKILL");
+    signalTo(this.#child, "SIGKILL");
     await this.status;
   }
 }

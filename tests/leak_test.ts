@@ -14,6 +14,7 @@ import {
   readExactly,
   ROOT,
   send,
+  signalTo,
   soon,
   TempFile,
   testBytes,
@@ -310,11 +311,7 @@ class LimitedCli implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    try {
-      this.#child.kill("SIGKILL");
-    } catch (error) {
-      if (!(error instanceof TypeError)) throw error; // it has ended already
-    }
+    signalTo(this.#child, "SIGKILL");
     await this.#reading;
     await this.#child.status;
   }

@@ -5,7 +5,7 @@ import {
   assertRejects,
 } from "@std/assert";
 import { Redis, type RedisOptions } from "ioredis";
-import { testBytes, WatchedProxy } from "./helpers.ts";
+import { signalTo, testBytes, WatchedProxy } from "./helpers.ts";
 
 const HAS_REDIS = await canRun("redis-server");
 if (!HAS_REDIS) {
@@ -181,7 +181,7 @@ class RedisServer implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.process.kill("SIGKILL");
+    signalTo(this.process, "SIGKILL");
     await this.process.status;
     await Deno.remove(this.folder, { recursive: true });
   }
