@@ -1245,7 +1245,7 @@ export interface Toxic extends Readonly<Required<ToxicOptions>> {
 }
 
 /** What passes through a toxic: bytes, or the end, leaving at a time. */
-export interface Timed {
+export interface TimedChunk {
   /**
    * When it leaves, on the clock of `performance.now()`; `Infinity` holds it for
    * as long as its toxic acts.
@@ -1256,9 +1256,9 @@ export interface Timed {
 }
 
 /** Where a toxic's doings go. */
-export interface Outlet {
+export interface ToxicOutput {
   /** Passes something on, in order. */
-  pass(timed: Timed): void;
+  pass(timed: TimedChunk): void;
   /**
    * Ends the connection at a time, whatever is still on its way; `Infinity` is
    * never. A later order takes the place of an earlier one.
@@ -1267,11 +1267,11 @@ export interface Outlet {
 }
 
 /** A toxic at work on one direction of one connection. */
-export interface Effect {
+export interface ActiveToxic {
   /** The connection has opened, or the toxic was added while it was open. */
   open?(at: number): void;
   /** Something has come. */
-  take(timed: Timed): void;
+  take(timed: TimedChunk): void;
   /**
    * Takes on other attributes, all of them and valid. What the toxic still held
    * is to come again; what it passed on last has left at a time, `-Infinity` if
@@ -1282,12 +1282,12 @@ export interface Effect {
     at: number,
     lastLeft: number,
   ): void;
-  /** The toxic acts no longer; what it held is then let go. */
+  /** The toxic acts no longer; what it held is then released. */
   end?(at: number): void;
 }
 
-/** As an {@linkcode Effect}, of which the attributes have changed by then. */
-interface KindOfEffect extends Omit<Effect, "change"> {
+/** As an {@linkcode ActiveToxic}, of which the attributes have changed by then. */
+interface ToxicBehavior extends Omit<ActiveToxic, "change"> {
   change?(at: number, lastLeft: number): void;
 }
 
@@ -1300,7 +1300,7 @@ interface ToxicKind<A> {
    * Begins to act; `random` is this toxic's own on this direction, and the
    * attributes are read as it goes, for they may change.
    */
-  begin(attributes: A, out: Outlet, random: () => number): KindOfEffect;
+  begin(attributes: A, out: ToxicOutput, random: () => number): ToxicBehavior;
 }
 
 /** Has the attributes' types follow from how they are checked. */
@@ -1564,7 +1564,11 @@ const TOXICS = {
 } satisfies Record<ToxicType, unknown>;
 
 /** Begins a toxic of any kind: its attributes have been checked to be its own. */
-function begin(toxic: Toxic, out: Outlet, random: () => number): Effect {
+function begin(
+  toxic: Toxic,
+  out: ToxicOutput,
+  random: () => number,
+): ActiveToxic {
   const attributes = { ...toxic.attributes };
   const effect = kindOf(toxic.type).begin(attributes, out, random);
   return {
@@ -1597,8 +1601,8 @@ function percent(share: number): string {
 export function beginToxic(
   options: ToxicOptions,
   seed: number,
-  out: Outlet,
-): Effect {
+  out: ToxicOutput,
+): ActiveToxic {
   const toxic = checkedToxic(options);
   return begin(toxic, out, randomStream(seed, toxic.name));
 }
@@ -1749,14 +1753,14 @@ interface CutOrder {
 }
 
 /** What a toxic holds, and when it came to it. */
-interface Held extends Timed {
+interface Held extends TimedChunk {
   readonly since: number;
 }
 
 /** A toxic at work on a link. */
 interface Stage {
   toxic: Toxic;
-  readonly effect: Effect;
+  readonly effect: ActiveToxic;
   /** What it holds, in the order in which it leaves. */
   held: Queue<Held>;
   /** When what it has now came to it. */
@@ -1825,7 +1829,7 @@ class Link {
 
   /**
    * Has these toxics act from now on, in this order, and no others. What is
-   * held by one that goes is let go, and by one that changes held anew.
+   * held by one that goes is released, and by one that changes is scheduled again.
    */
   act(toxics: readonly Toxic[]): void {
     if (this.#stopped) return;
@@ -1944,13 +1948,13 @@ class Link {
     return this.#flushed.promise;
   }
 
-  #give(stage: Stage, timed: Timed): void {
+  #give(stage: Stage, timed: TimedChunk): void {
     stage.since = timed.at;
     stage.effect.take(timed);
   }
 
   /** Holds something at a toxic until it is due, not before what is there. */
-  #hold(stage: Stage, { at, what }: Timed): void {
+  #hold(stage: Stage, { at, what }: TimedChunk): void {
     if (this.#stopped) return;
     const last = stage.held.last();
     const due = Math.max(at, last?.at ?? stage.lastLeft);
@@ -1966,13 +1970,13 @@ class Link {
   }
 
   /** Passes something on from a toxic to the next one, or out. */
-  #passOn(stage: Stage, timed: Timed): void {
+  #passOn(stage: Stage, timed: TimedChunk): void {
     const next = this.#stages[this.#stages.indexOf(stage) + 1];
     if (next === undefined) this.#deliver(timed.what);
     else this.#give(next, timed);
   }
 
-  #deliver(what: Timed["what"]): void {
+  #deliver(what: TimedChunk["what"]): void {
     if (this.#stopped) return;
     if (what === "end") {
       this.#ended = true;
@@ -2000,7 +2004,7 @@ class Link {
     this.#cut({ toxic: this.closedBy!, at: 0, how: "close", signal });
   }
 
-  /** Looks anew which toxic lets go of something first. */
+  /** Looks again which toxic releases something first. */
   #wake(): void {
     if (this.#running) this.#nap?.abort();
     else this.#run();
@@ -2017,12 +2021,12 @@ class Link {
       if (due > performance.now()) {
         this.#nap = new AbortController();
         await sleepUntil(due, this.#nap.signal);
-      } else this.#letGo(stage);
+      } else this.#closeSide(stage);
     }
     this.#running = false;
   }
 
-  #letGo(stage: Stage): void {
+  #closeSide(stage: Stage): void {
     const held = stage.held.shift()!;
     this.#heldBytes -= cost(held);
     stage.lastLeft = held.at;
@@ -2040,7 +2044,7 @@ class Link {
   }
 }
 
-function cost({ what }: Timed): number {
+function cost({ what }: TimedChunk): number {
   return HELD_OVERHEAD_BYTES + (typeof what === "string" ? 0 : what.length);
 }
 
@@ -2116,8 +2120,8 @@ function sleep(ms: number, signal: AbortSignal): Promise<void> {
 
 // ---- Connection: accept, decide, delay, connect, two links, outcome ---------
 
-/** What the seed has in store for a connection. */
-export type Fate =
+/** What the seed decides for a connection. */
+export type Decision =
   /** Closed at once. */
   | { kind: "drop" }
   /** Never answered. */
@@ -2126,14 +2130,18 @@ export type Fate =
   | { kind: "forward"; delayMs: number; toxics: Toxic[] };
 
 /**
- * Decides a connection's fate, from these three alone: never from the clock,
- * nor from other connections.
+ * Decides what happens to a connection, from these three alone: never from the
+ * clock, nor from other connections.
  *
  * @param seed The configuration's seed.
  * @param route The route, of which the name and the faults count.
  * @param connection The connection's number on that route, from 1.
  */
-export function decide(seed: number, route: Route, connection: number): Fate {
+export function decide(
+  seed: number,
+  route: Route,
+  connection: number,
+): Decision {
   const random = randomStream(seed, route.name, connection);
   const [drop, timeout, jitter] = [random(), random(), random()];
   if (drop < route.dropRate) return { kind: "drop" };
@@ -2173,10 +2181,10 @@ export type Side = "client" | "upstream";
 
 /**
  * Why a connection ended: which side was the first to end its stream (both
- * have ended theirs) or broke off; the upstream could not be reached; an
+ * have ended theirs) or was reset; the upstream could not be reached; an
  * injected fault; it, or all of its route, was cut; or the proxy was stopped.
  */
-export type Ending =
+export type Outcome =
   | Side
   | `${Side}_reset`
   | "upstream_failed"
@@ -2216,7 +2224,7 @@ export type ConnectionEvent =
     /** Ended: each accepted connection is, once. */
     | {
       event: "closed";
-      why: Ending;
+      why: Outcome;
       /** What broke it, in the system's words, where something did. */
       cause?: string;
       /** The toxic that ended it, if one did. */
@@ -2236,7 +2244,7 @@ type ConnectionId = Pick<
 >;
 
 /** What happens, without to which connection. */
-type Happening<E = ConnectionEvent> = E extends ConnectionEvent
+type EventFields<E = ConnectionEvent> = E extends ConnectionEvent
   ? Omit<E, keyof ConnectionId>
   : never;
 
@@ -2831,14 +2839,14 @@ function upstreamOf({ upstream }: Route): Address {
 }
 
 /** Why a connection is over before both sides have ended their streams. */
-interface Break {
-  readonly why: Ending;
+interface Failure {
+  readonly why: Outcome;
   readonly cause?: string;
   readonly toxic?: string;
 }
 
 /** What a connection is told by its route. */
-interface Instructions {
+interface ConnectionOptions {
   /** The route, as it stands when the connection comes. */
   readonly route: Route;
   /** The connection's number on it, from 1. */
@@ -2848,7 +2856,7 @@ interface Instructions {
   /** Whether it may have to be reset. */
   readonly resettable: boolean;
   /** Told of what happens. */
-  readonly emit: (event: Happening) => void;
+  readonly emit: (event: EventFields) => void;
 }
 
 /** A connection, from being accepted to its end. */
@@ -2866,7 +2874,7 @@ class Connection {
   /** Whether it can be reset. */
   readonly resettable: boolean;
   readonly #seed: number;
-  readonly #emit: (event: Happening) => void;
+  readonly #emit: (event: EventFields) => void;
   readonly #aborted = new AbortController();
   readonly #sockets: Partial<Record<Side, Socket>>;
   readonly #links: Partial<Record<Side, Link>> = {};
@@ -2877,13 +2885,13 @@ class Connection {
   #moved = -1;
   #movedAt = 0;
   #ended = 0;
-  #leaving = false;
+  #lingering = false;
   #firstToEnd: Side | undefined;
-  #broken: Break | undefined;
+  #failure: Failure | undefined;
 
   constructor(
     client: Socket,
-    { route, number, seed, resettable, emit }: Instructions,
+    { route, number, seed, resettable, emit }: ConnectionOptions,
   ) {
     this.route = route;
     this.number = number;
@@ -2907,7 +2915,7 @@ class Connection {
 
   /** The toxics that act on it now. */
   get acting(): Toxic[] {
-    if (!this.#forwards || this.#broken) return [];
+    if (!this.#forwards || this.#failure) return [];
     return this.#toxics.filter((toxic) =>
       acts(toxic, this.#seed, this.route.name, this.number)
     );
@@ -2919,11 +2927,11 @@ class Connection {
     if (this.#forwards) this.#act();
   }
 
-  /** Lives the connection's life, through to its end; never fails. */
+  /** Runs the connection until it has ended; never fails. */
   async run(): Promise<void> {
     this.#emit({ event: "accepted", upstream: this.route.upstream });
-    const fate = decide(this.#seed, this.route, this.number);
-    switch (fate.kind) {
+    const decision = decide(this.#seed, this.route, this.number);
+    switch (decision.kind) {
       case "drop":
         this.#emit({ event: "dropped" });
         this.end({ why: "fault" });
@@ -2932,8 +2940,8 @@ class Connection {
         await this.#hold();
         break;
       case "forward":
-        if (fate.delayMs > 0) this.#read("client");
-        await this.#delay(fate.delayMs);
+        if (decision.delayMs > 0) this.#read("client");
+        await this.#delay(decision.delayMs);
         await this.#dial();
         await this.#forward();
     }
@@ -2947,7 +2955,7 @@ class Connection {
     for (const link of Object.values(this.#links)) link.stop();
     this.#emit({
       event: "closed",
-      ...(this.#broken ?? { why: this.#firstToEnd ?? "client" }),
+      ...(this.#failure ?? { why: this.#firstToEnd ?? "client" }),
       bytesUp: this.received("client"),
       bytesDown: this.received("upstream"),
       durationMs: this.ageMs,
@@ -2959,8 +2967,8 @@ class Connection {
    *
    * @param how `reset` sends a RST to both sides where the sockets can.
    */
-  end(reason: Break, how: "close" | "reset" = "close"): void {
-    this.#broken ??= reason;
+  end(reason: Failure, how: "close" | "reset" = "close"): void {
+    this.#failure ??= reason;
     if (how === "reset") {
       for (const side of SIDES) {
         const socket = this.#sockets[side];
@@ -2975,10 +2983,10 @@ class Connection {
   /** Lets go of all that is open, so that whatever is under way ends. */
   #release(): void {
     for (const side of SIDES) {
-      this.#letGo(side);
-      if (this.#broken) this.#links[side]?.abort();
+      this.#closeSide(side);
+      if (this.#failure) this.#links[side]?.abort();
     }
-    if (this.#broken) this.#aborted.abort();
+    if (this.#failure) this.#aborted.abort();
   }
 
   /**
@@ -3006,7 +3014,7 @@ class Connection {
   }
 
   async #dial(): Promise<void> {
-    if (this.#broken) return;
+    if (this.#failure) return;
     const { upstream, connectTimeoutMs } = this.route;
     const start = performance.now();
     let late = false;
@@ -3020,7 +3028,7 @@ class Connection {
         this.resettable,
         this.#aborted.signal,
       );
-      if (this.#broken) return socket.close(); // ended in the last moment
+      if (this.#failure) return socket.close(); // ended in the last moment
       this.#sockets.upstream = socket;
       this.#forwards = true;
       this.#emit({
@@ -3031,12 +3039,12 @@ class Connection {
         toxics: this.acting.map(({ name }) => name),
       });
     } catch (error) {
-      if (this.#broken) return; // ended meanwhile, which aborts the dialling
+      if (this.#failure) return; // ended meanwhile, which aborts the dialling
       const cause = late
         ? `no answer within ${connectTimeoutMs} ms`
         : causeOf(error);
       this.#emit({ event: "upstream_failed", upstream, cause });
-      this.#broken = { why: "upstream_failed", cause };
+      this.#failure = { why: "upstream_failed", cause };
     } finally {
       clearTimeout(timer);
     }
@@ -3076,11 +3084,10 @@ class Connection {
   }
 
   /**
-   * Delivers what one side sends until it ends its stream. When that side has
-   * broken off, or a toxic ends the connection, all that came before is still
-   * delivered, and then the connection is over. When it is the receiver that
-   * has broken off, the receiver's own stream ends the connection, as soon as
-   * what came of it has been delivered.
+   * Delivers what one side sends until the end of its stream. When that side
+   * was reset, or a toxic ends the connection, all that came before is still
+   * delivered, and then the connection is closed. When the receiver was reset,
+   * the receiver's own stream ends the connection after its last delivery.
    */
   async #carry(from: Side, to: WritableStream<Uint8Array>): Promise<void> {
     const link = this.#links[from]!;
@@ -3089,9 +3096,9 @@ class Connection {
     } catch {
       return; // the sink has said why, or the connection was ended
     }
-    if (link.closedBy) this.#broken ??= { why: "fault", toxic: link.closedBy };
-    if (link.closedBy || this.#broken?.why === `${from}_reset`) {
-      await this.#leave(from === "client" ? "upstream" : "client");
+    if (link.closedBy) this.#failure ??= { why: "fault", toxic: link.closedBy };
+    if (link.closedBy || this.#failure?.why === `${from}_reset`) {
+      await this.#linger(from === "client" ? "upstream" : "client");
     }
   }
 
@@ -3100,12 +3107,12 @@ class Connection {
    * socket with unread bytes makes the system discard those on their way out,
    * so what the side still sends is read for a while, and comes to nothing.
    */
-  async #leave(side: Side): Promise<void> {
+  async #linger(side: Side): Promise<void> {
     const socket = this.#sockets[side];
     if (!socket) return this.#release();
-    if (this.#leaving) return;
-    this.#leaving = true;
-    this.#letGo(side === "client" ? "upstream" : "client");
+    if (this.#lingering) return;
+    this.#lingering = true;
+    this.#closeSide(side === "client" ? "upstream" : "client");
     this.#links[side]?.abort();
     const timer = setTimeout(() => this.#release(), MAX_LINGER_MS);
     try {
@@ -3114,13 +3121,13 @@ class Connection {
         bytes = await socket.read();
       }
     } catch {
-      // The side has broken off itself, or the time is over.
+      // The side was reset itself, or the time is over.
     }
     clearTimeout(timer);
     this.#release();
   }
 
-  #letGo(side: Side): void {
+  #closeSide(side: Side): void {
     this.#sockets[side]?.close();
     delete this.#sockets[side];
   }
@@ -3152,7 +3159,7 @@ class Connection {
     } catch (error) {
       // If it was the link that failed, its reason stands, or is in the link.
       if (!link.closedBy) {
-        this.#broken ??= { why: `${from}_reset`, cause: causeOf(error) };
+        this.#failure ??= { why: `${from}_reset`, cause: causeOf(error) };
       }
       if (!this.#forwards) this.#aborted.abort();
     }
@@ -3194,7 +3201,7 @@ class Connection {
       try {
         await work();
       } catch (error) {
-        this.#broken ??= { why: `${side}_reset`, cause: causeOf(error) };
+        this.#failure ??= { why: `${side}_reset`, cause: causeOf(error) };
         throw error;
       }
     };
@@ -3320,7 +3327,7 @@ export interface RouteStats {
   /** How many connections are in flight. */
   open: number;
   /** How many have ended, by why. */
-  ended: Partial<Record<Ending, number>>;
+  ended: Partial<Record<Outcome, number>>;
   /** How often a fault was injected into one or began to act, by its kind. */
   faults: Partial<Record<FaultKind, number>>;
   /** How long it took to reach the upstream. */
@@ -3372,7 +3379,7 @@ const REGAIN_ATTEMPTS = 20;
 const REGAIN_PAUSE_MS = 10;
 
 /** What a route is run by. */
-interface Surroundings {
+interface ProxyContext {
   seed: number;
   /** Whether a RST may be asked for on every connection. */
   readonly resettable: boolean;
@@ -3387,7 +3394,7 @@ interface Surroundings {
 interface Alive {
   readonly id: number;
   /** Resolves when it has ended. */
-  readonly life: Promise<void>;
+  readonly ended: Promise<void>;
   /** Where its bytes are added in the end. */
   readonly bytes: Bytes;
 }
@@ -3395,7 +3402,7 @@ interface Alive {
 /** A route that is served: its listener, and the connections alive on it. */
 class LiveRoute {
   readonly connections = new Map<Connection, Alive>();
-  readonly #around: Surroundings;
+  readonly #context: ProxyContext;
   readonly #resettable: boolean;
   #route: Route;
   /** Where it was told to listen; the route has where it does. */
@@ -3414,10 +3421,10 @@ class LiveRoute {
   };
   #bytes = noBytes();
 
-  constructor(route: Route, around: Surroundings) {
+  constructor(route: Route, around: ProxyContext) {
     this.#route = route;
     this.#asked = { hostname: route.host, port: route.localPort };
-    this.#around = around;
+    this.#context = around;
     this.#resettable = around.resettable || route.toxics.some(needsReset);
   }
 
@@ -3449,7 +3456,7 @@ class LiveRoute {
     if (!this.#listening) return;
     const { listener, stopped } = this.#listening;
     const { name, upstream } = this.#route;
-    this.#around.emit({
+    this.#context.emit({
       event: "listening",
       route: name,
       address: addressOf(listener.addr),
@@ -3463,17 +3470,17 @@ class LiveRoute {
    * Takes on other settings. Where it listens or forwards to another address
    * from now on, or is disabled, the connections so far are cut.
    *
-   * @param anew Whether the connections to come are counted from 1 again.
+   * @param restart Whether the connections to come are counted from 1 again.
    * @throws {ListenError} If it cannot listen where it is told to. All is as it
    * was, but for a route that had to make way for itself and could not get back:
    * it is disabled then.
    * @throws {Deno.errors.NotSupported} As `setToxics` does.
    */
-  async become(changes: Partial<Route>, anew = false): Promise<void> {
+  async update(changes: Partial<Route>, restart = false): Promise<void> {
     this.#assertResettable(changes.toxics ?? []);
     const wanted = { ...this.#route, ...changes };
     // Port 0 takes a new port, but not where populate replaces the route.
-    const moves = (changes.localPort === 0 && !anew) || !this.isAt(wanted);
+    const moves = (changes.localPort === 0 && !restart) || !this.isAt(wanted);
     const { host, localPort } = moves ? wanted : this.#route;
     const next = { ...wanted, host, localPort };
     const listener = next.enabled && (moves || !this.#listening)
@@ -3485,7 +3492,7 @@ class LiveRoute {
     this.#route = { ...next, toxics };
     if (moves) this.#asked = { hostname: host, port: localPort };
     if (restarts) this.#bytes = noBytes();
-    if (anew) this.renumber();
+    if (restart) this.renumber();
     const ended = restarts || !next.enabled ? this.cut("cut") : undefined;
     if (changes.toxics) this.setToxics(changes.toxics);
     const closed = listener || !next.enabled ? this.#unlisten() : undefined;
@@ -3515,12 +3522,12 @@ class LiveRoute {
     const route = this.#route.name;
     for (const { name } of before) {
       if (toxics.some((toxic) => toxic.name === name)) continue;
-      this.#around.emit({ event: "toxic_removed", route, toxic: name });
+      this.#context.emit({ event: "toxic_removed", route, toxic: name });
     }
     for (const toxic of toxics) {
       if (before.includes(toxic)) continue;
       const changed = before.some(({ name }) => name === toxic.name);
-      this.#around.emit({
+      this.#context.emit({
         event: changed ? "toxic_changed" : "toxic_added",
         route,
         toxic: toxic.name,
@@ -3549,14 +3556,14 @@ class LiveRoute {
   }
 
   /** Cuts all its connections; resolves when they have ended. */
-  async cut(why: Ending): Promise<void> {
+  async cut(why: Outcome): Promise<void> {
     for (const connection of this.connections.keys()) connection.end({ why });
     await this.ended();
   }
 
   /** Resolves when the connections of now have ended. */
   async ended(): Promise<void> {
-    await Promise.all([...this.connections.values()].map(({ life }) => life));
+    await Promise.all([...this.connections.values()].map(({ ended }) => ended));
   }
 
   list(): LiveConnection[] {
@@ -3597,12 +3604,12 @@ class LiveRoute {
   async #listen(route: Route): Promise<Listener> {
     for (let attempt = 1;; attempt++) {
       try {
-        const { stopping } = this.#around;
+        const { stopping } = this.#context;
         return this.#unlessClosed(
           await listen(route, this.#resettable, stopping),
         );
       } catch (error) {
-        if (this.#around.stopping.aborted) throw stoppedError();
+        if (this.#context.stopping.aborted) throw stoppedError();
         const isInUse = (error as Error).cause instanceof Deno.errors.AddrInUse;
         const wasOwn = route.localPort === this.#lastPort;
         if (!isInUse || !wasOwn || attempt === REGAIN_ATTEMPTS) throw error;
@@ -3660,7 +3667,7 @@ class LiveRoute {
         if (stopped.aborted) return;
         const { name: route } = this.#route;
         const cause = causeOf(error);
-        this.#around.emit({ event: "accept_failed", route, cause });
+        this.#context.emit({ event: "accept_failed", route, cause });
         // Descriptors that have run out will be given back in a moment. A
         // client that has already left must not make the next one wait.
         if (!isDisconnect(error)) await sleep(ACCEPT_PAUSE_MS, stopped);
@@ -3680,23 +3687,23 @@ class LiveRoute {
     const connection = new Connection(client, {
       route: this.#route,
       number: id.connection,
-      seed: this.#around.seed,
+      seed: this.#context.seed,
       resettable: this.#resettable,
       emit: ({ event, ...fields }) => {
         const told = { event, ...id, ...fields } as ConnectionEvent;
         this.#count(told, connection);
-        this.#around.emit(told);
+        this.#context.emit(told);
       },
     });
     const bytes = this.#bytes;
     // It is alive before it tells anyone, who may stop the proxy on hearing it.
-    const life = Promise.resolve().then(() => connection.run()).then(() => {
+    const ended = Promise.resolve().then(() => connection.run()).then(() => {
       addBytes(bytes, connection);
       this.connections.delete(connection);
     });
     this.connections.set(connection, {
-      id: this.#around.nextId(),
-      life,
+      id: this.#context.nextId(),
+      ended,
       bytes,
     });
   }
@@ -3752,7 +3759,7 @@ function stoppedError(): Error {
 export class ChaosProxy implements AsyncDisposable {
   static #isWarm = false;
   readonly #drainTimeoutMs: number;
-  readonly #around: Surroundings;
+  readonly #context: ProxyContext;
   readonly #routes = new Map<string, LiveRoute>();
   readonly #stopping = new AbortController();
   #turn: Promise<unknown> = Promise.resolve();
@@ -3764,7 +3771,7 @@ export class ChaosProxy implements AsyncDisposable {
   ) {
     this.#drainTimeoutMs = config.drainTimeoutMs;
     let ids = 0;
-    this.#around = {
+    this.#context = {
       seed: config.seed ?? randomSeed(),
       resettable,
       stopping: this.#stopping.signal,
@@ -3772,7 +3779,7 @@ export class ChaosProxy implements AsyncDisposable {
       nextId: () => ++ids,
     };
     for (const route of config.routes) {
-      this.#routes.set(route.name, new LiveRoute(route, this.#around));
+      this.#routes.set(route.name, new LiveRoute(route, this.#context));
     }
   }
 
@@ -3805,10 +3812,10 @@ export class ChaosProxy implements AsyncDisposable {
       const warnings = firstOf(warningsOf(route));
       if (warnings.length === 0) continue;
       const { name } = route;
-      proxy.#around.emit({ event: "config_warning", route: name, warnings });
+      proxy.#context.emit({ event: "config_warning", route: name, warnings });
     }
     for (const route of routes) route.run();
-    proxy.#around.emit({
+    proxy.#context.emit({
       event: "started",
       routes: routes.length,
       seed: proxy.seed,
@@ -3860,7 +3867,7 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** What decisions derive from: the configured seed, or a random one. */
   get seed(): number {
-    return this.#around.seed;
+    return this.#context.seed;
   }
 
   /** The routes as they stand, with the addresses really taken. */
@@ -3930,7 +3937,7 @@ export class ChaosProxy implements AsyncDisposable {
       const route = this.#find(name);
       this.#routes.delete(name);
       await Promise.all([route.close(), route.cut("cut")]);
-      this.#around.emit({ event: "route_removed", route: name });
+      this.#context.emit({ event: "route_removed", route: name });
     });
   }
 
@@ -4019,7 +4026,7 @@ export class ChaosProxy implements AsyncDisposable {
 
   /**
    * Changes a toxic's toxicity and those of its attributes that are given, also
-   * on open connections. What it holds is held anew, counted from when it came.
+   * on open connections. What it holds is scheduled again, from when it came.
    *
    * @throws {ConfigError} If the changes are not valid.
    * @throws {Deno.errors.NotFound} If there is no such route or toxic.
@@ -4056,7 +4063,7 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Removes a toxic; what it holds is let go. The connections on which a
+   * Removes a toxic; what it holds is released. The connections on which a
    * `timeout` acted are closed.
    *
    * @throws {Deno.errors.NotFound} If there is no such route or toxic.
@@ -4110,9 +4117,9 @@ export class ChaosProxy implements AsyncDisposable {
         `seed: expected ${guard.expected}, found ${describe(seed)}`,
       );
     }
-    this.#around.seed = seed;
+    this.#context.seed = seed;
     for (const route of this.#routes.values()) route.renumber();
-    this.#around.emit({ event: "reseeded", seed });
+    this.#context.emit({ event: "reseeded", seed });
   }
 
   /** What has come of the connections so far, by route. */
@@ -4137,7 +4144,7 @@ export class ChaosProxy implements AsyncDisposable {
     const start = performance.now();
     const cutBefore = this.#cutSoFar;
     const stopped = this.#stopAccepting();
-    this.#around.emit({
+    this.#context.emit({
       event: "draining",
       connections: this.connections,
       timeoutMs,
@@ -4148,7 +4155,7 @@ export class ChaosProxy implements AsyncDisposable {
     else await allEnded;
     await Promise.all([stopped, this.#cut()]);
     const cut = this.#cutSoFar - cutBefore;
-    this.#around.emit({
+    this.#context.emit({
       event: "drained",
       cut,
       durationMs: toMicroseconds(performance.now() - start),
@@ -4185,7 +4192,7 @@ export class ChaosProxy implements AsyncDisposable {
         `there is a route ${route.name} already`,
       );
     }
-    const live = new LiveRoute(route, this.#around);
+    const live = new LiveRoute(route, this.#context);
     await live.open();
     try {
       if (this.#stopping.signal.aborted) throw stoppedError();
@@ -4203,7 +4210,7 @@ export class ChaosProxy implements AsyncDisposable {
   async #change(
     live: LiveRoute,
     changes: Partial<Route>,
-    anew = false,
+    restart = false,
   ): Promise<Route> {
     const before = live.route;
     this.#refuseCircle(
@@ -4212,7 +4219,7 @@ export class ChaosProxy implements AsyncDisposable {
       ),
     );
     try {
-      await live.become(changes, anew);
+      await live.update(changes, restart);
       return live.route;
     } finally {
       if (live.route !== before) this.#tell("route_changed", live);
@@ -4228,7 +4235,7 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   #tell(event: "route_added" | "route_changed", { route }: LiveRoute): void {
-    this.#around.emit({
+    this.#context.emit({
       event,
       route: route.name,
       upstream: route.upstream,
@@ -4314,7 +4321,7 @@ export type ApiEvent =
     ignored?: string[];
     durationMs: number;
   }
-  /** It could not accept a call; it will listen anew. */
+  /** It could not accept a call; it will listen again. */
   | { event: "api_failed"; cause: string };
 
 /** How the control API is to be. */

@@ -10,7 +10,7 @@ import {
 } from "@std/assert";
 import {
   decide,
-  type Fate,
+  type Decision,
   parseConfig,
   type Route,
   type RouteOptions,
@@ -25,15 +25,15 @@ function routeWith(options: Partial<RouteOptions>): Route {
   return parseConfig(JSON.stringify({ routes: [route] })).routes[0];
 }
 
-function fates(seed: number, options: Partial<RouteOptions>): Fate[] {
+function decisions(seed: number, options: Partial<RouteOptions>): Decision[] {
   const route = routeWith(options);
   return Array.from({ length: COUNT }, (_, i) => decide(seed, route, i + 1));
 }
 
 function delays(seed: number, options: Partial<RouteOptions>): number[] {
-  return fates(seed, options).map((fate) => {
-    assert(fate.kind === "forward");
-    return fate.delayMs;
+  return decisions(seed, options).map((decision) => {
+    assert(decision.kind === "forward");
+    return decision.delayMs;
   });
 }
 
@@ -44,8 +44,8 @@ function assertShare(found: number, of: number, share: number): void {
   assertLessOrEqual(off, 4, `${found} of ${of} for ${share}`);
 }
 
-function count(all: Fate[], kind: Fate["kind"]): number {
-  return all.filter((fate) => fate.kind === kind).length;
+function count(all: Decision[], kind: Decision["kind"]): number {
+  return all.filter((decision) => decision.kind === kind).length;
 }
 
 function mean(values: number[]): number {
@@ -65,7 +65,7 @@ const RATES = [0.001, 0.01, 0.05, 0.3, 0.5, 0.9, 0.999];
 Deno.test("the share of dropped connections is dropRate", () => {
   for (const seed of SEEDS) {
     for (const dropRate of RATES) {
-      const found = fates(seed, { dropRate, timeoutRate: 0.5 });
+      const found = decisions(seed, { dropRate, timeoutRate: 0.5 });
       assertShare(count(found, "drop"), COUNT, dropRate);
     }
   }
@@ -74,7 +74,7 @@ Deno.test("the share of dropped connections is dropRate", () => {
 Deno.test("of those not dropped, the share never answered is timeoutRate", () => {
   for (const seed of SEEDS) {
     for (const timeoutRate of RATES) {
-      const found = fates(seed, { dropRate: 0.25, timeoutRate });
+      const found = decisions(seed, { dropRate: 0.25, timeoutRate });
       const notDropped = COUNT - count(found, "drop");
       assertShare(count(found, "timeout"), notDropped, timeoutRate);
     }
@@ -83,11 +83,11 @@ Deno.test("of those not dropped, the share never answered is timeoutRate", () =>
 
 Deno.test("a rate of 0 is never, a rate of 1 always", () => {
   for (const seed of SEEDS) {
-    const none = fates(seed, {});
+    const none = decisions(seed, {});
     assertEquals(count(none, "forward"), COUNT);
-    const dropped = fates(seed, { dropRate: 1, timeoutRate: 1 });
+    const dropped = decisions(seed, { dropRate: 1, timeoutRate: 1 });
     assertEquals(count(dropped, "drop"), COUNT);
-    const held = fates(seed, { timeoutRate: 1 });
+    const held = decisions(seed, { timeoutRate: 1 });
     assertEquals(count(held, "timeout"), COUNT);
   }
 });
@@ -138,8 +138,8 @@ Deno.test("the same seed decides the same, whatever was decided before", () => {
     jitterMs: 5,
   };
   const route = routeWith(options);
-  const first = fates(42, options);
-  assertEquals(fates(42, options), first);
+  const first = decisions(42, options);
+  assertEquals(decisions(42, options), first);
   for (let i = COUNT; i > 0; i -= 7) {
     decide(7, route, i);
     assertEquals(decide(42, route, i), first[i - 1]);
@@ -154,7 +154,7 @@ Deno.test("only the name and the faults of a route count", () => {
     jitterMs: 5,
   };
   assertEquals(
-    fates(42, {
+    decisions(42, {
       ...options,
       localPort: 2,
       host: "::1",
@@ -162,15 +162,15 @@ Deno.test("only the name and the faults of a route count", () => {
       timeoutMs: 1,
       connectTimeoutMs: 1,
     }),
-    fates(42, options),
+    decisions(42, options),
   );
 });
 
 Deno.test("a fault that is switched on or off leaves the others as they are", () => {
   const jitter = { latencyMs: 9, jitterMs: 5 };
-  const plain = fates(42, jitter);
-  const some = fates(42, { ...jitter, dropRate: 0.2, timeoutRate: 0.2 });
-  const more = fates(42, { ...jitter, dropRate: 0.3, timeoutRate: 0.2 });
+  const plain = decisions(42, jitter);
+  const some = decisions(42, { ...jitter, dropRate: 0.2, timeoutRate: 0.2 });
+  const more = decisions(42, { ...jitter, dropRate: 0.3, timeoutRate: 0.2 });
   for (let i = 0; i < COUNT; i++) {
     if (some[i].kind === "forward") assertEquals(some[i], plain[i]);
     if (some[i].kind === "drop") assertEquals(more[i].kind, "drop");
@@ -194,7 +194,7 @@ const OTHERS: [seed: number, name: string][] = [
 
 Deno.test("another seed, or another name, decides independently", () => {
   const drops = (seed: number, name: string) =>
-    fates(seed, { name, dropRate: 0.5 }).map(({ kind }) => kind);
+    decisions(seed, { name, dropRate: 0.5 }).map(({ kind }) => kind);
   const jitters = (seed: number, name: string) =>
     delays(seed, { name, latencyMs: 200, jitterMs: 100 });
   const [dropped, delayed] = [drops(42, "db"), jitters(42, "db")];
@@ -210,9 +210,9 @@ Deno.test("another seed, or another name, decides independently", () => {
 Deno.test("neighbouring connections have nothing to do with each other", () => {
   for (const seed of SEEDS) {
     const delayed = delays(seed, { latencyMs: 200, jitterMs: 100 });
-    const dropped = fates(seed, { dropRate: 0.5 })
+    const dropped = decisions(seed, { dropRate: 0.5 })
       .map(({ kind }) => Number(kind === "drop"));
-    const held = fates(seed, { timeoutRate: 0.5 })
+    const held = decisions(seed, { timeoutRate: 0.5 })
       .map(({ kind }) => Number(kind === "timeout"));
     for (const lag of [1, 2, 10, 64, 100, 256]) {
       for (const draws of [delayed, dropped, held]) {
@@ -232,8 +232,8 @@ Deno.test("seeds in a row are as good as any", () => {
   const route = routeWith({ dropRate: 0.05, latencyMs: 200, jitterMs: 100 });
   const first = Array.from({ length: COUNT }, (_, i) => decide(i, route, 1));
   assertShare(count(first, "drop"), COUNT, 0.05);
-  const delayed = first.flatMap((fate) =>
-    fate.kind === "forward" ? [fate.delayMs] : []
+  const delayed = first.flatMap((decision) =>
+    decision.kind === "forward" ? [decision.delayMs] : []
   );
   const late = delayed.filter((delay) => delay > 200).length;
   assertShare(late, delayed.length, 0.5);
@@ -259,8 +259,8 @@ Deno.test("seed 42 decides what it has always decided", () => {
     jitterMs: 50,
   });
   const first = GOLDEN.map((_, i) => {
-    const fate = decide(42, route, i + 1);
-    return fate.kind === "forward" ? fate.delayMs : fate.kind;
+    const decision = decide(42, route, i + 1);
+    return decision.kind === "forward" ? decision.delayMs : decision.kind;
   });
   assertEquals(first, GOLDEN);
 });
@@ -274,12 +274,12 @@ const FAULTS: Partial<RouteOptions> = {
   jitterMs: 2,
 };
 
-/** The fates by connection number, as the proxy logged them. */
+/** The decisions by connection number, as the proxy logged them. */
 async function fatesSeen(
   seed: number,
   connections: number,
   atOnce: number,
-): Promise<Fate[]> {
+): Promise<Decision[]> {
   await using upstream = echo();
   await using watched = await WatchedProxy.to(upstream, FAULTS, { seed });
   for (let done = 0; done < connections; done += atOnce) {
@@ -289,7 +289,7 @@ async function fatesSeen(
   }
   const closed = await watched.log.first("closed", connections);
   assertEquals(watched.log.of("accepted").length, connections);
-  const seen: Fate[] = closed.map(() => ({
+  const seen: Decision[] = closed.map(() => ({
     kind: "forward",
     delayMs: 0,
     toxics: [],
@@ -334,6 +334,8 @@ Deno.test("connection by connection, one at a time as 100 at once", async () => 
   assertEquals(other, other.map((_, i) => decide(43, route, i + 1)));
   const kinds = new Set(decided.map(({ kind }) => kind));
   assertEquals(kinds, new Set(["drop", "timeout", "forward"]));
-  const agreed = decided.filter((fate, i) => fate.kind === other[i].kind);
+  const agreed = decided.filter((decision, i) =>
+    decision.kind === other[i].kind
+  );
   assertLess(agreed.length, 200);
 });

@@ -12,7 +12,7 @@ import {
   ConfigError,
   decide,
   parseConfig,
-  type Timed,
+  type TimedChunk,
   type ToxicOptions,
   type ToxicType,
 } from "../main.ts";
@@ -26,10 +26,10 @@ interface Cut {
 /** What comes of a connection that opens at 0 and is given these. */
 function through(
   options: ToxicOptions,
-  given: Timed[],
+  given: TimedChunk[],
   seed = 1,
-): { passed: Timed[]; cuts: Cut[] } {
-  const passed: Timed[] = [];
+): { passed: TimedChunk[]; cuts: Cut[] } {
+  const passed: TimedChunk[] = [];
   const cuts: Cut[] = [];
   const effect = beginToxic(options, seed, {
     pass: (timed) => passed.push({ ...timed }),
@@ -40,15 +40,15 @@ function through(
   return { passed, cuts };
 }
 
-function chunk(at: number, length: number, seed = 1): Timed {
+function chunk(at: number, length: number, seed = 1): TimedChunk {
   return { at, what: testBytes(length, seed) };
 }
 
-function sizeOf({ what }: Timed): number {
+function sizeOf({ what }: TimedChunk): number {
   return typeof what === "string" ? 0 : what.length;
 }
 
-function bytesOf(timed: Timed[]): number[] {
+function bytesOf(timed: TimedChunk[]): number[] {
   return timed.flatMap(({ what }) =>
     typeof what === "string" ? [] : Array.from(what)
   );
@@ -61,7 +61,7 @@ function differences(a: number[], b: number[]): number[] {
 }
 
 /** The same bytes, cut up otherwise. */
-function split({ at, what }: Timed, size: number): Timed[] {
+function split({ at, what }: TimedChunk, size: number): TimedChunk[] {
   if (typeof what === "string") return [{ at, what }];
   const count = Math.ceil(what.length / size);
   return Array.from({ length: count }, (_, i) => ({
@@ -77,7 +77,10 @@ function assertShare(hits: number, draws: number, share: number): void {
 }
 
 Deno.test("latency moves each chunk by so much, and the end", () => {
-  const given: Timed[] = [chunk(5, 10), chunk(7, 1), { at: 9, what: "end" }];
+  const given: TimedChunk[] = [chunk(5, 10), chunk(7, 1), {
+    at: 9,
+    what: "end",
+  }];
   const { passed } = through(
     { type: "latency", attributes: { latency: 100 } },
     given,
@@ -154,7 +157,7 @@ Deno.test("bandwidth does not save up what was not used", () => {
 
 Deno.test("bandwidth of 0 holds all data, and the end behind it alone", () => {
   const hold: ToxicOptions = { type: "bandwidth", attributes: { rate: 0 } };
-  const end: Timed = { at: 9, what: "end" };
+  const end: TimedChunk = { at: 9, what: "end" };
   const data = chunk(5, 100_000);
   assertEquals(through(hold, [data, chunk(7, 1), end]).passed, [
     { ...data, at: Infinity },
@@ -173,7 +176,7 @@ Deno.test("slow_close delays the end alone", () => {
 });
 
 Deno.test("timeout lets nothing through, and closes in time", () => {
-  const given: Timed[] = [chunk(1, 5), { at: 2, what: "end" }];
+  const given: TimedChunk[] = [chunk(1, 5), { at: 2, what: "end" }];
   assertEquals(
     through({ type: "timeout", attributes: { timeout: 300 } }, given),
     {
@@ -204,7 +207,7 @@ Deno.test("slicer cuts where the seed says, however the bytes come in", () => {
     attributes: { average_size: 100, size_variation: 40, delay: 500 },
   };
   const whole = chunk(0, 100_000);
-  const sizes = (given: Timed[]) => {
+  const sizes = (given: TimedChunk[]) => {
     const { passed } = through(options, given);
     assertEquals(bytesOf(passed), bytesOf([whole]));
     return passed.map(sizeOf);
@@ -233,7 +236,7 @@ Deno.test("slicer spaces its pieces", () => {
 });
 
 Deno.test("limit_data closes behind the last byte it lets through", () => {
-  const limit = (bytes: number, given: Timed[]) =>
+  const limit = (bytes: number, given: TimedChunk[]) =>
     through({ type: "limit_data", attributes: { bytes } }, given).passed;
   const data = testBytes(10);
   assertEquals(limit(7, [{ at: 1, what: data }, chunk(2, 10)]), [
@@ -278,7 +281,7 @@ Deno.test("correlation makes losses come in runs", () => {
 Deno.test("corrupt flips one bit in the share of bytes that is asked for", () => {
   const whole = chunk(0, 200_000);
   const before = bytesOf([whole]);
-  const after = (given: Timed[], rate: number, seed = 1) =>
+  const after = (given: TimedChunk[], rate: number, seed = 1) =>
     bytesOf(
       through({ type: "corrupt", attributes: { rate } }, given, seed).passed,
     );
@@ -296,7 +299,7 @@ Deno.test("corrupt flips one bit in the share of bytes that is asked for", () =>
 });
 
 Deno.test("limit_time closes by the clock, and lets all through until then", () => {
-  const given: Timed[] = [chunk(1, 5), { at: 2, what: "end" }];
+  const given: TimedChunk[] = [chunk(1, 5), { at: 2, what: "end" }];
   assertEquals(
     through({ type: "limit_time", attributes: { time: 200 } }, given),
     { passed: given, cuts: [{ at: 200, how: "close" }] },
@@ -373,9 +376,12 @@ Deno.test("toxicity decides by connection, beside the other decisions", () => {
     }),
     "config.json",
   ).routes;
-  const fates = Array.from({ length: 10_000 }, (_, i) => decide(7, route, i));
-  const forwarded = fates.filter((fate) => fate.kind === "forward");
-  assertShare(forwarded.length, fates.length, 0.8);
+  const decisions = Array.from(
+    { length: 10_000 },
+    (_, i) => decide(7, route, i),
+  );
+  const forwarded = decisions.filter((decision) => decision.kind === "forward");
+  assertShare(forwarded.length, decisions.length, 0.8);
   const acting = forwarded.map(({ toxics }) => toxics.map(({ name }) => name));
   const some = acting.filter((names) => names.includes("some")).length;
   assertShare(some, forwarded.length, 0.3);
@@ -402,7 +408,7 @@ const TYPES = Object.keys(ALL) as ToxicType[];
 for (const last of ["end", "close"] as const) {
   Deno.test(`what comes last, ${last}, leaves last`, () => {
     for (const type of TYPES) {
-      const given: Timed[] = [chunk(1, 100), chunk(2, 30), {
+      const given: TimedChunk[] = [chunk(1, 100), chunk(2, 30), {
         at: 3,
         what: last,
       }];
@@ -420,7 +426,7 @@ for (const last of ["end", "close"] as const) {
 }
 
 Deno.test("slow_close and jitter leave a toxic's close alone", () => {
-  const given: Timed[] = [{ at: 5, what: "close" }];
+  const given: TimedChunk[] = [{ at: 5, what: "close" }];
   const slow: ToxicOptions = { type: "slow_close", attributes: { delay: 300 } };
   assertEquals(through(slow, given).passed, given);
   const jitter: ToxicOptions = {
@@ -431,12 +437,15 @@ Deno.test("slow_close and jitter leave a toxic's close alone", () => {
 });
 
 Deno.test("timeout does not hold back another toxic's close", () => {
-  const given: Timed[] = [{ at: 5, what: "close" }];
+  const given: TimedChunk[] = [{ at: 5, what: "close" }];
   assertEquals(through({ type: "timeout" }, given).passed, given);
 });
 
 Deno.test("what does no harm by default lets all through, on time", () => {
-  const given: Timed[] = [chunk(1, 5), chunk(2, 5), { at: 3, what: "end" }];
+  const given: TimedChunk[] = [chunk(1, 5), chunk(2, 5), {
+    at: 3,
+    what: "end",
+  }];
   for (const type of ["latency", "slow_close"] as const) {
     assertEquals(through({ type }, given), { passed: given, cuts: [] }, type);
   }
@@ -527,9 +536,9 @@ Deno.test("limit_data counts over chunks, and lets a shorter stream end", () => 
   assertEquals(passed.map(sizeOf), [10, 10, 5, 0]);
   assertEquals(bytesOf(passed), bytesOf(chunks).slice(0, 25));
   assertEquals([passed.at(-1)?.what, cuts], ["close", []]);
-  const short: Timed[] = [chunks[0], { at: 5, what: "end" }];
+  const short: TimedChunk[] = [chunks[0], { at: 5, what: "end" }];
   assertEquals(through(limit, short).passed, short);
-  const nothing: Timed[] = [{ at: 5, what: "end" }];
+  const nothing: TimedChunk[] = [{ at: 5, what: "end" }];
   assertEquals(through({ type: "limit_data" }, nothing).passed, nothing);
 });
 
@@ -703,19 +712,19 @@ Deno.test("toxics change no other decision, and are independent", () => {
     { type: "latency", name: "never", toxicity: 0 },
   ];
   const numbers = Array.from({ length: 10_000 }, (_, i) => i + 1);
-  const fates = (toxics: ToxicOptions[], seed = 7) => {
+  const decisions = (toxics: ToxicOptions[], seed = 7) => {
     const route = routeWith(toxics, faults);
     return numbers.map((number) => decide(seed, route, number));
   };
-  const found = fates(toxics);
+  const found = decisions(toxics);
   assertEquals(
-    found.map((fate) =>
-      fate.kind === "forward" ? { ...fate, toxics: [] } : fate
+    found.map((decision) =>
+      decision.kind === "forward" ? { ...decision, toxics: [] } : decision
     ),
-    fates([]),
+    decisions([]),
   );
-  assertEquals(fates(toxics), found);
-  const forwarded = found.filter((fate) => fate.kind === "forward");
+  assertEquals(decisions(toxics), found);
+  const forwarded = found.filter((decision) => decision.kind === "forward");
   const acting = forwarded.map(({ toxics }) => toxics.map(({ name }) => name));
   const share = (...names: string[]) =>
     acting.filter((each) => names.every((name) => each.includes(name))).length;
@@ -726,7 +735,7 @@ Deno.test("toxics change no other decision, and are independent", () => {
   const late = forwarded.filter(({ delayMs }) => delayMs > 50);
   const lateWithA = late.filter(({ toxics }) => toxics[0].name === "a");
   assertShare(lateWithA.length, late.length, 0.5);
-  assert(JSON.stringify(fates(toxics, 8)) !== JSON.stringify(found));
+  assert(JSON.stringify(decisions(toxics, 8)) !== JSON.stringify(found));
 });
 
 Deno.test({
@@ -781,7 +790,7 @@ Deno.test({
 
 /** A toxic that is begun and opened at 100, and what it does from then on. */
 function begun(options: ToxicOptions) {
-  const passed: Timed[] = [];
+  const passed: TimedChunk[] = [];
   const cuts: Cut[] = [];
   const effect = beginToxic(options, 1, {
     pass: (timed) => passed.push({ ...timed }),
@@ -789,7 +798,7 @@ function begun(options: ToxicOptions) {
   });
   effect.open?.(100);
   /** What comes of these from now on, as times and sizes. */
-  const give = (...given: Timed[]) => {
+  const give = (...given: TimedChunk[]) => {
     passed.length = 0;
     for (const each of given) effect.take(each);
     return passed.map(({ at, what }) => [
