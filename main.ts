@@ -432,11 +432,14 @@ export function parseConfig(
 }
 
 function readYaml(text: string, path: string): unknown {
-  // Each may copy as many keys as the text has, which takes the parser minutes.
-  const merges = text.split("<<").length - 1;
-  if (merges * text.length > MAX_MERGED_CHARACTERS) {
+  // Each alias may copy as many keys as the text has, which takes minutes.
+  const [merges, aliases] = ["<<", "*"].map((each) =>
+    text.split(each).length - 1
+  );
+  const copies = merges && Math.max(merges, aliases);
+  if (copies * text.length > MAX_MERGED_CHARACTERS) {
     throw new ConfigError(path, [
-      `expected fewer merge keys (<<) in a file of this size, found ${merges}; ` +
+      `expected fewer merge keys (<<) in a file of this size, found ${copies}; ` +
       "write out what they stand for",
     ]);
   }
@@ -502,8 +505,8 @@ function keepOddNumbers(value: unknown, texts: unknown): void {
     const [tree, written] = pair;
     if (!isTree(tree) || !isTree(written) || seen.has(tree)) continue;
     seen.add(tree);
+    const sources = [written, ...[written["<<"]].flat()].filter(isTree);
     for (const [key, each] of Object.entries(tree)) {
-      const sources = [written, ...[written["<<"]].flat()].filter(isTree);
       const text = sources.find((each) => Object.hasOwn(each, key))?.[key];
       if (typeof each !== "number") pending.push([each, text]);
       else if (typeof text === "string" && !PLAIN_INTEGER.test(text)) {

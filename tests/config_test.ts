@@ -1181,6 +1181,10 @@ Deno.test("a config has 1000 routes and 10000 toxics at most, however few its by
     "expected fewer merge keys (<<) in a file of this size, found 20000; " +
     "write out what they stand for",
   ]);
+  assertEquals(problems(`x: &m { ${keys} }\ny: { <<: ${list("*m", 2000)} }`), [
+    "expected fewer merge keys (<<) in a file of this size, found 2000; " +
+    "write out what they stand for",
+  ]);
 });
 
 Deno.test("a message says how to mend what is clear", () => {
