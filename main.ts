@@ -3827,9 +3827,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Forwards some connections on loopback. The first one of a process would be
-   * 10 to 25 ms late otherwise, since much is loaded and compiled when it is
-   * first used, and test suites start the proxy afresh each time.
+   * Forwards some connections on loopback, in 30 to 50 ms. The first one of a
+   * process would be 10 to 25 ms late otherwise, since much is loaded and compiled
+   * when it is first used, and test suites start the proxy afresh each time.
    */
   static async #warmUp(resettable = false): Promise<void> {
     this.#isWarm = true;
@@ -3845,12 +3845,12 @@ export class ChaosProxy implements AsyncDisposable {
         routes: [{
           localPort: 0,
           upstream: addressOf(upstream.addr),
-          toxics: [{ type: "latency", attributes: { latency: 3 } }],
+          toxics: [{ type: "latency", attributes: { latency: 1 } }],
         }],
       }, { resettable });
       const [{ localPort: port }] = proxy.routes;
       const bytes = new Uint8Array(64);
-      const connections = Array.from({ length: WARM_UPS }, async () => {
+      for (let count = 0; count < WARM_UPS; count++) {
         using client = await Deno.connect({ hostname: LOOPBACK, port });
         open.push(client);
         await client.write(bytes);
@@ -3859,8 +3859,7 @@ export class ChaosProxy implements AsyncDisposable {
         await server.read(bytes);
         await server.write(bytes);
         await client.read(bytes);
-      });
-      await Promise.all(connections);
+      }
     } catch {
       // There is a shortage of descriptors, or no loopback. It is no loss.
     } finally {
@@ -4278,7 +4277,7 @@ export class ChaosProxy implements AsyncDisposable {
   }
 }
 
-const WARM_UPS = 5;
+const WARM_UPS = 3;
 const MAX_WARM_UP_MS = 1000;
 
 function randomSeed(): number {

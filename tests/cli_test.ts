@@ -20,6 +20,7 @@ import {
   readAll,
   readExactly,
   ROOT,
+  RUN_FLAGS,
   send,
   signalTo,
   soon,
@@ -1292,3 +1293,40 @@ Deno.test("the task takes a config from where it is called", async () => {
   assertEquals(code, 0, text(stderr));
   assertMatch(text(stdout), /^my own\.yaml: 1 route/);
 });
+
+for (const resettable of [false, true]) {
+  const kind = resettable ? "Node's" : "Deno's";
+  Deno.test(`before it starts, a process forwards connections of its own, on ${kind} sockets`, async () => {
+    await using script = await TempFile.with(
+      `
+      import { ChaosProxy } from ${JSON.stringify(`${ROOT}main.ts`)};
+      const { connect } = Deno;
+      let answers = 0;
+      Deno.connect = async (options) => {
+        const conn = await connect(options);
+        const read = conn.read.bind(conn);
+        conn.read = async (buffer) => {
+          const size = await read(buffer);
+          if (size === 64) answers++;
+          return size;
+        };
+        return conn;
+      };
+      const config = { routes: [{ localPort: 0, upstream: "a:1" }] };
+      await (await ChaosProxy.start(config, { resettable: ${resettable} })).stop();
+      console.log(answers);
+      `,
+      ".ts",
+    );
+    const { stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: [
+        ...["run", "--config", DENO_JSON, "--no-check", "--allow-net"],
+        ...[...RUN_FLAGS, script.path],
+      ],
+      cwd: ROOT,
+      env: { NO_COLOR: "1" },
+    }).output();
+    // Each has an answer, which is read from the upstream before.
+    assertEquals(text(stdout), resettable ? "3\n" : "6\n", text(stderr));
+  });
+}
