@@ -33,110 +33,7 @@ import { setImmediate } from "node:timers";
 import example from "./config.example.yaml" with { type: "text" };
 import deno from "./deno.json" with { type: "json" };
 
-// ---- Config: what may be written, and what it then means -------------------
-
-/** A route as one writes it: what is left out takes its default. */
-export interface RouteOptions {
-  /** The port to listen on, 0 to 65535; 0 takes a free one. */
-  localPort: number;
-  /** Where to forward to: `host:port` or `[ipv6]:port`. */
-  upstream: string;
-  /**
-   * What the route is called, in logs and as part of each random decision:
-   * 1 to 255 characters without white space, unique; not `.` or `..`, which
-   * stand for something else in a URL. Default: the local port.
-   */
-  name?: string;
-  /** The address to listen on. Default: 127.0.0.1. */
-  host?: string;
-  /**
-   * Whether it is listened on; one that is not can be enabled while the proxy
-   * runs. Default: true.
-   */
-  enabled?: boolean;
-  /**
-   * The probability, 0 to 1, that a connection is closed as soon as it is
-   * accepted; the upstream is not dialled. Default: 0.
-   */
-  dropRate?: number;
-  /**
-   * The probability, 0 to 1, that a connection which is not dropped is never
-   * answered: what it sends is read and discarded, and the upstream is not
-   * dialled. Default: 0.
-   */
-  timeoutRate?: number;
-  /**
-   * How long a connection that is never answered stays open, in milliseconds,
-   * 0 to 2147483647; with 0, the default, until the client ends it.
-   */
-  timeoutMs?: number;
-  /**
-   * The delay before the upstream is dialled, in milliseconds, 0 to
-   * 2147483647. Default: 0.
-   */
-  latencyMs?: number;
-  /**
-   * How far the delay may lie from `latencyMs`, either way, uniformly, in
-   * milliseconds, 0 to 2147483647; the delay is never below 0. Default: 0.
-   */
-  jitterMs?: number;
-  /**
-   * How long dialling the upstream may take, in milliseconds, 1 to 2147483647.
-   * Default: 10000.
-   */
-  connectTimeoutMs?: number;
-  /**
-   * How long a connection of which one side has ended its stream may go without
-   * a byte in the other direction before it is closed, in milliseconds, 0 to
-   * 2147483647; 0: for ever. Default: 60000.
-   */
-  halfCloseTimeoutMs?: number;
-  /** Faults on the bytes, in the order in which they act. Default: none. */
-  toxics?: readonly ToxicOptions[];
-}
-
-/** A route with every default filled in. */
-export interface Route
-  extends Readonly<Required<Omit<RouteOptions, "toxics">>> {
-  /** Faults on the bytes, in the order in which they act. */
-  readonly toxics: readonly Toxic[];
-}
-
-/** What can be set while it is being checked. */
-type Draft<T> = { -readonly [K in keyof T]?: T[K] };
-
-/** A configuration as one writes it: what is left out takes its default. */
-export interface ConfigOptions {
-  /**
-   * What all random decisions derive from, an integer from 0 to 2^53 - 1.
-   * Default: a random one, which is reported.
-   */
-  seed?: number;
-  /**
-   * How long connections in flight may take to end at shutdown, in
-   * milliseconds, 0 to 2147483647; with 0, for ever. Default: 30000.
-   */
-  drainTimeoutMs?: number;
-  /**
-   * Where the control API is to listen: a port, on 127.0.0.1, or `host:port`;
-   * port 0 takes a free one. Default: there is none.
-   */
-  api?: number | string;
-  /** The routes; in a configuration file at least one, unless it has an `api`. */
-  routes?: readonly RouteOptions[];
-}
-
-/** A configuration with every default but the seed's filled in. */
-export interface Config {
-  /** What all random decisions derive from; absent, a random seed is taken. */
-  seed?: number;
-  /** How long connections in flight may take to end, in ms; 0: for ever. */
-  drainTimeoutMs: number;
-  /** Where the control API is to listen, `host:port`; absent, there is none. */
-  api?: string;
-  /** The routes, with unique names and ports. */
-  routes: readonly Route[];
-}
+// ---- Validation: what may be written, and what to say of the rest ------------
 
 /** What is wrong with a configuration: all of it, not just the first. */
 export class ConfigError extends Error {
@@ -165,11 +62,7 @@ function firstOf(sentences: readonly string[]): string[] {
   return more > 0 ? [...first, `… and ${more} more`] : first;
 }
 
-const MAX_CONFIG_BYTES = 1024 * 1024;
 const MAX_PROBLEMS = 1000;
-const MAX_MERGED_CHARACTERS = 50_000_000; // takes a second at most
-const MAX_ROUTES = 1000;
-const MAX_TOXICS_IN_ALL = 10_000;
 const MAX_PROBLEMS_SHOWN = 50;
 const MAX_MS = 2 ** 31 - 1; // what a timer can take
 
@@ -199,154 +92,10 @@ const routeName: Guard<string> = {
   is: (value): value is string =>
     typeof value === "string" && /^(?!\.{1,2}$)[^\s\p{C}]{1,255}$/u.test(value),
 };
-const listenHost: Guard<string> = {
-  expected: "a host name or an IP address",
-  is: (value): value is string =>
-    typeof value === "string" && !value.startsWith("[") &&
-    (isHost(value) || isHost(`[${value}]`)),
-};
-const upstreamAddress: Guard<string> = {
-  expected: "host:port or [ipv6]:port, the port from 1 to 65535",
-  is: (value): value is string =>
-    typeof value === "string" && splitAddress(value) !== undefined,
-};
-/** Toxiproxy takes an upstream without a port; its connections then fail. */
-const proxyUpstream: Guard<string> = {
-  expected: upstreamAddress.expected,
-  is: (value): value is string =>
-    upstreamAddress.is(value) || (typeof value === "string" && isHost(value)),
-};
-const listenAddress: Guard<string> = {
-  expected: "host:port, [ipv6]:port or :port, the port from 0 to 65535",
-  is: (value): value is string =>
-    typeof value === "string" &&
-    splitListen(value, ALL_ADDRESSES) !== undefined,
-};
-const apiAddress: Guard<number | string> = {
-  expected: "a port or host:port, the port from 0 to 65535",
-  is: (value): value is number | string => splitApi(value) !== undefined,
-};
 const yesOrNo: Guard<boolean> = {
   expected: "true or false",
   is: (value): value is boolean => typeof value === "boolean",
 };
-/** Each passes on to the next in a call: 2,000 have overflowed the stack. */
-const MAX_TOXICS = 500;
-const toxicList: Guard<unknown[]> = {
-  expected: `a list of toxics, ${MAX_TOXICS} at most`,
-  is: (value): value is unknown[] =>
-    Array.isArray(value) && value.length <= MAX_TOXICS,
-};
-const anyRoutes: Guard<unknown[]> = {
-  expected: "a list of routes",
-  is: (value): value is unknown[] => Array.isArray(value),
-};
-const routeList: Guard<unknown[]> = {
-  expected: "a list of routes, at least one",
-  is: (value): value is unknown[] => anyRoutes.is(value) && value.length > 0,
-};
-
-type Proxies = unknown[] | Record<string, unknown>;
-const anyProxies: Guard<Proxies> = {
-  expected: "a list of proxies, or an object of them by name",
-  is: (value): value is Proxies => Array.isArray(value) || isRecord(value),
-};
-const proxyList: Guard<Proxies> = {
-  expected: `${anyProxies.expected}, at least one`,
-  is: (value): value is Proxies =>
-    anyProxies.is(value) && Object.keys(value).length > 0,
-};
-
-const LOOPBACK = "127.0.0.1";
-const ALL_ADDRESSES = "0.0.0.0";
-
-/** Whether a host is fit for a URL: a name, an IPv4 or a bracketed IPv6 one. */
-function isHost(host: string): boolean {
-  return host.length <= 255 &&
-    /^(?:\w+(?:[.-]+\w+)*\.?|\[[\da-f:.]+\])$/i.test(host) &&
-    !host.includes("..") && URL.canParse(`http://${host}`);
-}
-
-/** Where to listen, or to connect to. */
-interface Address {
-  readonly hostname: string;
-  readonly port: number;
-}
-
-/** Splits `host:port`; the brackets of an IPv6 address are taken off. */
-function splitAddress(address: string, lowestPort = 1): Address | undefined {
-  const [, host, digits] = /^(.+):(\d{1,5})$/.exec(address) ?? [];
-  const port = Number(digits);
-  if (host === undefined || !isHost(host)) return undefined;
-  if (port < lowestPort || port > 65535) return undefined;
-  return { hostname: host.replace(/^\[(.*)\]$/, "$1"), port };
-}
-
-/** Splits an address to listen on; `:port` is at the host given. */
-function splitListen(address: string, host: string): Address | undefined {
-  return splitAddress(address.replace(/^:/, `${host}:`), 0);
-}
-
-function splitApi(address: unknown): Address | undefined {
-  if (typeof address !== "string" && typeof address !== "number") return;
-  return splitListen(String(address).replace(/^\d+$/, ":$&"), LOOPBACK);
-}
-
-/** `localhost` in IPv4: a resolver may put IPv6 first, where few look for it. */
-function ofLocalhost({ hostname, port }: Address): Address {
-  return { hostname: hostname === "localhost" ? LOOPBACK : hostname, port };
-}
-
-/** A host in the one form in which it can be compared. */
-function canonicalHost(host: string): string {
-  const url = new URL(`http://${host.includes(":") ? `[${host}]` : host}`);
-  const hostname = url.hostname.replace(/^\[(.*)\]$/, "$1");
-  return /^localhost\.?$/.test(hostname) ? LOOPBACK : hostname;
-}
-
-const WHOLE_PORT = "";
-/** The hosts that cover others. */
-const WIDE_HOSTS = [WHOLE_PORT, "::", ALL_ADDRESSES];
-
-/**
- * Whether only one of two canonical hosts can be listened on at one port:
- * `0.0.0.0` covers IPv4, and `::` covers all.
- */
-function overlaps(a: string, b: string): boolean {
-  const covers = (one: string, other: string) =>
-    one === WHOLE_PORT || one === "::" ||
-    (one === ALL_ADDRESSES && !other.includes(":"));
-  return a === b || covers(a, b) || covers(b, a);
-}
-
-/** Whether a host is this machine by itself: by name, or by address. */
-function isLoopback(host: string): boolean {
-  return /^(?:localhost\.?|(?:::ffff:)?127(?:\.\d+){3}|\[?::1\]?)$/i.test(host);
-}
-
-/** Whether a connection to a host of this machine gets to where one listens. */
-function reaches(upstreamHost: string, listenHost: string): boolean {
-  const [to, at] = [canonicalHost(upstreamHost), canonicalHost(listenHost)];
-  const isWide = (host: string) => host === ALL_ADDRESSES || host === "::";
-  return to === at || (isWide(at) && (isWide(to) || isLoopback(to))) ||
-    (isWide(to) && isLoopback(at));
-}
-
-/** Joins what `splitAddress` splits. */
-function addressOf({ hostname, port }: Address): string {
-  return hostname.includes(":")
-    ? `[${hostname}]:${port}`
-    : `${hostname}:${port}`;
-}
-
-/**
- * A route as Toxiproxy's clients and files write it, where `listen` stands for
- * `host` and `localPort`; `:port` is on all addresses.
- */
-interface ProxyOptions extends Omit<RouteOptions, "host" | "localPort"> {
-  name: string;
-  listen?: string;
-}
 
 /** How to check a field, and what it is when left out. */
 interface Field<T> {
@@ -365,556 +114,8 @@ function optional<T>(fields: Fields<T>): Fields<T> {
   ) as Fields<T>;
 }
 
-const ROUTE_FIELDS: Fields<Omit<Route, "toxics"> & { toxics: unknown[] }> = {
-  name: { guard: routeName, optional: true },
-  localPort: { guard: integer(0, 65535) },
-  host: { guard: listenHost, default: LOOPBACK },
-  enabled: { guard: yesOrNo, default: true },
-  upstream: { guard: upstreamAddress },
-  dropRate: { guard: rate, default: 0 },
-  timeoutRate: { guard: rate, default: 0 },
-  timeoutMs: { guard: milliseconds, default: 0 },
-  latencyMs: { guard: milliseconds, default: 0 },
-  jitterMs: { guard: milliseconds, default: 0 },
-  connectTimeoutMs: { guard: integer(1, MAX_MS), default: 10_000 },
-  halfCloseTimeoutMs: { guard: milliseconds, default: 60_000 },
-  toxics: { guard: toxicList, default: [] },
-};
-
-const { localPort: _port, host: _host, ...SHARED_FIELDS } = ROUTE_FIELDS;
-const PROXY_FIELDS: Fields<
-  Omit<Required<ProxyOptions>, "toxics"> & { toxics: unknown[] }
-> = {
-  ...SHARED_FIELDS,
-  name: { guard: routeName },
-  listen: { guard: listenAddress, default: `${LOOPBACK}:0` },
-  upstream: { guard: proxyUpstream },
-};
-
-const CONFIG_FIELDS: Fields<
-  Omit<ConfigOptions, "routes"> & { routes: unknown[] }
-> = {
-  seed: { guard: integer(0, Number.MAX_SAFE_INTEGER), optional: true },
-  drainTimeoutMs: { guard: milliseconds, default: 30_000 },
-  api: { guard: apiAddress, optional: true },
-  routes: { guard: routeList },
-};
-
-/**
- * Reads a configuration: JSON if the path ends in `.json`, YAML otherwise. It
- * may be Toxiproxy's own: proxies of `{name, listen, upstream, enabled, toxics}`
- * in a list or in an object by name, either of them also as `proxies`.
- *
- * @param text What the file holds, at most 1 MiB; a byte order mark is skipped.
- * @param path Where it comes from, for messages and to tell JSON from YAML.
- * @param given What to take instead of what the text says.
- * @throws {ConfigError} If it cannot be read as JSON or YAML, or is no valid
- * configuration; the error holds every problem, each with where it is and what
- * was expected.
- */
-export function parseConfig(
-  text: string,
-  path = "config.yaml",
-  given: Pick<ConfigOptions, "seed" | "api" | "drainTimeoutMs"> = {},
-): Config {
-  if (text.length > MAX_CONFIG_BYTES) {
-    throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
-  }
-  const body = text.replace(/^\uFEFF/, "");
-  if (body.trim() === "") {
-    throw new ConfigError(path, ["the file is empty; expected routes"]);
-  }
-  return checkConfig(
-    /\.json$/i.test(path) ? readJson(body, path) : readYaml(body, path),
-    path,
-    { given },
-  );
-}
-
-function readYaml(text: string, path: string): unknown {
-  // Each alias may copy as many keys as the text has, which takes minutes.
-  const [merges, aliases] = ["<<", "*"].map((each) =>
-    text.split(each).length - 1
-  );
-  const copies = merges && Math.max(merges, aliases);
-  if (copies * text.length > MAX_MERGED_CHARACTERS) {
-    throw new ConfigError(path, [
-      `expected fewer merge keys (<<) in a file of this size, found ${copies}; ` +
-      "write out what they stand for",
-    ]);
-  }
-  const tab = findIndentingTab(text);
-  if (tab) {
-    throw new ConfigError(path, [
-      `line ${tab}, column 1: invalid YAML: a tab in the indentation; ` +
-      "write spaces",
-    ]);
-  }
-  try {
-    const value = parseYaml(text);
-    const asText = { schema: "failsafe", allowDuplicateKeys: true } as const;
-    keepOddNumbers(value, parseYaml(text, asText));
-    return value;
-  } catch (error) {
-    const message = error instanceof RangeError // the parser's stack overflowed
-      ? "nested too deeply"
-      : (error as Error).message;
-    const [, reason, line, column] =
-      /^(.*?) at line (\d+), column (-?\d+)/s.exec(message) ??
-        ["", message.split("\n", 1)[0]];
-    const place = line === undefined
-      ? ""
-      : `line ${line}, column ${Math.max(1, Number(column))}: `;
-    const lineText = text.split(/\r\n|\r|\n/)[Number(line) - 1] ?? "";
-    const hint = /:\s*\[[\da-f:.]+\]:\d/i.test(lineText)
-      ? "; put an IPv6 address in quotes"
-      : "";
-    throw new ConfigError(path, [`${place}invalid YAML: ${reason}${hint}`]);
-  }
-}
-
-/** The line that YAML would read as if its tabs were not there. */
-function findIndentingTab(text: string): number | undefined {
-  let depth = 0; // of brackets, within which indentation means nothing
-  for (const [index, line] of text.split(/\r\n|\r|\n/).entries()) {
-    if (depth <= 0 && /^ *\t\s*[^\s#]/.test(line)) return index + 1;
-    depth += line.split(/[[{]/).length - line.split(/[\]}]/).length;
-  }
-}
-
-/** A number that YAML read from a text in another form: `0755`, `1:30`, `1e3`. */
-class OddNumber {
-  constructor(readonly value: number, readonly text: string) {}
-
-  get isDecimal(): boolean {
-    return /^[-+]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:e[-+]?\d+)?$/i.test(this.text);
-  }
-}
-
-const PLAIN_INTEGER = /^[-+]?(?:0|[1-9]\d*)$/;
-
-function isTree(value: unknown): value is Record<string, unknown> {
-  return Array.isArray(value) || isRecord(value);
-}
-
-/** Puts an {@linkcode OddNumber} for each, given the same tree with all as text. */
-function keepOddNumbers(value: unknown, texts: unknown): void {
-  const seen = new Set<unknown>();
-  const pending = [[value, texts]];
-  for (let pair; (pair = pending.pop());) {
-    const [tree, written] = pair;
-    if (!isTree(tree) || !isTree(written) || seen.has(tree)) continue;
-    seen.add(tree);
-    const sources = [written, ...[written["<<"]].flat()].filter(isTree);
-    for (const [key, each] of Object.entries(tree)) {
-      const text = sources.find((each) => Object.hasOwn(each, key))?.[key];
-      if (typeof each !== "number") pending.push([each, text]);
-      else if (typeof text === "string" && !PLAIN_INTEGER.test(text)) {
-        tree[key] = new OddNumber(each, text);
-      }
-    }
-  }
-}
-
-function readJson(text: string, path: string): unknown {
-  const found = findJsonProblem(text);
-  if (found === undefined) return JSON.parse(text);
-  const before = text.slice(0, found.offset).split(/\r\n|\r|\n/);
-  const column = before[before.length - 1].length + 1;
-  throw new ConfigError(path, [
-    `line ${before.length}, column ${column}: invalid JSON: ${found.problem}`,
-  ]);
-}
-
-interface JsonProblem {
-  offset: number;
-  problem: string;
-}
-
-const JSON_SPACE = /[ \t\r\n]*/y;
-const JSON_STRING =
-  /"[ !#-[\]-\uffff]*(?:\\(?:["\\/bfnrt]|u[\da-fA-F]{4})[ !#-[\]-\uffff]*)*"/y;
-const JSON_OTHER_SCALAR =
-  /(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?|true|false|null)(?![\w.])/y;
-const MAX_JSON_DEPTH = 100;
-
-/**
- * Where a text stops being JSON, or an object repeats a key. `JSON.parse` lets
- * the latter pass, and tells the place of some errors only.
- */
-function findJsonProblem(text: string): JsonProblem | undefined {
-  let offset = 0;
-
-  function take(token: RegExp): string | undefined {
-    JSON_SPACE.lastIndex = offset;
-    JSON_SPACE.test(text);
-    offset = JSON_SPACE.lastIndex;
-    token.lastIndex = offset;
-    const taken = token.exec(text)?.[0];
-    offset += taken?.length ?? 0;
-    return taken;
-  }
-
-  function missing(expected: string): JsonProblem {
-    const next = text.codePointAt(offset);
-    const found = next === undefined
-      ? "the end"
-      : JSON.stringify(String.fromCodePoint(next));
-    const hint = /^(?:\/[/*]|#)/.test(text.slice(offset, offset + 2))
-      ? "; JSON has no comments"
-      : /,\s*$/.test(text.slice(0, offset)) && /[\]}]/.test(found)
-      ? "; remove the comma before it"
-      : offset === text.search(/\S/) && /[\w-]/.test(found)
-      ? "; name a YAML file .yaml, not .json"
-      : "";
-    return { offset, problem: `expected ${expected}, found ${found}${hint}` };
-  }
-
-  function value(depth: number): JsonProblem | undefined {
-    if (take(/\{/y)) {
-      const keys = new Set<string>();
-      return items("}", depth, () => member(keys, depth));
-    }
-    if (take(/\[/y)) return items("]", depth, () => value(depth + 1));
-    if (take(JSON_STRING) ?? take(JSON_OTHER_SCALAR)) return undefined;
-    return missing(
-      text[offset] === '"'
-        ? "a string with its closing quote, and escapes that JSON has"
-        : "a value",
-    );
-  }
-
-  function items(
-    end: "}" | "]",
-    depth: number,
-    item: () => JsonProblem | undefined,
-  ): JsonProblem | undefined {
-    if (depth === MAX_JSON_DEPTH) {
-      return { offset, problem: `nested deeper than ${depth} levels` };
-    }
-    const ending = end === "}" ? /\}/y : /\]/y;
-    if (take(ending)) return undefined;
-    do {
-      const problem = item();
-      if (problem) return problem;
-    } while (take(/,/y));
-    return take(ending) ? undefined : missing(`"," or "${end}"`);
-  }
-
-  function member(keys: Set<string>, depth: number): JsonProblem | undefined {
-    const key = take(JSON_STRING);
-    if (key === undefined) return missing("a key in double quotes");
-    const name: string = JSON.parse(key);
-    if (keys.has(name)) {
-      return { offset: offset - key.length, problem: `${key} is repeated` };
-    }
-    keys.add(name);
-    return take(/:/y) ? value(depth + 1) : missing('":"');
-  }
-
-  const problem = value(0);
-  if (problem) return problem;
-  take(/$/y);
-  return offset === text.length ? undefined : missing("the end");
-}
-
-/**
- * Checks a configuration that has been read, or was written in a program.
- *
- * @throws {ConfigError} If it is not valid.
- */
-function checkConfig(
-  value: unknown,
-  source: string,
-  { given = {}, mayBeEmpty = false }: {
-    given?: Pick<ConfigOptions, "seed" | "api" | "drainTimeoutMs">;
-    mayBeEmpty?: boolean;
-  },
-): Config {
-  const problems: string[] = [];
-  const form = formOf(value);
-  const read = form === "bare" ? { proxies: value } : value;
-  const all = isRecord(read) ? { ...read, ...given } : read;
-  const mayLackAll = mayBeEmpty || (isRecord(all) && all.api !== undefined);
-  const { routes: required, ...fields } = CONFIG_FIELDS;
-  const lists = mayLackAll
-    ? {
-      routes: { guard: anyRoutes, default: [] },
-      proxies: { guard: anyProxies, default: [] },
-    }
-    : { routes: required, proxies: { guard: proxyList } };
-  const { routes: own, proxies, ...config } = checkFields<Written>(
-    all,
-    "",
-    {
-      ...fields,
-      ...(form === "routes"
-        ? { routes: lists.routes }
-        : { proxies: lists.proxies }),
-    } as Fields<Written>,
-    problems,
-  );
-  const entries = form === "routes"
-    ? listed(own ?? [], "routes")
-    : proxiesIn(proxies ?? [], form === "bare" ? "" : "proxies");
-  const check = form === "routes" ? checkRoute : checkProxy;
-  const routes = checkRoutes(entries, check, problems);
-  const api = splitApi(config.api);
-  const taken = routes.findIndex(({ enabled, host, localPort }) =>
-    api && enabled && localPort > 0 && localPort === api.port && host &&
-    overlaps(canonicalHost(host), canonicalHost(api.hostname))
-  );
-  if (api && taken >= 0) {
-    const [by] = entries[taken];
-    problems.push(`api: ${api.port} is already taken by ${by}`);
-  }
-  if (problems.length > 0) throw new ConfigError(source, problems);
-  return {
-    ...config,
-    routes,
-    ...(api && { api: addressOf(api) }),
-  } as Config; // nothing is missing: no problem
-}
-
-/** What stands in a configuration of any form. */
-type Written = Omit<ConfigOptions, "routes"> & {
-  routes?: unknown[];
-  proxies?: Proxies;
-};
-
-/**
- * The form of a configuration: with `routes`, or with `proxies` in Toxiproxy's,
- * or bare, which is just those. Routes without the `routes` before them are not
- * taken for proxies.
- */
-function formOf(value: unknown): "routes" | "proxies" | "bare" {
-  if (Array.isArray(value)) return value.some(isOwn) ? "routes" : "bare";
-  if (!isRecord(value)) return "routes";
-  if (areByName(value)) return "bare";
-  return "proxies" in value && !("routes" in value) ? "proxies" : "routes";
-}
-
-function isOwn(route: unknown): boolean {
-  return isRecord(route) && "localPort" in route;
-}
-
-/** Whether an object is as `GET /proxies` returns it, at least in part. */
-function areByName(value: Record<string, unknown>): boolean {
-  const isProxy = (each: object) =>
-    Object.entries(each).some(([key, text]) =>
-      /^(?:listen|upstream)$/i.test(key) && typeof text === "string"
-    );
-  const entries = Object.entries(value);
-  return entries.some(([_, each]) => isRecord(each) && isProxy(each)) &&
-    entries.every(([key, each]) =>
-      isRecord(each) && !isOwn(each) &&
-      (!Object.hasOwn(CONFIG_FIELDS, key) || each.name === key)
-    );
-}
-
-/** What is to be checked as a route, with its path. */
-type Entry = readonly [path: string, value: unknown];
-
-function listed(values: readonly unknown[], path: string): Entry[] {
-  return Array.from(values, (value, index) => [`${path}[${index}]`, value]);
-}
-
-/** Toxiproxy's proxies; by name, they need no `name` of their own. */
-function proxiesIn(proxies: Proxies, path: string): Entry[] {
-  if (Array.isArray(proxies)) return listed(proxies, path);
-  return Object.entries(proxies).map(([name, value]) => {
-    const isNamed = !isRecord(value) ||
-      Object.entries(value).some(([key, text]) =>
-        /^name$/i.test(key) && text !== null
-      );
-    return [pathTo(path, name), isNamed ? value : { ...value, name }];
-  });
-}
-
-/**
- * Checks routes that come from a program.
- *
- * @throws {ConfigError} If one of them is not valid.
- */
-function checkedRoutes(values: readonly unknown[]): Route[] {
-  const problems: string[] = [];
-  const entries = listed(values, "routes");
-  const routes = checkRoutes(entries, checkRoute, problems);
-  if (problems.length > 0) throw new ConfigError("routes", problems);
-  return routes;
-}
-
-type CheckRoute = (
-  value: unknown,
-  path: string,
-  problems: string[],
-) => Partial<Route>;
-
-function checkRoutes(
-  entries: readonly Entry[],
-  check: CheckRoute,
-  problems: string[],
-): Route[] {
-  const sizes = entries.map(([, value]) =>
-    isRecord(value) && Array.isArray(value.toxics) ? value.toxics.length : 0
-  );
-  // Before anything is looked at: YAML's aliases make much of little text.
-  for (
-    const [most, found, what] of [
-      [MAX_ROUTES, entries.length, "routes"],
-      [MAX_TOXICS_IN_ALL, sizes.reduce((a, b) => a + b, 0), "toxics in all"],
-    ] as const
-  ) {
-    if (found <= most) continue;
-    problems.push(`expected at most ${most} ${what}, found ${found}`);
-    return [];
-  }
-  const routes: Partial<Route>[] = [];
-  for (const [path, value] of entries) {
-    routes.push(check(value, path, problems));
-    if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
-  }
-  checkUnique(routes, entries.map(([path]) => path), problems);
-  const circle = findCircle(routes);
-  if (circle) problems.push(`${entries[circle.index][0]}.${circle.problem}`);
-  return routes as Route[]; // whatever is missing is a problem
-}
-
-function checkRoute(
-  value: unknown,
-  path: string,
-  problems: string[],
-): Partial<Route> {
-  const ignored = fromToxiproxy.get(value as object);
-  const fields = checkFields(value, path, fieldsOf(value), problems);
-  if (fields.localPort !== undefined) fields.name ??= String(fields.localPort);
-  const toxics = checkToxics(fields.toxics ?? [], `${path}.toxics`, problems);
-  const route = { ...fields, toxics };
-  if (ignored) fromToxiproxy.set(route, ignored);
-  return route;
-}
-
-/**
- * Routes, and changes of one, that were written in Toxiproxy's form, and what
- * was ignored in them. Toxiproxy's rules apply to them also where they are
- * validated again, as at the start of a config that was read.
- */
-const fromToxiproxy = new WeakMap<object, readonly string[]>();
-
-/** What of a valid route was ignored, or does not do what it seems to. */
-function warningsOf(route: Route): string[] {
-  const { name, timeoutMs, timeoutRate, latencyMs, jitterMs } = route;
-  const warnings = [...fromToxiproxy.get(route) ?? []];
-  if (timeoutMs > 0 && timeoutRate === 0) {
-    warnings.push(`${name}: timeoutMs does nothing without timeoutRate`);
-  }
-  if (jitterMs > 0 && latencyMs === 0) {
-    warnings.push(
-      `${name}: jitterMs without latencyMs delays half of the connections`,
-    );
-  }
-  return warnings;
-}
-
-/** The fields of a route, or of changes of one. */
-function fieldsOf(value: unknown): typeof ROUTE_FIELDS {
-  return fromToxiproxy.has(value as object)
-    ? { ...ROUTE_FIELDS, upstream: PROXY_FIELDS.upstream }
-    : ROUTE_FIELDS;
-}
-
-/** Checks a route in Toxiproxy's form, and notes what it ignores. */
-function checkProxy(
-  value: unknown,
-  path: string,
-  problems: string[],
-  ignored: string[] = [],
-): Partial<Route> {
-  const proxy = checkFields(
-    normalizeProxy(value, path, problems, ignored),
-    path,
-    PROXY_FIELDS,
-    problems,
-  );
-  const { listen, toxics: written = [], ...route } = proxy;
-  const toxicsAt = pathTo(path, "toxics");
-  const toxics = checkToxics(
-    written.map((toxic, index) =>
-      normalizeToxic(toxic, `${toxicsAt}[${index}]`, problems, ignored)
-    ),
-    toxicsAt,
-    problems,
-  );
-  const checked = { ...route, ...(listen && placeOf(listen)), toxics };
-  fromToxiproxy.set(checked, ignored);
-  return checked;
-}
-
-/** Where a route in Toxiproxy's words listens. */
-function placeOf(listen: string): Pick<Route, "host" | "localPort"> {
-  const { hostname: host, port: localPort } = splitListen(
-    listen,
-    ALL_ADDRESSES,
-  )!;
-  return { host, localPort };
-}
-
-/**
- * Toxiproxy's clients write keys in any case, null for what is left out, and
- * keys that mean nothing here, which are ignored.
- */
-function normalize(
-  value: unknown,
-  fields: object,
-  path: string,
-  problems: string[],
-  ignored: string[],
-): unknown {
-  if (!isRecord(value)) return value;
-  const known = new Map(
-    Object.keys(fields).map((key) => [key.toLowerCase(), key]),
-  );
-  const written = new Map<string, string>();
-  const normalized: Record<string, unknown> = {};
-  for (const [key, each] of Object.entries(value)) {
-    const name = known.get(key.toLowerCase());
-    if (name === undefined) ignored.push(pathTo(path, key));
-    else if (written.has(name)) {
-      problems.push(
-        `${pathTo(path, key)}: the same key as ${written.get(name)}; write one`,
-      );
-    } else {
-      written.set(name, key);
-      if (each !== null) normalized[name] = each;
-    }
-    if (problems.length >= MAX_PROBLEMS) break;
-  }
-  return normalized;
-}
-
-/** As {@linkcode normalize}, of a route; without `listen` it takes a free port. */
-function normalizeProxy(
-  value: unknown,
-  path: string,
-  problems: string[],
-  ignored: string[],
-): unknown {
-  const proxy = normalize(value, PROXY_FIELDS, path, problems, ignored);
-  if (!isRecord(proxy)) return proxy;
-  const { listen, upstream } = proxy;
-  if (listen === "") delete proxy.listen;
-  if (typeof upstream === "string") {
-    proxy.upstream = upstream.replace(/^:(?=\d+$)/, "localhost:");
-    if (isHost(upstream)) {
-      ignored.push(
-        `${
-          pathTo(path, "upstream")
-        }: ${upstream} has no port; its connections fail`,
-      );
-    }
-  }
-  return proxy;
-}
+/** What can be set while it is being checked. */
+type Draft<T> = { -readonly [K in keyof T]?: T[K] };
 
 /** Checks an object's fields; what is good is returned, defaults filled in. */
 function checkFields<T>(
@@ -963,21 +164,16 @@ function checkFields<T>(
   return good;
 }
 
+/** Where keys belong, the outermost level first; each section adds its own. */
+const LEVELS: (readonly [place: string, fields: object])[] = [];
+
 function hintForKey(key: string, known: readonly string[]): string {
   if (key === "listen" && known.includes("localPort")) {
     return "; write host and localPort";
   }
   const meant = nearest(key, known);
   if (meant !== undefined) return `; did you mean ${meant}?`;
-  const levels: (readonly [name: string, fields: object])[] = [
-    ["at the top level", CONFIG_FIELDS],
-    ["in a route", ROUTE_FIELDS],
-    ["in a toxic", TOXIC_FIELDS],
-    ...Object.values(TOXICS).map(({ attributes }) =>
-      ["in a toxic's attributes", attributes] as const
-    ),
-  ];
-  const level = levels.find(([, fields]) => Object.hasOwn(fields, key));
+  const level = LEVELS.find(([, fields]) => Object.hasOwn(fields, key));
   return level
     ? ` on this level; it belongs ${level[0]}`
     : `; known are ${known.join(", ")}`;
@@ -1017,6 +213,19 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
   return guard.is(meant) ? `; did you mean ${meant}?` : "";
 }
 
+/** A number that YAML read from a text in another form: `0755`, `1:30`, `1e3`. */
+class OddNumber {
+  constructor(readonly value: number, readonly text: string) {}
+
+  get isDecimal(): boolean {
+    return /^[-+]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:e[-+]?\d+)?$/i.test(this.text);
+  }
+}
+
+function isRequired(field: Field<unknown>): boolean {
+  return field.default === undefined && !field.optional;
+}
+
 /** The path to a key, from the path to what has it. */
 function pathTo(path: string, key: string): string {
   const step = /^[\w-]{1,64}$/.test(key) ? key : describe(key);
@@ -1027,99 +236,6 @@ function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null &&
     !(Symbol.iterator in value) && !(value instanceof Date) &&
     !(value instanceof OddNumber);
-}
-
-function isRequired(field: Field<unknown>): boolean {
-  return field.default === undefined && !field.optional;
-}
-
-/**
- * Names are unique, also those that default to the port, and so are ports; of
- * Toxiproxy's routes the enabled ones must not overlap in their addresses.
- */
-function checkUnique(
-  routes: readonly Partial<Route>[],
-  paths: readonly string[],
-  problems: string[],
-): void {
-  const names = new Map<string, number>();
-  const ports = new Map<number, Map<string, number>>();
-  routes.forEach((route, index) => {
-    const { localPort, name, enabled } = route;
-    const taken = (key: string, value: unknown, by: number, hint = "") =>
-      problems.push(
-        `${paths[index]}.${key}: ${value} is already taken by ${
-          paths[by]
-        }${hint}`,
-      );
-    const isProxy = fromToxiproxy.has(route);
-    const host = isProxy && route.host !== undefined
-      ? canonicalHost(route.host)
-      : WHOLE_PORT;
-    const others = ports.get(localPort ?? 0) ?? new Map<string, number>();
-    const listens = localPort && (!isProxy || enabled);
-    const wide = WIDE_HOSTS.includes(host) ? [...others.keys()] : WIDE_HOSTS;
-    const rival = listens
-      ? [host, ...wide].find((other) =>
-        others.has(other) && overlaps(host, other)
-      )
-      : undefined;
-    const at = (hostname: string) => addressOf({ hostname, port: localPort! });
-    if (rival === undefined) {
-      if (listens) ports.set(localPort, others.set(host, index));
-    } else if (isProxy) {
-      const isOther = rival !== host && rival !== WHOLE_PORT;
-      const hint = isOther ? `, on ${at(rival)}` : "";
-      taken("listen", at(host), others.get(rival)!, hint);
-    } else {
-      taken("localPort", localPort, others.get(rival)!);
-    }
-    const sameName = name === undefined ? undefined : names.get(name);
-    const saidAlready = rival !== undefined && name === `${localPort}`;
-    if (sameName !== undefined && !saidAlready) {
-      const hint = name === `${localPort}`
-        ? " (a name defaults to the port)"
-        : "";
-      taken("name", name + hint, sameName);
-    }
-    if (name !== undefined && !names.has(name)) names.set(name, index);
-  });
-}
-
-/**
- * A route that forwards to itself, also by way of others: each connection would
- * make another one until there are no file descriptors left.
- */
-function findCircle(
-  routes: readonly Partial<Route>[],
-): { index: number; problem: string } | undefined {
-  const byPort = Map.groupBy(routes.keys(), (index) => routes[index].localPort);
-  const nextOf = (index: number) => {
-    const to = splitAddress(routes[index].upstream ?? "");
-    const candidates = to ? byPort.get(to.port) : undefined;
-    return candidates?.find((other) =>
-      reaches(to!.hostname, routes[other].host ?? LOOPBACK)
-    );
-  };
-  const seen = new Set<number>();
-  for (const start of routes.keys()) {
-    const path: number[] = [];
-    for (let at: number | undefined = start; at !== undefined;) {
-      if (path.includes(at)) {
-        const circle = path.slice(path.indexOf(at));
-        const names = [...circle, at].map((each) => routes[each].name);
-        const problem = circle.length === 1
-          ? `${routes[at].upstream} is where the route itself listens`
-          : `connections would go in a circle, ${names.join(" -> ")}`;
-        const hint = "write the address of the server behind it";
-        return { index: at, problem: `upstream: ${problem}; ${hint}` };
-      }
-      if (seen.has(at)) break;
-      seen.add(at);
-      path.push(at);
-      at = nextOf(at);
-    }
-  }
 }
 
 /** As in `postgres://user:password@host`, also without the scheme. */
@@ -1169,7 +285,112 @@ function editDistance(from: string, to: string): number {
   return row[b.length];
 }
 
-// ---- Randomness: decisions that follow from the seed ------------------------
+/**
+ * Toxiproxy's clients write keys in any case, null for what is left out, and
+ * keys that mean nothing here, which are ignored.
+ */
+function normalize(
+  value: unknown,
+  fields: object,
+  path: string,
+  problems: string[],
+  ignored: string[],
+): unknown {
+  if (!isRecord(value)) return value;
+  const known = new Map(
+    Object.keys(fields).map((key) => [key.toLowerCase(), key]),
+  );
+  const written = new Map<string, string>();
+  const normalized: Record<string, unknown> = {};
+  for (const [key, each] of Object.entries(value)) {
+    const name = known.get(key.toLowerCase());
+    if (name === undefined) ignored.push(pathTo(path, key));
+    else if (written.has(name)) {
+      problems.push(
+        `${pathTo(path, key)}: the same key as ${written.get(name)}; write one`,
+      );
+    } else {
+      written.set(name, key);
+      if (each !== null) normalized[name] = each;
+    }
+    if (problems.length >= MAX_PROBLEMS) break;
+  }
+  return normalized;
+}
+
+const LOOPBACK = "127.0.0.1";
+const ALL_ADDRESSES = "0.0.0.0";
+
+/** Whether a host is fit for a URL: a name, an IPv4 or a bracketed IPv6 one. */
+function isHost(host: string): boolean {
+  return host.length <= 255 &&
+    /^(?:\w+(?:[.-]+\w+)*\.?|\[[\da-f:.]+\])$/i.test(host) &&
+    !host.includes("..") && URL.canParse(`http://${host}`);
+}
+
+/** Where to listen, or to connect to. */
+interface Address {
+  readonly hostname: string;
+  readonly port: number;
+}
+
+/** Splits `host:port`; the brackets of an IPv6 address are taken off. */
+function splitAddress(address: string, lowestPort = 1): Address | undefined {
+  const [, host, digits] = /^(.+):(\d{1,5})$/.exec(address) ?? [];
+  const port = Number(digits);
+  if (host === undefined || !isHost(host)) return undefined;
+  if (port < lowestPort || port > 65535) return undefined;
+  return { hostname: host.replace(/^\[(.*)\]$/, "$1"), port };
+}
+
+/** Splits an address to listen on; `:port` is at the host given. */
+function splitListen(address: string, host: string): Address | undefined {
+  return splitAddress(address.replace(/^:/, `${host}:`), 0);
+}
+
+/** A host in the one form in which it can be compared. */
+function canonicalHost(host: string): string {
+  const url = new URL(`http://${host.includes(":") ? `[${host}]` : host}`);
+  const hostname = url.hostname.replace(/^\[(.*)\]$/, "$1");
+  return /^localhost\.?$/.test(hostname) ? LOOPBACK : hostname;
+}
+
+const WHOLE_PORT = "";
+/** The hosts that cover others. */
+const WIDE_HOSTS = [WHOLE_PORT, "::", ALL_ADDRESSES];
+
+/**
+ * Whether only one of two canonical hosts can be listened on at one port:
+ * `0.0.0.0` covers IPv4, and `::` covers all.
+ */
+function overlaps(a: string, b: string): boolean {
+  const covers = (one: string, other: string) =>
+    one === WHOLE_PORT || one === "::" ||
+    (one === ALL_ADDRESSES && !other.includes(":"));
+  return a === b || covers(a, b) || covers(b, a);
+}
+
+/** Whether a host is this machine by itself: by name, or by address. */
+function isLoopback(host: string): boolean {
+  return /^(?:localhost\.?|(?:::ffff:)?127(?:\.\d+){3}|\[?::1\]?)$/i.test(host);
+}
+
+/** Whether a connection to a host of this machine gets to where one listens. */
+function reaches(upstreamHost: string, listenHost: string): boolean {
+  const [to, at] = [canonicalHost(upstreamHost), canonicalHost(listenHost)];
+  const isWide = (host: string) => host === ALL_ADDRESSES || host === "::";
+  return to === at || (isWide(at) && (isWide(to) || isLoopback(to))) ||
+    (isWide(to) && isLoopback(at));
+}
+
+/** Joins what `splitAddress` splits. */
+function addressOf({ hostname, port }: Address): string {
+  return hostname.includes(":")
+    ? `[${hostname}]:${port}`
+    : `${hostname}:${port}`;
+}
+
+// ---- Randomness: numbers that follow from the seed ---------------------------
 
 /**
  * A stream of uniform numbers in [0, 1) that depends on its key alone.
@@ -1202,7 +423,7 @@ function hash(text: string, lane: number): number {
   return h ^ (h >>> 16);
 }
 
-// ---- Toxics: faults on the bytes -----------------------------------------------
+// ---- Toxics: faults on the bytes ---------------------------------------------
 
 /** The direction a toxic acts on: client to server, or server to client. */
 export type Stream = "upstream" | "downstream";
@@ -1730,6 +951,13 @@ const TOXIC_FIELDS: Fields<Toxic> = {
   },
 };
 
+LEVELS.push(
+  ["in a toxic", TOXIC_FIELDS],
+  ...Object.values(TOXICS).map(({ attributes }) =>
+    ["in a toxic's attributes", attributes] as const
+  ),
+);
+
 /** A limited flow leaves in pieces of that much time, and so dribbles. */
 const BANDWIDTH_PIECE_MS = 10;
 
@@ -1745,7 +973,785 @@ function* inPieces(
   }
 }
 
-// ---- Link: one direction of one connection ----------------------------------
+// ---- Config: routes, and the files they come from ----------------------------
+
+/** A route as one writes it: what is left out takes its default. */
+export interface RouteOptions {
+  /** The port to listen on, 0 to 65535; 0 takes a free one. */
+  localPort: number;
+  /** Where to forward to: `host:port` or `[ipv6]:port`. */
+  upstream: string;
+  /**
+   * What the route is called, in logs and as part of each random decision:
+   * 1 to 255 characters without white space, unique; not `.` or `..`, which
+   * stand for something else in a URL. Default: the local port.
+   */
+  name?: string;
+  /** The address to listen on. Default: 127.0.0.1. */
+  host?: string;
+  /**
+   * Whether it is listened on; one that is not can be enabled while the proxy
+   * runs. Default: true.
+   */
+  enabled?: boolean;
+  /**
+   * The probability, 0 to 1, that a connection is closed as soon as it is
+   * accepted; the upstream is not dialled. Default: 0.
+   */
+  dropRate?: number;
+  /**
+   * The probability, 0 to 1, that a connection which is not dropped is never
+   * answered: what it sends is read and discarded, and the upstream is not
+   * dialled. Default: 0.
+   */
+  timeoutRate?: number;
+  /**
+   * How long a connection that is never answered stays open, in milliseconds,
+   * 0 to 2147483647; with 0, the default, until the client ends it.
+   */
+  timeoutMs?: number;
+  /**
+   * The delay before the upstream is dialled, in milliseconds, 0 to
+   * 2147483647. Default: 0.
+   */
+  latencyMs?: number;
+  /**
+   * How far the delay may lie from `latencyMs`, either way, uniformly, in
+   * milliseconds, 0 to 2147483647; the delay is never below 0. Default: 0.
+   */
+  jitterMs?: number;
+  /**
+   * How long dialling the upstream may take, in milliseconds, 1 to 2147483647.
+   * Default: 10000.
+   */
+  connectTimeoutMs?: number;
+  /**
+   * How long a connection of which one side has ended its stream may go without
+   * a byte in the other direction before it is closed, in milliseconds, 0 to
+   * 2147483647; 0: for ever. Default: 60000.
+   */
+  halfCloseTimeoutMs?: number;
+  /** Faults on the bytes, in the order in which they act. Default: none. */
+  toxics?: readonly ToxicOptions[];
+}
+
+/** A route with every default filled in. */
+export interface Route
+  extends Readonly<Required<Omit<RouteOptions, "toxics">>> {
+  /** Faults on the bytes, in the order in which they act. */
+  readonly toxics: readonly Toxic[];
+}
+
+/** A configuration as one writes it: what is left out takes its default. */
+export interface ConfigOptions {
+  /**
+   * What all random decisions derive from, an integer from 0 to 2^53 - 1.
+   * Default: a random one, which is reported.
+   */
+  seed?: number;
+  /**
+   * How long connections in flight may take to end at shutdown, in
+   * milliseconds, 0 to 2147483647; with 0, for ever. Default: 30000.
+   */
+  drainTimeoutMs?: number;
+  /**
+   * Where the control API is to listen: a port, on 127.0.0.1, or `host:port`;
+   * port 0 takes a free one. Default: there is none.
+   */
+  api?: number | string;
+  /** The routes; in a configuration file at least one, unless it has an `api`. */
+  routes?: readonly RouteOptions[];
+}
+
+/** A configuration with every default but the seed's filled in. */
+export interface Config {
+  /** What all random decisions derive from; absent, a random seed is taken. */
+  seed?: number;
+  /** How long connections in flight may take to end, in ms; 0: for ever. */
+  drainTimeoutMs: number;
+  /** Where the control API is to listen, `host:port`; absent, there is none. */
+  api?: string;
+  /** The routes, with unique names and ports. */
+  routes: readonly Route[];
+}
+
+const MAX_CONFIG_BYTES = 1024 * 1024;
+const MAX_MERGED_CHARACTERS = 50_000_000; // takes a second at most
+const MAX_ROUTES = 1000;
+const MAX_TOXICS_IN_ALL = 10_000;
+
+const listenHost: Guard<string> = {
+  expected: "a host name or an IP address",
+  is: (value): value is string =>
+    typeof value === "string" && !value.startsWith("[") &&
+    (isHost(value) || isHost(`[${value}]`)),
+};
+const upstreamAddress: Guard<string> = {
+  expected: "host:port or [ipv6]:port, the port from 1 to 65535",
+  is: (value): value is string =>
+    typeof value === "string" && splitAddress(value) !== undefined,
+};
+/** Toxiproxy takes an upstream without a port; its connections then fail. */
+const proxyUpstream: Guard<string> = {
+  expected: upstreamAddress.expected,
+  is: (value): value is string =>
+    upstreamAddress.is(value) || (typeof value === "string" && isHost(value)),
+};
+const listenAddress: Guard<string> = {
+  expected: "host:port, [ipv6]:port or :port, the port from 0 to 65535",
+  is: (value): value is string =>
+    typeof value === "string" &&
+    splitListen(value, ALL_ADDRESSES) !== undefined,
+};
+const apiAddress: Guard<number | string> = {
+  expected: "a port or host:port, the port from 0 to 65535",
+  is: (value): value is number | string => splitApi(value) !== undefined,
+};
+/** Each passes on to the next in a call: 2,000 have overflowed the stack. */
+const MAX_TOXICS = 500;
+const toxicList: Guard<unknown[]> = {
+  expected: `a list of toxics, ${MAX_TOXICS} at most`,
+  is: (value): value is unknown[] =>
+    Array.isArray(value) && value.length <= MAX_TOXICS,
+};
+const anyRoutes: Guard<unknown[]> = {
+  expected: "a list of routes",
+  is: (value): value is unknown[] => Array.isArray(value),
+};
+const routeList: Guard<unknown[]> = {
+  expected: "a list of routes, at least one",
+  is: (value): value is unknown[] => anyRoutes.is(value) && value.length > 0,
+};
+
+type Proxies = unknown[] | Record<string, unknown>;
+const anyProxies: Guard<Proxies> = {
+  expected: "a list of proxies, or an object of them by name",
+  is: (value): value is Proxies => Array.isArray(value) || isRecord(value),
+};
+const proxyList: Guard<Proxies> = {
+  expected: `${anyProxies.expected}, at least one`,
+  is: (value): value is Proxies =>
+    anyProxies.is(value) && Object.keys(value).length > 0,
+};
+
+function splitApi(address: unknown): Address | undefined {
+  if (typeof address !== "string" && typeof address !== "number") return;
+  return splitListen(String(address).replace(/^\d+$/, ":$&"), LOOPBACK);
+}
+
+/**
+ * A route as Toxiproxy's clients and files write it, where `listen` stands for
+ * `host` and `localPort`; `:port` is on all addresses.
+ */
+interface ProxyOptions extends Omit<RouteOptions, "host" | "localPort"> {
+  name: string;
+  listen?: string;
+}
+
+const ROUTE_FIELDS: Fields<Omit<Route, "toxics"> & { toxics: unknown[] }> = {
+  name: { guard: routeName, optional: true },
+  localPort: { guard: integer(0, 65535) },
+  host: { guard: listenHost, default: LOOPBACK },
+  enabled: { guard: yesOrNo, default: true },
+  upstream: { guard: upstreamAddress },
+  dropRate: { guard: rate, default: 0 },
+  timeoutRate: { guard: rate, default: 0 },
+  timeoutMs: { guard: milliseconds, default: 0 },
+  latencyMs: { guard: milliseconds, default: 0 },
+  jitterMs: { guard: milliseconds, default: 0 },
+  connectTimeoutMs: { guard: integer(1, MAX_MS), default: 10_000 },
+  halfCloseTimeoutMs: { guard: milliseconds, default: 60_000 },
+  toxics: { guard: toxicList, default: [] },
+};
+
+const { localPort: _port, host: _host, ...SHARED_FIELDS } = ROUTE_FIELDS;
+const PROXY_FIELDS: Fields<
+  Omit<Required<ProxyOptions>, "toxics"> & { toxics: unknown[] }
+> = {
+  ...SHARED_FIELDS,
+  name: { guard: routeName },
+  listen: { guard: listenAddress, default: `${LOOPBACK}:0` },
+  upstream: { guard: proxyUpstream },
+};
+
+const CONFIG_FIELDS: Fields<
+  Omit<ConfigOptions, "routes"> & { routes: unknown[] }
+> = {
+  seed: { guard: integer(0, Number.MAX_SAFE_INTEGER), optional: true },
+  drainTimeoutMs: { guard: milliseconds, default: 30_000 },
+  api: { guard: apiAddress, optional: true },
+  routes: { guard: routeList },
+};
+
+LEVELS.unshift(
+  ["at the top level", CONFIG_FIELDS],
+  ["in a route", ROUTE_FIELDS],
+);
+
+/**
+ * Reads a configuration: JSON if the path ends in `.json`, YAML otherwise. It
+ * may be Toxiproxy's own: proxies of `{name, listen, upstream, enabled, toxics}`
+ * in a list or in an object by name, either of them also as `proxies`.
+ *
+ * @param text What the file holds, at most 1 MiB; a byte order mark is skipped.
+ * @param path Where it comes from, for messages and to tell JSON from YAML.
+ * @param given What to take instead of what the text says.
+ * @throws {ConfigError} If it cannot be read as JSON or YAML, or is no valid
+ * configuration; the error holds every problem, each with where it is and what
+ * was expected.
+ */
+export function parseConfig(
+  text: string,
+  path = "config.yaml",
+  given: Pick<ConfigOptions, "seed" | "api" | "drainTimeoutMs"> = {},
+): Config {
+  if (text.length > MAX_CONFIG_BYTES) {
+    throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
+  }
+  const body = text.replace(/^\uFEFF/, "");
+  if (body.trim() === "") {
+    throw new ConfigError(path, ["the file is empty; expected routes"]);
+  }
+  return checkConfig(
+    /\.json$/i.test(path) ? readJson(body, path) : readYaml(body, path),
+    path,
+    { given },
+  );
+}
+
+function readYaml(text: string, path: string): unknown {
+  // Each alias may copy as many keys as the text has, which takes minutes.
+  const [merges, aliases] = ["<<", "*"].map((each) =>
+    text.split(each).length - 1
+  );
+  const copies = merges && Math.max(merges, aliases);
+  if (copies * text.length > MAX_MERGED_CHARACTERS) {
+    throw new ConfigError(path, [
+      `expected fewer merge keys (<<) in a file of this size, found ${copies}; ` +
+      "write out what they stand for",
+    ]);
+  }
+  const tab = findIndentingTab(text);
+  if (tab) {
+    throw new ConfigError(path, [
+      `line ${tab}, column 1: invalid YAML: a tab in the indentation; ` +
+      "write spaces",
+    ]);
+  }
+  try {
+    const value = parseYaml(text);
+    const asText = { schema: "failsafe", allowDuplicateKeys: true } as const;
+    keepOddNumbers(value, parseYaml(text, asText));
+    return value;
+  } catch (error) {
+    const message = error instanceof RangeError // the parser's stack overflowed
+      ? "nested too deeply"
+      : (error as Error).message;
+    const [, reason, line, column] =
+      /^(.*?) at line (\d+), column (-?\d+)/s.exec(message) ??
+        ["", message.split("\n", 1)[0]];
+    const place = line === undefined
+      ? ""
+      : `line ${line}, column ${Math.max(1, Number(column))}: `;
+    const lineText = text.split(/\r\n|\r|\n/)[Number(line) - 1] ?? "";
+    const hint = /:\s*\[[\da-f:.]+\]:\d/i.test(lineText)
+      ? "; put an IPv6 address in quotes"
+      : "";
+    throw new ConfigError(path, [`${place}invalid YAML: ${reason}${hint}`]);
+  }
+}
+
+/** The line that YAML would read as if its tabs were not there. */
+function findIndentingTab(text: string): number | undefined {
+  let depth = 0; // of brackets, within which indentation means nothing
+  for (const [index, line] of text.split(/\r\n|\r|\n/).entries()) {
+    if (depth <= 0 && /^ *\t\s*[^\s#]/.test(line)) return index + 1;
+    depth += line.split(/[[{]/).length - line.split(/[\]}]/).length;
+  }
+}
+
+const PLAIN_INTEGER = /^[-+]?(?:0|[1-9]\d*)$/;
+
+function isTree(value: unknown): value is Record<string, unknown> {
+  return Array.isArray(value) || isRecord(value);
+}
+
+/** Puts an {@linkcode OddNumber} for each, given the same tree with all as text. */
+function keepOddNumbers(value: unknown, texts: unknown): void {
+  const seen = new Set<unknown>();
+  const pending = [[value, texts]];
+  for (let pair; (pair = pending.pop());) {
+    const [tree, written] = pair;
+    if (!isTree(tree) || !isTree(written) || seen.has(tree)) continue;
+    seen.add(tree);
+    const sources = [written, ...[written["<<"]].flat()].filter(isTree);
+    for (const [key, each] of Object.entries(tree)) {
+      const text = sources.find((each) => Object.hasOwn(each, key))?.[key];
+      if (typeof each !== "number") pending.push([each, text]);
+      else if (typeof text === "string" && !PLAIN_INTEGER.test(text)) {
+        tree[key] = new OddNumber(each, text);
+      }
+    }
+  }
+}
+
+function readJson(text: string, path: string): unknown {
+  const found = findJsonProblem(text);
+  if (found === undefined) return JSON.parse(text);
+  const before = text.slice(0, found.offset).split(/\r\n|\r|\n/);
+  const column = before[before.length - 1].length + 1;
+  throw new ConfigError(path, [
+    `line ${before.length}, column ${column}: invalid JSON: ${found.problem}`,
+  ]);
+}
+
+interface JsonProblem {
+  offset: number;
+  problem: string;
+}
+
+const JSON_SPACE = /[ \t\r\n]*/y;
+const JSON_STRING =
+  /"[ !#-[\]-\uffff]*(?:\\(?:["\\/bfnrt]|u[\da-fA-F]{4})[ !#-[\]-\uffff]*)*"/y;
+const JSON_OTHER_SCALAR =
+  /(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?|true|false|null)(?![\w.])/y;
+const MAX_JSON_DEPTH = 100;
+
+/**
+ * Where a text stops being JSON, or an object repeats a key. `JSON.parse` lets
+ * the latter pass, and tells the place of some errors only.
+ */
+function findJsonProblem(text: string): JsonProblem | undefined {
+  let offset = 0;
+
+  function take(token: RegExp): string | undefined {
+    JSON_SPACE.lastIndex = offset;
+    JSON_SPACE.test(text);
+    offset = JSON_SPACE.lastIndex;
+    token.lastIndex = offset;
+    const taken = token.exec(text)?.[0];
+    offset += taken?.length ?? 0;
+    return taken;
+  }
+
+  function missing(expected: string): JsonProblem {
+    const next = text.codePointAt(offset);
+    const found = next === undefined
+      ? "the end"
+      : JSON.stringify(String.fromCodePoint(next));
+    const hint = /^(?:\/[/*]|#)/.test(text.slice(offset, offset + 2))
+      ? "; JSON has no comments"
+      : /,\s*$/.test(text.slice(0, offset)) && /[\]}]/.test(found)
+      ? "; remove the comma before it"
+      : offset === text.search(/\S/) && /[\w-]/.test(found)
+      ? "; name a YAML file .yaml, not .json"
+      : "";
+    return { offset, problem: `expected ${expected}, found ${found}${hint}` };
+  }
+
+  function value(depth: number): JsonProblem | undefined {
+    if (take(/\{/y)) {
+      const keys = new Set<string>();
+      return items("}", depth, () => member(keys, depth));
+    }
+    if (take(/\[/y)) return items("]", depth, () => value(depth + 1));
+    if (take(JSON_STRING) ?? take(JSON_OTHER_SCALAR)) return undefined;
+    return missing(
+      text[offset] === '"'
+        ? "a string with its closing quote, and escapes that JSON has"
+        : "a value",
+    );
+  }
+
+  function items(
+    end: "}" | "]",
+    depth: number,
+    item: () => JsonProblem | undefined,
+  ): JsonProblem | undefined {
+    if (depth === MAX_JSON_DEPTH) {
+      return { offset, problem: `nested deeper than ${depth} levels` };
+    }
+    const ending = end === "}" ? /\}/y : /\]/y;
+    if (take(ending)) return undefined;
+    do {
+      const problem = item();
+      if (problem) return problem;
+    } while (take(/,/y));
+    return take(ending) ? undefined : missing(`"," or "${end}"`);
+  }
+
+  function member(keys: Set<string>, depth: number): JsonProblem | undefined {
+    const key = take(JSON_STRING);
+    if (key === undefined) return missing("a key in double quotes");
+    const name: string = JSON.parse(key);
+    if (keys.has(name)) {
+      return { offset: offset - key.length, problem: `${key} is repeated` };
+    }
+    keys.add(name);
+    return take(/:/y) ? value(depth + 1) : missing('":"');
+  }
+
+  const problem = value(0);
+  if (problem) return problem;
+  take(/$/y);
+  return offset === text.length ? undefined : missing("the end");
+}
+
+/**
+ * Checks a configuration that has been read, or was written in a program.
+ *
+ * @throws {ConfigError} If it is not valid.
+ */
+function checkConfig(
+  value: unknown,
+  source: string,
+  { given = {}, mayBeEmpty = false }: {
+    given?: Pick<ConfigOptions, "seed" | "api" | "drainTimeoutMs">;
+    mayBeEmpty?: boolean;
+  },
+): Config {
+  const problems: string[] = [];
+  const form = formOf(value);
+  const read = form === "bare" ? { proxies: value } : value;
+  const all = isRecord(read) ? { ...read, ...given } : read;
+  const mayLackAll = mayBeEmpty || (isRecord(all) && all.api !== undefined);
+  const { routes: required, ...fields } = CONFIG_FIELDS;
+  const lists = mayLackAll
+    ? {
+      routes: { guard: anyRoutes, default: [] },
+      proxies: { guard: anyProxies, default: [] },
+    }
+    : { routes: required, proxies: { guard: proxyList } };
+  const { routes: own, proxies, ...config } = checkFields<Written>(
+    all,
+    "",
+    {
+      ...fields,
+      ...(form === "routes"
+        ? { routes: lists.routes }
+        : { proxies: lists.proxies }),
+    } as Fields<Written>,
+    problems,
+  );
+  const entries = form === "routes"
+    ? listed(own ?? [], "routes")
+    : proxiesIn(proxies ?? [], form === "bare" ? "" : "proxies");
+  const check = form === "routes" ? checkRoute : checkProxy;
+  const routes = checkRoutes(entries, check, problems);
+  const api = splitApi(config.api);
+  const taken = routes.findIndex(({ enabled, host, localPort }) =>
+    api && enabled && localPort > 0 && localPort === api.port && host &&
+    overlaps(canonicalHost(host), canonicalHost(api.hostname))
+  );
+  if (api && taken >= 0) {
+    const [by] = entries[taken];
+    problems.push(`api: ${api.port} is already taken by ${by}`);
+  }
+  if (problems.length > 0) throw new ConfigError(source, problems);
+  return {
+    ...config,
+    routes,
+    ...(api && { api: addressOf(api) }),
+  } as Config; // nothing is missing: no problem
+}
+
+/** What stands in a configuration of any form. */
+type Written = Omit<ConfigOptions, "routes"> & {
+  routes?: unknown[];
+  proxies?: Proxies;
+};
+
+/**
+ * The form of a configuration: with `routes`, or with `proxies` in Toxiproxy's,
+ * or bare, which is just those. Routes without the `routes` before them are not
+ * taken for proxies.
+ */
+function formOf(value: unknown): "routes" | "proxies" | "bare" {
+  if (Array.isArray(value)) return value.some(isOwn) ? "routes" : "bare";
+  if (!isRecord(value)) return "routes";
+  if (areByName(value)) return "bare";
+  return "proxies" in value && !("routes" in value) ? "proxies" : "routes";
+}
+
+function isOwn(route: unknown): boolean {
+  return isRecord(route) && "localPort" in route;
+}
+
+/** Whether an object is as `GET /proxies` returns it, at least in part. */
+function areByName(value: Record<string, unknown>): boolean {
+  const isProxy = (each: object) =>
+    Object.entries(each).some(([key, text]) =>
+      /^(?:listen|upstream)$/i.test(key) && typeof text === "string"
+    );
+  const entries = Object.entries(value);
+  return entries.some(([_, each]) => isRecord(each) && isProxy(each)) &&
+    entries.every(([key, each]) =>
+      isRecord(each) && !isOwn(each) &&
+      (!Object.hasOwn(CONFIG_FIELDS, key) || each.name === key)
+    );
+}
+
+/** What is to be checked as a route, with its path. */
+type Entry = readonly [path: string, value: unknown];
+
+function listed(values: readonly unknown[], path: string): Entry[] {
+  return Array.from(values, (value, index) => [`${path}[${index}]`, value]);
+}
+
+/** Toxiproxy's proxies; by name, they need no `name` of their own. */
+function proxiesIn(proxies: Proxies, path: string): Entry[] {
+  if (Array.isArray(proxies)) return listed(proxies, path);
+  return Object.entries(proxies).map(([name, value]) => {
+    const isNamed = !isRecord(value) ||
+      Object.entries(value).some(([key, text]) =>
+        /^name$/i.test(key) && text !== null
+      );
+    return [pathTo(path, name), isNamed ? value : { ...value, name }];
+  });
+}
+
+/**
+ * Checks routes that come from a program.
+ *
+ * @throws {ConfigError} If one of them is not valid.
+ */
+function checkedRoutes(values: readonly unknown[]): Route[] {
+  const problems: string[] = [];
+  const entries = listed(values, "routes");
+  const routes = checkRoutes(entries, checkRoute, problems);
+  if (problems.length > 0) throw new ConfigError("routes", problems);
+  return routes;
+}
+
+type CheckRoute = (
+  value: unknown,
+  path: string,
+  problems: string[],
+) => Partial<Route>;
+
+function checkRoutes(
+  entries: readonly Entry[],
+  check: CheckRoute,
+  problems: string[],
+): Route[] {
+  const sizes = entries.map(([, value]) =>
+    isRecord(value) && Array.isArray(value.toxics) ? value.toxics.length : 0
+  );
+  // Before anything is looked at: YAML's aliases make much of little text.
+  for (
+    const [most, found, what] of [
+      [MAX_ROUTES, entries.length, "routes"],
+      [MAX_TOXICS_IN_ALL, sizes.reduce((a, b) => a + b, 0), "toxics in all"],
+    ] as const
+  ) {
+    if (found <= most) continue;
+    problems.push(`expected at most ${most} ${what}, found ${found}`);
+    return [];
+  }
+  const routes: Partial<Route>[] = [];
+  for (const [path, value] of entries) {
+    routes.push(check(value, path, problems));
+    if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
+  }
+  checkUnique(routes, entries.map(([path]) => path), problems);
+  const circle = findCircle(routes);
+  if (circle) problems.push(`${entries[circle.index][0]}.${circle.problem}`);
+  return routes as Route[]; // whatever is missing is a problem
+}
+
+function checkRoute(
+  value: unknown,
+  path: string,
+  problems: string[],
+): Partial<Route> {
+  const ignored = fromToxiproxy.get(value as object);
+  const fields = checkFields(value, path, fieldsOf(value), problems);
+  if (fields.localPort !== undefined) fields.name ??= String(fields.localPort);
+  const toxics = checkToxics(fields.toxics ?? [], `${path}.toxics`, problems);
+  const route = { ...fields, toxics };
+  if (ignored) fromToxiproxy.set(route, ignored);
+  return route;
+}
+
+/**
+ * Routes, and changes of one, that were written in Toxiproxy's form, and what
+ * was ignored in them. Toxiproxy's rules apply to them also where they are
+ * validated again, as at the start of a config that was read.
+ */
+const fromToxiproxy = new WeakMap<object, readonly string[]>();
+
+/** What of a valid route was ignored, or does not do what it seems to. */
+function warningsOf(route: Route): string[] {
+  const { name, timeoutMs, timeoutRate, latencyMs, jitterMs } = route;
+  const warnings = [...fromToxiproxy.get(route) ?? []];
+  if (timeoutMs > 0 && timeoutRate === 0) {
+    warnings.push(`${name}: timeoutMs does nothing without timeoutRate`);
+  }
+  if (jitterMs > 0 && latencyMs === 0) {
+    warnings.push(
+      `${name}: jitterMs without latencyMs delays half of the connections`,
+    );
+  }
+  return warnings;
+}
+
+/** The fields of a route, or of changes of one. */
+function fieldsOf(value: unknown): typeof ROUTE_FIELDS {
+  return fromToxiproxy.has(value as object)
+    ? { ...ROUTE_FIELDS, upstream: PROXY_FIELDS.upstream }
+    : ROUTE_FIELDS;
+}
+
+/** Checks a route in Toxiproxy's form, and notes what it ignores. */
+function checkProxy(
+  value: unknown,
+  path: string,
+  problems: string[],
+  ignored: string[] = [],
+): Partial<Route> {
+  const proxy = checkFields(
+    normalizeProxy(value, path, problems, ignored),
+    path,
+    PROXY_FIELDS,
+    problems,
+  );
+  const { listen, toxics: written = [], ...route } = proxy;
+  const toxicsAt = pathTo(path, "toxics");
+  const toxics = checkToxics(
+    written.map((toxic, index) =>
+      normalizeToxic(toxic, `${toxicsAt}[${index}]`, problems, ignored)
+    ),
+    toxicsAt,
+    problems,
+  );
+  const checked = { ...route, ...(listen && placeOf(listen)), toxics };
+  fromToxiproxy.set(checked, ignored);
+  return checked;
+}
+
+/** Where a route in Toxiproxy's words listens. */
+function placeOf(listen: string): Pick<Route, "host" | "localPort"> {
+  const { hostname: host, port: localPort } = splitListen(
+    listen,
+    ALL_ADDRESSES,
+  )!;
+  return { host, localPort };
+}
+
+/** As {@linkcode normalize}, of a route; without `listen` it takes a free port. */
+function normalizeProxy(
+  value: unknown,
+  path: string,
+  problems: string[],
+  ignored: string[],
+): unknown {
+  const proxy = normalize(value, PROXY_FIELDS, path, problems, ignored);
+  if (!isRecord(proxy)) return proxy;
+  const { listen, upstream } = proxy;
+  if (listen === "") delete proxy.listen;
+  if (typeof upstream === "string") {
+    proxy.upstream = upstream.replace(/^:(?=\d+$)/, "localhost:");
+    if (isHost(upstream)) {
+      ignored.push(
+        `${
+          pathTo(path, "upstream")
+        }: ${upstream} has no port; its connections fail`,
+      );
+    }
+  }
+  return proxy;
+}
+
+/**
+ * Names are unique, also those that default to the port, and so are ports; of
+ * Toxiproxy's routes the enabled ones must not overlap in their addresses.
+ */
+function checkUnique(
+  routes: readonly Partial<Route>[],
+  paths: readonly string[],
+  problems: string[],
+): void {
+  const names = new Map<string, number>();
+  const ports = new Map<number, Map<string, number>>();
+  routes.forEach((route, index) => {
+    const { localPort, name, enabled } = route;
+    const taken = (key: string, value: unknown, by: number, hint = "") =>
+      problems.push(
+        `${paths[index]}.${key}: ${value} is already taken by ${
+          paths[by]
+        }${hint}`,
+      );
+    const isProxy = fromToxiproxy.has(route);
+    const host = isProxy && route.host !== undefined
+      ? canonicalHost(route.host)
+      : WHOLE_PORT;
+    const others = ports.get(localPort ?? 0) ?? new Map<string, number>();
+    const listens = localPort && (!isProxy || enabled);
+    const wide = WIDE_HOSTS.includes(host) ? [...others.keys()] : WIDE_HOSTS;
+    const rival = listens
+      ? [host, ...wide].find((other) =>
+        others.has(other) && overlaps(host, other)
+      )
+      : undefined;
+    const at = (hostname: string) => addressOf({ hostname, port: localPort! });
+    if (rival === undefined) {
+      if (listens) ports.set(localPort, others.set(host, index));
+    } else if (isProxy) {
+      const isOther = rival !== host && rival !== WHOLE_PORT;
+      const hint = isOther ? `, on ${at(rival)}` : "";
+      taken("listen", at(host), others.get(rival)!, hint);
+    } else {
+      taken("localPort", localPort, others.get(rival)!);
+    }
+    const sameName = name === undefined ? undefined : names.get(name);
+    const saidAlready = rival !== undefined && name === `${localPort}`;
+    if (sameName !== undefined && !saidAlready) {
+      const hint = name === `${localPort}`
+        ? " (a name defaults to the port)"
+        : "";
+      taken("name", name + hint, sameName);
+    }
+    if (name !== undefined && !names.has(name)) names.set(name, index);
+  });
+}
+
+/**
+ * A route that forwards to itself, also by way of others: each connection would
+ * make another one until there are no file descriptors left.
+ */
+function findCircle(
+  routes: readonly Partial<Route>[],
+): { index: number; problem: string } | undefined {
+  const byPort = Map.groupBy(routes.keys(), (index) => routes[index].localPort);
+  const nextOf = (index: number) => {
+    const to = splitAddress(routes[index].upstream ?? "");
+    const candidates = to ? byPort.get(to.port) : undefined;
+    return candidates?.find((other) =>
+      reaches(to!.hostname, routes[other].host ?? LOOPBACK)
+    );
+  };
+  const seen = new Set<number>();
+  for (const start of routes.keys()) {
+    const path: number[] = [];
+    for (let at: number | undefined = start; at !== undefined;) {
+      if (path.includes(at)) {
+        const circle = path.slice(path.indexOf(at));
+        const names = [...circle, at].map((each) => routes[each].name);
+        const problem = circle.length === 1
+          ? `${routes[at].upstream} is where the route itself listens`
+          : `connections would go in a circle, ${names.join(" -> ")}`;
+        const hint = "write the address of the server behind it";
+        return { index: at, problem: `upstream: ${problem}; ${hint}` };
+      }
+      if (seen.has(at)) break;
+      seen.add(at);
+      path.push(at);
+      at = nextOf(at);
+    }
+  }
+}
+
+// ---- Link: one direction of one connection -----------------------------------
 
 /** A toxic's order to end the connection; to be disregarded once aborted. */
 interface CutOrder {
@@ -2121,141 +2127,10 @@ function sleep(ms: number, signal: AbortSignal): Promise<void> {
   });
 }
 
-// ---- Connection: accept, decide, delay, connect, two links, outcome ---------
-
-/** What the seed decides for a connection. */
-export type Decision =
-  /** Closed at once. */
-  | { kind: "drop" }
-  /** Never answered. */
-  | { kind: "timeout" }
-  /** Forwarded, after a delay in milliseconds, with these toxics acting. */
-  | { kind: "forward"; delayMs: number; toxics: Toxic[] };
-
-/**
- * Decides what happens to a connection, from these three alone: never from the
- * clock, nor from other connections.
- *
- * @param seed The configuration's seed.
- * @param route The route, of which the name and the faults count.
- * @param connection The connection's number on that route, from 1.
- */
-export function decide(
-  seed: number,
-  route: Route,
-  connection: number,
-): Decision {
-  const random = randomStream(seed, route.name, connection);
-  const [drop, timeout, jitter] = [random(), random(), random()];
-  if (drop < route.dropRate) return { kind: "drop" };
-  if (timeout < route.timeoutRate) return { kind: "timeout" };
-  const delay = route.latencyMs + (2 * jitter - 1) * route.jitterMs;
-  return {
-    kind: "forward",
-    delayMs: Math.max(0, toMicroseconds(delay)),
-    toxics: route.toxics.filter((toxic) =>
-      acts(toxic, seed, route.name, connection)
-    ),
-  };
-}
-
-/**
- * Whether a toxic acts on a connection. It is drawn by the toxic's name, so that
- * neither the other toxics nor the order in which they came make a difference,
- * and so that a higher toxicity adds connections to those of a lower one.
- */
-function acts(
-  { name, toxicity }: Toxic,
-  seed: number,
-  route: string,
-  connection: number,
-): boolean {
-  if (toxicity === 0 || toxicity === 1) return toxicity === 1;
-  return randomStream(seed, route, connection, name, "acts")() < toxicity;
-}
-
-/** Milliseconds without the digits that no clock here resolves. */
-function toMicroseconds(ms: number): number {
-  return Math.round(ms * 1000) / 1000;
-}
-
-/** One end of a connection through the proxy. */
-export type Side = "client" | "upstream";
-
-/**
- * Why a connection ended: which side was the first to end its stream (both
- * have ended theirs) or was reset; the upstream could not be reached; an
- * injected fault; it, or all of its route, was cut; or the proxy was stopped.
- */
-export type Outcome =
-  | Side
-  | `${Side}_reset`
-  | "upstream_failed"
-  | "fault"
-  | "cut"
-  | "drain";
-
-/** What happens to a connection, in this order. */
-export type ConnectionEvent =
-  & {
-    /** The route's name. */
-    route: string;
-    /** The connection's number on that route, from 1. */
-    connection: number;
-    /** The client's address. */
-    client: string;
-  }
-  & (
-    /** Accepted, to be forwarded to the upstream as it stands in the config. */
-    | { event: "accepted"; upstream: string }
-    /** Fault: closed at once. */
-    | { event: "dropped" }
-    /** Fault: never answered, and closed after that long; 0: never. */
-    | { event: "timed_out"; timeoutMs: number }
-    /** Fault: waits that long before the upstream is dialled. */
-    | { event: "delayed"; delayMs: number }
-    /** The upstream was reached; these toxics act at first. */
-    | {
-      event: "connected";
-      upstream: string;
-      address: string;
-      dialMs: number;
-      toxics: string[];
-    }
-    /** The upstream could not be reached. */
-    | { event: "upstream_failed"; upstream: string; cause: string }
-    /** Ended: each accepted connection is, once. */
-    | {
-      event: "closed";
-      why: Outcome;
-      /** What broke it, in the system's words, where something did. */
-      cause?: string;
-      /** The toxic that ended it, if one did. */
-      toxic?: string;
-      /** Bytes that came from the client. */
-      bytesUp: number;
-      /** Bytes that came from the upstream. */
-      bytesDown: number;
-      /** From accepted to closed. */
-      durationMs: number;
-    }
-  );
-
-type ConnectionId = Pick<
-  ConnectionEvent,
-  "route" | "connection" | "client"
->;
-
-/** What happens, without to which connection. */
-type EventFields<E = ConnectionEvent> = E extends ConnectionEvent
-  ? Omit<E, keyof ConnectionId>
-  : never;
+// ---- Sockets: the two kinds, and what listens and dials ----------------------
 
 const FIRST_READ_BYTES = 4 * 1024;
 const MAX_READ_BYTES = 256 * 1024;
-const MAX_LINGER_MS = 2000;
-const HALF_CLOSE_LOOK_MS = 100;
-const ACCEPT_PAUSE_MS = 100;
 
 /** After so much work a poll is begun, and after as much again waited for. */
 const MAX_WORK_BYTES = 1024 * 1024; // about 0.5 ms
@@ -2834,6 +2709,157 @@ async function dial(
   throw failure;
 }
 
+/** Whether an error says that the peer has left. */
+function isDisconnect(error: unknown): boolean {
+  return error instanceof Deno.errors.NotConnected ||
+    error instanceof Deno.errors.ConnectionReset ||
+    error instanceof Deno.errors.ConnectionAborted;
+}
+
+/** An error in the system's words, without its number. */
+function causeOf(error: unknown): string {
+  const { message } = error as Error;
+  return message.replace(/ \(os error \d+\)/g, "").replace(/^Error: /, "");
+}
+
+/** `localhost` in IPv4: a resolver may put IPv6 first, where few look for it. */
+function ofLocalhost({ hostname, port }: Address): Address {
+  return { hostname: hostname === "localhost" ? LOOPBACK : hostname, port };
+}
+
+// ---- Connection: accept, decide, delay, dial, two links, one outcome ---------
+
+/** What the seed decides for a connection. */
+export type Decision =
+  /** Closed at once. */
+  | { kind: "drop" }
+  /** Never answered. */
+  | { kind: "timeout" }
+  /** Forwarded, after a delay in milliseconds, with these toxics acting. */
+  | { kind: "forward"; delayMs: number; toxics: Toxic[] };
+
+/**
+ * Decides what happens to a connection, from these three alone: never from the
+ * clock, nor from other connections.
+ *
+ * @param seed The configuration's seed.
+ * @param route The route, of which the name and the faults count.
+ * @param connection The connection's number on that route, from 1.
+ */
+export function decide(
+  seed: number,
+  route: Route,
+  connection: number,
+): Decision {
+  const random = randomStream(seed, route.name, connection);
+  const [drop, timeout, jitter] = [random(), random(), random()];
+  if (drop < route.dropRate) return { kind: "drop" };
+  if (timeout < route.timeoutRate) return { kind: "timeout" };
+  const delay = route.latencyMs + (2 * jitter - 1) * route.jitterMs;
+  return {
+    kind: "forward",
+    delayMs: Math.max(0, toMicroseconds(delay)),
+    toxics: route.toxics.filter((toxic) =>
+      acts(toxic, seed, route.name, connection)
+    ),
+  };
+}
+
+/**
+ * Whether a toxic acts on a connection. It is drawn by the toxic's name, so that
+ * neither the other toxics nor the order in which they came make a difference,
+ * and so that a higher toxicity adds connections to those of a lower one.
+ */
+function acts(
+  { name, toxicity }: Toxic,
+  seed: number,
+  route: string,
+  connection: number,
+): boolean {
+  if (toxicity === 0 || toxicity === 1) return toxicity === 1;
+  return randomStream(seed, route, connection, name, "acts")() < toxicity;
+}
+
+/** Milliseconds without the digits that no clock here resolves. */
+function toMicroseconds(ms: number): number {
+  return Math.round(ms * 1000) / 1000;
+}
+
+/** One end of a connection through the proxy. */
+export type Side = "client" | "upstream";
+
+/**
+ * Why a connection ended: which side was the first to end its stream (both
+ * have ended theirs) or was reset; the upstream could not be reached; an
+ * injected fault; it, or all of its route, was cut; or the proxy was stopped.
+ */
+export type Outcome =
+  | Side
+  | `${Side}_reset`
+  | "upstream_failed"
+  | "fault"
+  | "cut"
+  | "drain";
+
+/** What happens to a connection, in this order. */
+export type ConnectionEvent =
+  & {
+    /** The route's name. */
+    route: string;
+    /** The connection's number on that route, from 1. */
+    connection: number;
+    /** The client's address. */
+    client: string;
+  }
+  & (
+    /** Accepted, to be forwarded to the upstream as it stands in the config. */
+    | { event: "accepted"; upstream: string }
+    /** Fault: closed at once. */
+    | { event: "dropped" }
+    /** Fault: never answered, and closed after that long; 0: never. */
+    | { event: "timed_out"; timeoutMs: number }
+    /** Fault: waits that long before the upstream is dialled. */
+    | { event: "delayed"; delayMs: number }
+    /** The upstream was reached; these toxics act at first. */
+    | {
+      event: "connected";
+      upstream: string;
+      address: string;
+      dialMs: number;
+      toxics: string[];
+    }
+    /** The upstream could not be reached. */
+    | { event: "upstream_failed"; upstream: string; cause: string }
+    /** Ended: each accepted connection is, once. */
+    | {
+      event: "closed";
+      why: Outcome;
+      /** What broke it, in the system's words, where something did. */
+      cause?: string;
+      /** The toxic that ended it, if one did. */
+      toxic?: string;
+      /** Bytes that came from the client. */
+      bytesUp: number;
+      /** Bytes that came from the upstream. */
+      bytesDown: number;
+      /** From accepted to closed. */
+      durationMs: number;
+    }
+  );
+
+type ConnectionId = Pick<
+  ConnectionEvent,
+  "route" | "connection" | "client"
+>;
+
+/** What happens, without to which connection. */
+type EventFields<E = ConnectionEvent> = E extends ConnectionEvent
+  ? Omit<E, keyof ConnectionId>
+  : never;
+
+const MAX_LINGER_MS = 2000;
+const HALF_CLOSE_LOOK_MS = 100;
+
 /** @throws {Error} If the upstream has no port, as Toxiproxy's may. */
 function upstreamOf({ upstream }: Route): Address {
   const address = splitAddress(upstream);
@@ -3226,20 +3252,9 @@ class Connection {
 
 const SIDES = ["client", "upstream"] as const;
 
-/** Whether an error says that the peer has left. */
-function isDisconnect(error: unknown): boolean {
-  return error instanceof Deno.errors.NotConnected ||
-    error instanceof Deno.errors.ConnectionReset ||
-    error instanceof Deno.errors.ConnectionAborted;
-}
-
-/** An error in the system's words, without its number. */
-function causeOf(error: unknown): string {
-  const { message } = error as Error;
-  return message.replace(/ \(os error \d+\)/g, "").replace(/^Error: /, "");
-}
-
 // ---- Proxy: listeners and the connections alive -----------------------------
+
+const ACCEPT_PAUSE_MS = 100;
 
 /** What happens to the proxy, and to its connections. */
 export type ProxyEvent =
