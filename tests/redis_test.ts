@@ -1,10 +1,11 @@
+// deno-lint-ignore-file no-import-prefix -- in deno.json each task would load it
 import {
   assertEquals,
   assertGreater,
   assertGreaterOrEqual,
   assertRejects,
 } from "@std/assert";
-import { Redis, type RedisOptions } from "ioredis";
+import { Redis, type RedisOptions } from "npm:ioredis@6.0.0";
 import { signalTo, testBytes, WatchedProxy } from "./helpers.ts";
 
 const HAS_REDIS = await canRun("redis-server");

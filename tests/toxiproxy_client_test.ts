@@ -1,3 +1,4 @@
+// deno-lint-ignore-file no-import-prefix -- in deno.json each task would load it
 /**
  * The npm registry's Toxiproxy client, unchanged, against the program: every
  * call that it has.
@@ -17,7 +18,7 @@ import {
   type Timeout,
   Toxiproxy,
   ToxiproxyError,
-} from "toxiproxy-node-client";
+} from "npm:toxiproxy-node-client@4.1.0";
 import {
   Cli,
   echo,
