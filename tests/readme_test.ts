@@ -113,3 +113,38 @@ Deno.test("the README's calls of the API succeed", async () => {
   }
   assertEquals(lines.length, 3);
 });
+
+Deno.test("the experiment's calls of the API succeed", async () => {
+  await using proxy = await ChaosProxy.start({
+    routes: [{ name: "redis", localPort: 0, upstream: "localhost:6379" }],
+  });
+  const call = controlApi(proxy);
+  const [{ method, rollbacks }] = blocks(
+    "yaml",
+    TEXTS.get("docs/containers.md")!,
+  )
+    .map((block) => parseYaml(block) as Record<string, never>)
+    .filter((each) => each.rollbacks);
+  const [slow, restore] = [...method, ...rollbacks].map((
+    { provider }: { provider: Record<string, Record<string, never>> },
+  ) => provider.arguments);
+  // The requests that the extension makes of these arguments.
+  const toxics = `http://localhost:8474/proxies/${slow.for_proxy}/toxics`;
+  const added = await call(
+    new Request(toxics, {
+      method: "POST",
+      body: JSON.stringify({
+        name: slow.toxic_name,
+        type: "latency",
+        stream: "downstream",
+        toxicity: 1.0,
+        attributes: { latency: slow.latency, jitter: 0 },
+      }),
+    }),
+  );
+  assertEquals(added.status, 200, await added.text());
+  assertEquals(proxy.route("redis").toxics[0].attributes.latency, 1000);
+  const url = `${toxics}/${restore.toxic_name}`;
+  const removed = await call(new Request(url, { method: "DELETE" }));
+  assertEquals(removed.status, 204, await removed.text());
+});
