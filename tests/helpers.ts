@@ -351,7 +351,7 @@ export class Cli implements AsyncDisposable {
     );
     const found = expression.exec(this.stdout);
     if (found) return found[1];
-    throw new Error(`${expression} not in ${this.stdout}`);
+    throw new Error(`${expression} not in ${this.stdout}${this.stderr}`);
   }
 
   get pid(): number {
