@@ -10,7 +10,7 @@ import {
   connect,
   delay,
   exchange,
-  freePorts,
+  freePort,
   inLanes,
   main,
   misused,
@@ -85,7 +85,7 @@ if (Deno.build.os !== "windows") {
 }
 
 const upstreams: Ports = (() => {
-  const [bulk, http] = freePorts(2);
+  const [bulk, http] = [freePort(), freePort()];
   const echo = startEcho();
   const source = startSource();
   return {
@@ -221,7 +221,7 @@ async function findToxiproxy(): Promise<Contender | undefined> {
       enabled: true,
     }));
     await Deno.writeTextFile(config, JSON.stringify(proxies));
-    const [control] = freePorts(1);
+    const control = freePort();
     const args = ["-port", `${control}`, "-config", config];
     const child = start("toxiproxy-server", args);
     await ready(child, control);
@@ -447,8 +447,8 @@ async function windowShares(port: number, rate: number): Promise<number[]> {
   const carried = await carriedByMillisecond(port);
   const shares: number[] = [];
   let sum = 0;
-  for (let at = 0; at < rateMs; at++) {
-    sum += carried[at] - (carried[at - windowMs] ?? 0);
+  for (const [at, bytes] of carried.entries()) {
+    sum += bytes - (carried[at - windowMs] ?? 0);
     if (at >= windowMs - 1) shares.push(sum / (rate * windowMs));
   }
   return shares;
@@ -466,7 +466,7 @@ async function carriedByMillisecond(port: number): Promise<number[]> {
     start ??= now;
     const at = Math.floor(now - start);
     if (at >= rateMs) return carried;
-    carried[at] += length;
+    carried[at] = (carried[at] ?? 0) + length;
   }
 }
 
@@ -494,7 +494,7 @@ async function firstByteMilliseconds(port: number): Promise<number> {
 
 /** The first answer of a process that has just said that it has started. */
 async function firstAnswerMilliseconds(args: string[]): Promise<number> {
-  const [localPort] = freePorts(1);
+  const localPort = freePort();
   const upstream = `127.0.0.1:${upstreams.echo}`;
   const route = { localPort, upstream, toxics: toxics.lateEcho };
   const output = { stdout: "piped" } as const;
@@ -508,10 +508,11 @@ async function firstAnswerMilliseconds(args: string[]): Promise<number> {
 
 /** In a process of its own, whose memory no earlier load has stretched. */
 async function idleConnectionKiB(contender: Contender): Promise<number[]> {
-  const [port] = freePorts(1);
+  const port = freePort();
   const [child] = await contender.start([
     { name: "echo", port, upstream: upstreams.echo },
   ]);
+  if (!child) return [];
   await ready(child, port);
   const established = async () => {
     const conn = await connect(port);
@@ -801,7 +802,8 @@ function median(samples: number[]): number {
 function quantile(samples: number[], share: number): number {
   const sorted = samples.toSorted((a, b) => a - b);
   const at = (sorted.length - 1) * share;
-  const [low, high] = [sorted[Math.floor(at)], sorted[Math.ceil(at)]];
+  const low = sorted[Math.floor(at)] ?? NaN;
+  const high = sorted[Math.ceil(at)] ?? NaN;
   return low + (high - low) * (at % 1);
 }
 
@@ -936,15 +938,15 @@ async function runnable(rows: Row[]): Promise<Row[]> {
 /** Starts a contender for all services, and returns its ports. */
 async function launch(contender: Contender): Promise<Ports> {
   const services = Object.keys(upstreams) as Service[];
-  const free = freePorts(services.length);
-  const routes = services.map((name, i) => ({
+  const routes = services.map((name) => ({
     name,
-    port: free[i],
+    port: freePort(),
     upstream: upstreams[name],
   }));
   const processes = await contender.start(routes);
   for (const [i, { port }] of routes.entries()) {
-    await ready(processes[i % processes.length], port);
+    const process = processes[i % processes.length];
+    if (process) await ready(process, port);
   }
   return Object.fromEntries(
     routes.map(({ name, port }) => [name, port]),

@@ -91,11 +91,10 @@ export async function stop(child: Deno.ChildProcess): Promise<void> {
 export async function run(command: string, args: string[]): Promise<string> {
   const child = start(command, args, { stdout: "piped", stderr: "piped" });
   const { success, stdout, stderr } = await child.output();
-  const [out, err] = [stdout, stderr].map((bytes) =>
-    new TextDecoder().decode(bytes)
-  );
-  if (!success) throw new Error(`${command} failed: ${err}${out}`);
-  return out;
+  const out = new TextDecoder().decode(stdout);
+  if (success) return out;
+  const err = new TextDecoder().decode(stderr);
+  throw new Error(`${command} failed: ${err}${out}`);
 }
 
 /** Starts this repository's proxy, which logs warnings, if nothing else is said. */
@@ -153,13 +152,18 @@ export async function printed(
   })(); // so that it never has to wait for a reader
 }
 
-/** Distinct ports that are free at the moment. */
-export function freePorts(count: number): number[] {
-  const listeners = Array.from({ length: count }, () => listen());
-  return listeners.map((listener) => {
-    listener.close();
-    return listener.addr.port;
-  });
+const givenPorts = new Set<number>();
+
+/** A port that is free at the moment, and was not given before. */
+export function freePort(): number {
+  for (;;) {
+    using listener = listen();
+    const { port } = listener.addr;
+    if (!givenPorts.has(port)) {
+      givenPorts.add(port);
+      return port;
+    }
+  }
 }
 
 /**
@@ -285,12 +289,15 @@ export async function residentKiB(pid: number): Promise<number | undefined> {
 
 /** Lines up a table's columns: the first to the left, the others to the right. */
 export function table(rows: string[][]): string {
-  const widths = rows[0].map((_, column) =>
-    Math.max(...rows.map((row) => row[column].length))
-  );
+  const widths: number[] = [];
+  for (const row of rows) {
+    row.forEach(({ length }, i) => {
+      widths[i] = Math.max(widths[i] ?? 0, length);
+    });
+  }
   const line = (row: string[]) =>
     row.map((cell, i) =>
-      i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i])
+      i === 0 ? cell.padEnd(widths[i] ?? 0) : cell.padStart(widths[i] ?? 0)
     ).join("  ").trimEnd();
   return rows.map(line).join("\n");
 }

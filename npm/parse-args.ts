@@ -39,7 +39,7 @@ export function parseArgs<B extends string = never, S extends string = never>(
   // Without asking `unknown`, minimist takes `--no-x` for `x` being false, and
   // what every object has, such as `--constructor`, for declared.
   const kept = args.filter((arg, index) => {
-    const [, no, name] = /^--?(no-)?([^=]*)/.exec(arg) ?? [];
+    const [, no, name = ""] = /^--?(no-)?([^=]*)/.exec(arg) ?? [];
     const asks = no !== undefined || Object.hasOwn(Object.prototype, name);
     return !asks || (end >= 0 && index > end) || unknown?.(arg) !== false;
   });
