@@ -428,7 +428,7 @@ function hash(text: string, lane: number): number {
 /** The direction a toxic acts on: client to server, or server to client. */
 export type Stream = "upstream" | "downstream";
 
-/** The types of toxic there are. */
+/** The types of toxic. */
 export type ToxicType =
   | "latency"
   | "bandwidth"
@@ -442,94 +442,87 @@ export type ToxicType =
   | "limit_time"
   | "noop";
 
-/**
- * A fault on the bytes of a direction, as in Toxiproxy: its type decides what
- * its attributes are, and what they do.
- */
+/** A fault on the bytes of one direction, written as in Toxiproxy. */
 export interface ToxicOptions {
-  /** What it does; see {@linkcode ToxicType}. */
+  /** What it does. */
   type: ToxicType;
   /** What it is called, unique on its route. Default: `<type>_<stream>`. */
   name?: string;
   /** The direction it acts on. Default: downstream. */
   stream?: Stream;
-  /**
-   * The probability, 0 to 1, that it acts on a connection. Default: 1. Where
-   * it does not, it has no effect whatever.
-   */
+  /** The probability, 0 to 1, that it acts on a connection. Default: 1. */
   toxicity?: number;
-  /** How it acts; what is left out takes its default. */
+  /** The attributes of its type; what is left out takes its default. */
   attributes?: Readonly<Record<string, number>>;
 }
 
-/** A toxic with every default filled in. */
-export interface Toxic extends Readonly<Required<ToxicOptions>> {
-  /** How it acts: all of its attributes. */
-  readonly attributes: Readonly<Record<string, number>>;
-}
+/** A toxic with every default filled in, those of its attributes too. */
+export type Toxic = Readonly<Required<ToxicOptions>>;
 
-/** What passes through a toxic: bytes, or the end, leaving at a time. */
+/** Bytes on their way, or a mark behind them, and when they are due. */
 export interface TimedChunk {
   /**
-   * When it leaves, on the clock of `performance.now()`; `Infinity` holds it for
-   * as long as its toxic acts.
+   * When it leaves, on the clock of `performance.now()`; `Infinity` holds it
+   * until its toxic is changed or removed.
    */
   at: number;
-  /** The bytes; without them the stream ends here, or the connection is over. */
+  /**
+   * Bytes, which whoever gets them may change; `end`, the end of the stream; or
+   * `close`, where a toxic closes the connection.
+   */
   what: Uint8Array<ArrayBuffer> | "end" | "close";
 }
 
-/** Where a toxic's doings go. */
+/** What a toxic can do with the connection. */
 export interface ToxicOutput {
-  /** Passes something on, in order. */
+  /** Forwards something; what is forwarded first also leaves first. */
   pass(timed: TimedChunk): void;
   /**
    * Ends the connection at a time, whatever is still on its way; `Infinity` is
-   * never. A later order takes the place of an earlier one.
+   * never. A later call replaces an earlier one.
    */
   cut(at: number, how: "close" | "reset"): void;
 }
 
 /** A toxic at work on one direction of one connection. */
 export interface ActiveToxic {
-  /** The connection has opened, or the toxic was added while it was open. */
+  /** The connection is established, or the toxic was added to it. */
   open?(at: number): void;
-  /** Something has come. */
+  /** Processes bytes or a mark; the default is to forward them. */
   take(timed: TimedChunk): void;
   /**
-   * Takes on other attributes, all of them and valid. What the toxic still held
-   * is to come again; what it passed on last has left at a time, `-Infinity` if
-   * nothing has.
+   * Updates the attributes: `attributes` are all of them, and valid. What the
+   * toxic still held is then processed again. What left it last was due at
+   * `lastLeft`; `-Infinity` if nothing has.
    */
   change(
     attributes: Readonly<Record<string, number>>,
     at: number,
     lastLeft: number,
   ): void;
-  /** The toxic acts no longer; what it held is then released. */
+  /** The toxic is removed; what it holds is released next. */
   end?(at: number): void;
 }
 
-/** As an {@linkcode ActiveToxic}, of which the attributes have changed by then. */
-interface ToxicBehavior extends Omit<ActiveToxic, "change"> {
-  change?(at: number, lastLeft: number): void;
-}
-
-/** What there is to know of a type of toxic. */
-interface ToxicKind<A> {
-  readonly attributes: Fields<A>;
+/** All there is to know of a type of toxic. */
+interface ToxicDefinition<K extends string = string> {
+  readonly attributes: Readonly<Record<K, Field<number>>>;
   /** What it does, for people. */
-  inWords(attributes: A): string;
+  inWords(attributes: Readonly<Record<K, number>>): string;
   /**
-   * Begins to act; `random` is this toxic's own on this direction, and the
-   * attributes are read as it goes, for they may change.
+   * Starts it on one direction of one connection. `attributes` always has the
+   * present values, and `random` draws from a stream of this toxic's own.
    */
-  begin(attributes: A, out: ToxicOutput, random: () => number): ToxicBehavior;
+  begin(
+    attributes: Readonly<Record<K, number>>,
+    out: ToxicOutput,
+    random: () => number,
+  ): Partial<ActiveToxic>;
 }
 
-/** Has the attributes' types follow from how they are checked. */
-function kind<A>(definition: ToxicKind<A>): ToxicKind<A> {
-  return definition;
+/** Has the names of the attributes follow from how they are checked. */
+function define<K extends string>(toxic: ToxicDefinition<K>): ToxicDefinition {
+  return toxic;
 }
 
 const share = (fallback: number) => ({ guard: rate, default: fallback });
@@ -540,8 +533,11 @@ const bandwidthRate: Guard<number> = {
   expected: `${whole.guard.expected}, in KB/s; 0 holds all data`,
 };
 
-const TOXICS = {
-  latency: kind<{ latency: number; jitter: number }>({
+/** A limited bandwidth forwards pieces of that much time, for an even flow. */
+const BANDWIDTH_PIECE_MS = 10;
+
+const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
+  latency: define({
     attributes: { latency: ms, jitter: ms },
     inWords: ({ latency, jitter }) =>
       `+${latency}${jitter > 0 ? `±${jitter}` : ""} ms`,
@@ -555,23 +551,24 @@ const TOXICS = {
     }),
   }),
 
-  bandwidth: kind<{ rate: number }>({
+  bandwidth: define({
     attributes: { rate: { guard: bandwidthRate } },
     inWords: ({ rate }) => rate > 0 ? `${rate} KB/s` : "holds all data",
     begin(attributes, out) {
-      // When all that was passed on has left; Infinity while data is held.
+      // When all that was forwarded has left; Infinity while data is held.
       let free = 0;
       return {
         take({ at, what }) {
           free = Math.max(free, at);
           if (typeof what === "string") return out.pass({ at: free, what });
           const piece = attributes.rate * BANDWIDTH_PIECE_MS || what.length;
-          for (const part of inPieces(what, () => piece)) {
+          for (let start = 0; start < what.length; start += piece) {
+            const part = what.subarray(start, start + piece);
             free += part.length / attributes.rate; // KB/s are bytes a millisecond
             out.pass({ at: free, what: part });
           }
         },
-        change(at, lastLeft) {
+        change(_, at, lastLeft) {
           // What was held begins to flow now, as if it had just arrived.
           free = free === Infinity ? at : lastLeft;
         },
@@ -579,7 +576,7 @@ const TOXICS = {
     },
   }),
 
-  slow_close: kind<{ delay: number }>({
+  slow_close: define({
     attributes: { delay: ms },
     inWords: ({ delay }) => `ends ${delay} ms late`,
     begin: (attributes, out) => ({
@@ -589,58 +586,44 @@ const TOXICS = {
     }),
   }),
 
-  timeout: kind<{ timeout: number }>({
+  timeout: define({
     attributes: { timeout: ms },
     inWords: ({ timeout }) =>
       timeout > 0
         ? `nothing gets through, closed after ${timeout} ms`
         : "nothing gets through",
-    begin(attributes, out) {
-      let began = 0;
-      const order = () =>
-        out.cut(
-          attributes.timeout > 0 ? began + attributes.timeout : Infinity,
-          "close",
-        );
-      return {
-        open(at) {
-          began = at;
-          if (attributes.timeout > 0) order();
-        },
-        take({ at, what }) {
-          // With no end to it, a side that leaves must not leave the other open.
-          if (typeof what !== "string") return;
-          const passes = what === "close" || attributes.timeout === 0;
-          out.pass({ at: passes ? at : Infinity, what });
-        },
-        change: order,
-        // As in Toxiproxy: data may have been lost.
-        end: (at) => out.pass({ at, what: "close" }),
-      };
-    },
+    begin: (attributes, out) => ({
+      ...closeAfter(() => attributes.timeout || Infinity, out),
+      take({ at, what }) {
+        if (typeof what !== "string") return;
+        // Where it never closes, a side that leaves must not leave the other open.
+        const passes = what === "close" || attributes.timeout === 0;
+        out.pass({ at: passes ? at : Infinity, what });
+      },
+      // As in Toxiproxy: data may have been lost.
+      end: (at) => out.pass({ at, what: "close" }),
+    }),
   }),
 
-  reset_peer: kind<{ timeout: number }>({
+  reset_peer: define({
     attributes: { timeout: ms },
     inWords: ({ timeout }) => `reset ${timeout} ms after the first data`,
     begin(attributes, out) {
-      let struck: number | undefined;
+      let first: number | undefined;
       const order = (at: number) => out.cut(at + attributes.timeout, "reset");
       return {
         take({ at, what }) {
-          if (struck === undefined) order(struck = at);
+          if (first === undefined) order(first = at);
           out.pass({ at: Infinity, what });
         },
         change() {
-          if (struck !== undefined) order(struck);
+          if (first !== undefined) order(first);
         },
       };
     },
   }),
 
-  slicer: kind<
-    { average_size: number; size_variation: number; delay: number }
-  >({
+  slicer: define({
     attributes: {
       average_size: { guard: integer(1, Number.MAX_SAFE_INTEGER) },
       size_variation: whole,
@@ -651,30 +634,26 @@ const TOXICS = {
       `${size_variation > 0 ? `±${size_variation}` : ""} B` +
       `${delay > 0 ? `, ${delay} µs apart` : ""}`,
     begin(attributes, out, random) {
-      let free = 0;
-      // The cuts lie where the seed says, however the data comes in.
-      let left = 0;
-      const nextSize = (taken: number) => {
-        if (left === 0) {
-          const variation = (2 * random() - 1) * attributes.size_variation;
-          left = Math.max(1, attributes.average_size + Math.round(variation));
-        }
-        const size = Math.min(left, taken);
-        left -= size;
-        return size;
+      let free = 0; // when the next piece may leave
+      let left = 0; // bytes up to the next cut, also across chunks
+      const nextSize = () => {
+        const variation = (2 * random() - 1) * attributes.size_variation;
+        return Math.max(1, attributes.average_size + Math.round(variation));
       };
       return {
         take({ at, what }) {
-          if (typeof what === "string") {
-            return out.pass({ at: Math.max(at, free), what });
-          }
-          for (const part of inPieces(what, nextSize)) {
-            const leaves = Math.max(at, free);
-            out.pass({ at: leaves, what: part });
-            free = leaves + attributes.delay / 1000;
+          free = Math.max(at, free);
+          if (typeof what === "string") return out.pass({ at: free, what });
+          for (let start = 0; start < what.length;) {
+            if (left === 0) left = nextSize();
+            const part = what.subarray(start, start + left);
+            out.pass({ at: free, what: part });
+            free += attributes.delay / 1000;
+            start += part.length;
+            left -= part.length;
           }
         },
-        change(_, lastLeft) {
+        change(_, _at, lastLeft) {
           free = lastLeft + attributes.delay / 1000;
           left = 0;
         },
@@ -682,7 +661,7 @@ const TOXICS = {
     },
   }),
 
-  limit_data: kind<{ bytes: number }>({
+  limit_data: define({
     attributes: { bytes: whole },
     inWords: ({ bytes }) => `closed after ${bytes} B`,
     begin(attributes, out) {
@@ -702,14 +681,14 @@ const TOXICS = {
           passed += part.length;
           closeIfFull(at);
         },
-        change(at) {
+        change(_, at) {
           if (passed > 0) closeIfFull(at);
         },
       };
     },
   }),
 
-  packet_loss: kind<{ loss_rate: number; correlation: number }>({
+  packet_loss: define({
     attributes: { loss_rate: share(0.1), correlation: share(0) },
     inWords: ({ loss_rate, correlation }) =>
       `loses ${percent(loss_rate)} of chunks` +
@@ -719,10 +698,9 @@ const TOXICS = {
       return {
         take(timed) {
           if (typeof timed.what !== "string") {
-            const raised = lost
-              ? attributes.correlation * (1 - attributes.loss_rate)
-              : 0;
-            lost = random() < attributes.loss_rate + raised;
+            const { loss_rate, correlation } = attributes;
+            const raised = lost ? correlation * (1 - loss_rate) : 0;
+            lost = random() < loss_rate + raised;
             if (lost) return;
           }
           out.pass(timed);
@@ -731,19 +709,17 @@ const TOXICS = {
     },
   }),
 
-  corrupt: kind<{ rate: number }>({
+  corrupt: define({
     attributes: { rate: share(0.001) },
     inWords: ({ rate }) => `flips a bit in ${percent(rate)} of bytes`,
     begin(attributes, out, random) {
       // How many bytes are spared is geometric: one draw a flip, not a byte.
-      const spared = () =>
-        attributes.rate === 0
-          ? Infinity
-          : attributes.rate === 1
-          ? 0
-          : Math.floor(
-            Math.log1p(-random()) / Math.log1p(-attributes.rate),
-          );
+      const spared = () => {
+        const { rate } = attributes;
+        if (rate === 0) return Infinity;
+        if (rate === 1) return 0;
+        return Math.floor(Math.log1p(-random()) / Math.log1p(-rate));
+      };
       let next = spared();
       return {
         take(timed) {
@@ -763,49 +739,51 @@ const TOXICS = {
     },
   }),
 
-  limit_time: kind<{ time: number }>({
+  limit_time: define({
     attributes: { time: ms },
     inWords: ({ time }) => `closed after ${time} ms`,
-    begin(attributes, out) {
-      let began = 0;
-      const order = () => out.cut(began + attributes.time, "close");
-      return {
-        open(at) {
-          began = at;
-          order();
-        },
-        take: (timed) => out.pass(timed),
-        change: order,
-      };
-    },
+    begin: (attributes, out) => closeAfter(() => attributes.time, out),
   }),
 
-  noop: kind<Record<never, never>>({
+  noop: define({
     attributes: {},
     inWords: () => "nothing",
-    begin: (_, out) => ({ take: (timed) => out.pass(timed) }),
+    begin: () => ({}),
   }),
-} satisfies Record<ToxicType, unknown>;
+};
 
-/** Begins a toxic of any kind: its attributes have been checked to be its own. */
-function begin(
-  toxic: Toxic,
+/** Closes the connection that many milliseconds after it was established. */
+function closeAfter(
+  delay: () => number,
   out: ToxicOutput,
-  random: () => number,
-): ActiveToxic {
-  const attributes = { ...toxic.attributes };
-  const effect = kindOf(toxic.type).begin(attributes, out, random);
+): Partial<ActiveToxic> {
+  let opened = 0;
+  const order = () => out.cut(opened + delay(), "close");
   return {
-    ...effect,
-    change(changed, at, lastLeft) {
-      Object.assign(attributes, changed);
-      effect.change?.(at, lastLeft);
+    open(at) {
+      opened = at;
+      if (delay() < Infinity) order();
     },
+    change: order,
   };
 }
 
-function kindOf(type: ToxicType): ToxicKind<Record<string, number>> {
-  return TOXICS[type] as ToxicKind<Record<string, number>>;
+/** Starts a toxic of any type; its attributes have been checked. */
+function begin(
+  { type, attributes }: Toxic,
+  out: ToxicOutput,
+  random: () => number,
+): ActiveToxic {
+  const present = { ...attributes };
+  const active = TOXICS[type].begin(present, out, random);
+  return {
+    take: (timed) => out.pass(timed),
+    ...active,
+    change(attributes, at, lastLeft) {
+      Object.assign(present, attributes);
+      active.change?.(attributes, at, lastLeft);
+    },
+  };
 }
 
 function percent(share: number): string {
@@ -813,13 +791,9 @@ function percent(share: number): string {
 }
 
 /**
- * Begins a toxic by itself, without a connection or a clock, as a function from
- * what it is given to what it passes on: to test with, or to see what a seed
- * brings.
+ * Starts a toxic by itself, without a connection or a clock: to test with, or
+ * to see what follows from a seed.
  *
- * @param options The toxic, as in a configuration.
- * @param seed What its randomness derives from.
- * @param out Where its doings go.
  * @throws {ConfigError} If the toxic is not valid.
  */
 export function beginToxic(
@@ -845,7 +819,7 @@ function describeToxic(toxic: Toxic): string {
   const share = toxicity === 1
     ? "every connection"
     : `${percent(toxicity)} of connections`;
-  return `${stream}: ${kindOf(type).inWords(attributes)} on ${share}`;
+  return `${stream}: ${TOXICS[type].inWords(attributes)} on ${share}`;
 }
 
 /** Checks a route's toxics. */
@@ -875,7 +849,7 @@ function checkToxic(value: unknown, path: string, problems: string[]): Toxic {
     toxic.attributes = checkFields(
       toxic.attributes,
       pathTo(path, "attributes"),
-      kindOf(type).attributes,
+      TOXICS[type].attributes,
       problems,
     ) as Record<string, number>;
   }
@@ -916,7 +890,7 @@ function normalizeToxic(
   if (!TOXIC_FIELDS.type.guard.is(type)) return toxic;
   toxic.attributes = normalize(
     toxic.attributes ?? {},
-    kindOf(type).attributes,
+    TOXICS[type].attributes,
     pathTo(path, "attributes"),
     problems,
     ignored,
@@ -957,21 +931,6 @@ LEVELS.push(
     ["in a toxic's attributes", attributes] as const
   ),
 );
-
-/** A limited flow leaves in pieces of that much time, and so dribbles. */
-const BANDWIDTH_PIECE_MS = 10;
-
-/** Cuts bytes up; `size` says how much of what is left comes next. */
-function* inPieces(
-  bytes: Uint8Array<ArrayBuffer>,
-  size: (left: number) => number,
-): Generator<Uint8Array<ArrayBuffer>> {
-  for (let start = 0; start < bytes.length;) {
-    const end = start + size(bytes.length - start);
-    yield bytes.subarray(start, end);
-    start = end;
-  }
-}
 
 // ---- Config: routes, and the files they come from ----------------------------
 
