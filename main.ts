@@ -393,10 +393,8 @@ function addressOf({ hostname, port }: Address): string {
 // ---- Randomness: numbers that follow from the seed ---------------------------
 
 /**
- * A stream of uniform numbers in [0, 1) that depends on its key alone.
- *
- * The key is hashed to 128 bits, four times FNV-1a with the finalizer of
- * MurmurHash3, which then seed sfc32 (Doty-Humphrey, PractRand).
+ * A stream of uniform numbers in [0, 1) that depends on its key alone: sfc32
+ * (PractRand), seeded by FNV-1a hashes with the finalizer of MurmurHash3.
  */
 function randomStream(...key: (string | number)[]): () => number {
   const text = JSON.stringify(key);
@@ -461,15 +459,9 @@ export type Toxic = Readonly<Required<ToxicOptions>>;
 
 /** Bytes on their way, or a mark behind them, and when they are due. */
 export interface TimedChunk {
-  /**
-   * When it leaves, on the clock of `performance.now()`; `Infinity` holds it
-   * until its toxic is changed or removed.
-   */
+  /** When it leaves, by `performance.now()`; `Infinity`: it is held. */
   at: number;
-  /**
-   * Bytes, which whoever gets them may change; `end`, the end of the stream; or
-   * `close`, where a toxic closes the connection.
-   */
+  /** Bytes, which the receiver may modify; or the end of stream; or a close. */
   what: Uint8Array<ArrayBuffer> | "end" | "close";
 }
 
@@ -477,10 +469,7 @@ export interface TimedChunk {
 export interface ToxicOutput {
   /** Forwards something; what is forwarded first also leaves first. */
   pass(timed: TimedChunk): void;
-  /**
-   * Ends the connection at a time, whatever is still on its way; `Infinity` is
-   * never. A later call replaces an earlier one.
-   */
+  /** Ends the connection then, or never (`Infinity`); the last call counts. */
   cut(at: number, how: "close" | "reset"): void;
 }
 
@@ -491,9 +480,8 @@ export interface ActiveToxic {
   /** Processes bytes or a mark; the default is to forward them. */
   take(timed: TimedChunk): void;
   /**
-   * Updates the attributes: `attributes` are all of them, and valid. What the
-   * toxic still held is then processed again. What left it last was due at
-   * `lastLeft`; `-Infinity` if nothing has.
+   * Updates its attributes, of which all are given. What is still held is then
+   * processed again; what left last was due at `lastLeft`, or `-Infinity`.
    */
   change(
     attributes: Readonly<Record<string, number>>,
@@ -509,10 +497,7 @@ interface ToxicDefinition<K extends string = string> {
   readonly attributes: Readonly<Record<K, Field<number>>>;
   /** What it does, for people. */
   inWords(attributes: Readonly<Record<K, number>>): string;
-  /**
-   * Starts it on one direction of one connection. `attributes` always has the
-   * present values, and `random` draws from a stream of this toxic's own.
-   */
+  /** Starts it on a connection; `attributes` always has the present values. */
   begin(
     attributes: Readonly<Record<K, number>>,
     out: ToxicOutput,
@@ -596,7 +581,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       ...closeAfter(() => attributes.timeout || Infinity, out),
       take({ at, what }) {
         if (typeof what !== "string") return;
-        // Where it never closes, a side that leaves must not leave the other open.
+        // Without a timeout, a side that leaves must not leave the other open.
         const passes = what === "close" || attributes.timeout === 0;
         out.pass({ at: passes ? at : Infinity, what });
       },
@@ -791,8 +776,7 @@ function percent(share: number): string {
 }
 
 /**
- * Starts a toxic by itself, without a connection or a clock: to test with, or
- * to see what follows from a seed.
+ * Starts a toxic by itself, without a connection or a clock, to test with.
  *
  * @throws {ConfigError} If the toxic is not valid.
  */
@@ -1712,54 +1696,44 @@ function findCircle(
 
 // ---- Link: one direction of one connection -----------------------------------
 
-/** A toxic's order to end the connection; to be disregarded once aborted. */
-interface CutOrder {
-  readonly toxic: string;
-  readonly at: number;
-  readonly how: "close" | "reset";
-  readonly signal: AbortSignal;
-}
-
-/** What a toxic holds, and when it came to it. */
+/** What a toxic holds until it is due, since when, and what leaves next. */
 interface Held extends TimedChunk {
   readonly since: number;
+  next?: Held;
 }
 
 /** A toxic at work on a link. */
 interface Stage {
   toxic: Toxic;
-  readonly effect: ActiveToxic;
-  /** What it holds, in the order in which it leaves. */
-  held: Queue<Held>;
-  /** When what it has now came to it. */
+  readonly active: ActiveToxic;
+  /** What it holds, linked: an array moves all that is left at each `shift`. */
+  first?: Held;
+  last?: Held;
+  /** When it ends the connection. */
+  cut?: { readonly at: number; readonly how: "close" | "reset" };
+  /** When what it processes now came to it. */
   since: number;
-  /** When what left it last did. */
+  /** When what left it last was due. */
   lastLeft: number;
-  /** When it last changed: what was due before that goes on from then. */
+  /** When it last changed: nothing leaves before that. */
   changed: number;
-  /** Its order to end the connection, if it has given one. */
-  order?: AbortController;
 }
 
 const MAX_HELD_BYTES = 64 * 1024 * 1024;
 const HELD_OVERHEAD_BYTES = 1024; // what a held piece costs besides its bytes
 
 /**
- * Carries what one side sends to the other, counts it, and leads it through the
- * toxics that act here: each holds back what it has given a later time, and
- * then passes it on to the next one. Toxics may come, change and go meanwhile.
- *
+ * Forwards what one side sends to the other, through the toxics that act on this
+ * direction: each holds what is not due yet, and then forwards it to the next.
  * `write` waits until there is room, so that a slow reader slows the sender.
  */
 class Link {
-  /** How many bytes have been taken in. */
+  /** How many bytes have been written to it. */
   bytes = 0;
-  /** What is to be delivered. */
-  readonly readable: ReadableStream<Uint8Array>;
-  /** The toxic that ends the connection behind what is delivered. */
+  /** The toxic that closes the connection behind what is delivered. */
   closedBy: string | undefined;
-  readonly #writer: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
-  readonly #cut: (order: CutOrder) => void;
+  /** Ends the connection, by order of a toxic. */
+  readonly #cut: (toxic: string, how: "close" | "reset") => void;
   readonly #randomOf: (toxic: string) => () => number;
   readonly #stages: Stage[] = [];
   #stopped = false;
@@ -1770,35 +1744,26 @@ class Link {
   #room: PromiseWithResolvers<void> | undefined;
   #flushed: PromiseWithResolvers<void> | undefined;
   #controller!: TransformStreamDefaultController<Uint8Array>;
+  readonly #stream = new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array>({
+    start: (controller) => {
+      this.#controller = controller;
+    },
+    transform: (chunk) => this.#transform(chunk),
+    flush: () => this.#flush(),
+  });
+  readonly #writer = this.#stream.writable.getWriter();
+  /** What is to be delivered. */
+  readonly readable = this.#stream.readable;
 
-  /**
-   * @param cut Ends the connection at a time, by order of a toxic.
-   * @param randomOf Makes the random numbers of a toxic of that name.
-   */
   constructor(
-    cut: (order: CutOrder) => void,
+    cut: (toxic: string, how: "close" | "reset") => void,
     randomOf: (toxic: string) => () => number,
   ) {
     this.#cut = cut;
     this.#randomOf = randomOf;
-    const { readable, writable } = new TransformStream<
-      Uint8Array<ArrayBuffer>,
-      Uint8Array
-    >({
-      start: (controller) => {
-        this.#controller = controller;
-      },
-      transform: (chunk) => this.#take(chunk),
-      flush: () => this.#flush(),
-    });
-    this.readable = readable;
-    this.#writer = writable.getWriter();
   }
 
-  /**
-   * Has these toxics act from now on, in this order, and no others. What is
-   * held by one that goes is released, and by one that changes is scheduled again.
-   */
+  /** Has these toxics act from now on, in this order, and no others. */
   act(toxics: readonly Toxic[]): void {
     if (this.#stopped) return;
     const names = new Set(toxics.map(({ name }) => name));
@@ -1810,12 +1775,11 @@ class Link {
       if (stage === undefined) this.#insert(index, toxic);
       else if (stage.toxic !== toxic) this.#change(stage, toxic);
     });
-    this.#wake();
   }
 
-  /** Whether it has taken in what it has not delivered. */
+  /** Whether it holds what has been written to it. */
   get isBuffering(): boolean {
-    return this.#stages.some(({ held }) => held.first() !== undefined);
+    return this.#heldBytes > 0;
   }
 
   write(chunk: Uint8Array<ArrayBuffer>): Promise<void> {
@@ -1834,14 +1798,10 @@ class Link {
     this.#writer.abort().catch(expectedOfDelivery);
   }
 
-  /**
-   * Holds nothing any more, and ends no connection; whoever waits for room or
-   * for the end goes on.
-   */
+  /** Drops all that comes, and ends no connection; nothing waits for it. */
   stop(): void {
     this.#stopped = true;
-    this.#nap?.abort();
-    for (const { order } of this.#stages) order?.abort();
+    this.#nap?.abort("stopped");
     this.#room?.resolve();
     this.#flushed?.resolve();
   }
@@ -1849,59 +1809,45 @@ class Link {
   #insert(index: number, toxic: Toxic): void {
     const stage: Stage = {
       toxic,
-      effect: begin(toxic, {
+      active: begin(toxic, {
         pass: (timed) => this.#hold(stage, timed),
-        cut: (at, how) => this.#order(stage, at, how),
+        cut: (at, how) => {
+          stage.cut = { at, how };
+          this.#wake();
+        },
       }, this.#randomOf(toxic.name)),
-      held: new Queue(),
       since: 0,
       lastLeft: -Infinity,
       changed: -Infinity,
     };
     this.#stages.splice(index, 0, stage);
-    stage.effect.open?.(performance.now());
+    stage.active.open?.(performance.now());
   }
 
   #change(stage: Stage, toxic: Toxic): void {
     const held = this.#empty(stage);
     stage.toxic = toxic;
     stage.changed = performance.now();
-    stage.effect.change(toxic.attributes, stage.changed, stage.lastLeft);
-    for (const { since, what } of held) this.#give(stage, { at: since, what });
+    stage.active.change(toxic.attributes, stage.changed, stage.lastLeft);
+    for (const { since, what } of held) {
+      this.#process(stage, { at: since, what });
+    }
   }
 
   #remove(stage: Stage): void {
     const at = performance.now();
-    stage.effect.end?.(at);
+    stage.active.end?.(at);
     for (const { what } of this.#empty(stage)) {
-      this.#passOn(stage, { at, what });
+      this.#forward(stage, { at, what });
     }
-    stage.order?.abort();
     this.#stages.splice(this.#stages.indexOf(stage), 1);
   }
 
-  /** Takes from a toxic all that it holds. */
-  #empty(stage: Stage): Held[] {
-    const held = [...stage.held];
-    stage.held = new Queue();
-    for (const each of held) this.#heldBytes -= cost(each);
-    return held;
-  }
-
-  #order(stage: Stage, at: number, how: "close" | "reset"): void {
-    stage.order?.abort();
-    stage.order = undefined;
-    if (at === Infinity || this.#stopped) return;
-    stage.order = new AbortController();
-    const { signal } = stage.order;
-    this.#cut({ toxic: stage.toxic.name, at, how, signal });
-  }
-
-  #take(chunk: Uint8Array<ArrayBuffer>): Promise<void> | void {
+  #transform(chunk: Uint8Array<ArrayBuffer>): Promise<void> | void {
     if (this.#stopped) return;
     const [first] = this.#stages;
     if (first === undefined) return this.#controller.enqueue(chunk);
-    this.#give(first, { at: performance.now(), what: chunk });
+    this.#process(first, { at: performance.now(), what: chunk });
     if (this.#heldBytes <= MAX_HELD_BYTES || this.#stopped) return;
     this.#room = Promise.withResolvers();
     return this.#room.promise;
@@ -1912,36 +1858,56 @@ class Link {
     if (first === undefined) this.#ended = true;
     if (first === undefined || this.#stopped) return;
     this.#flushed = Promise.withResolvers();
-    this.#give(first, { at: performance.now(), what: "end" });
+    this.#process(first, { at: performance.now(), what: "end" });
     return this.#flushed.promise;
   }
 
-  #give(stage: Stage, timed: TimedChunk): void {
+  #process(stage: Stage, timed: TimedChunk): void {
     stage.since = timed.at;
-    stage.effect.take(timed);
+    stage.active.take(timed);
   }
 
   /** Holds something at a toxic until it is due, not before what is there. */
   #hold(stage: Stage, { at, what }: TimedChunk): void {
     if (this.#stopped) return;
-    const last = stage.held.last();
+    const { last } = stage;
     const due = Math.max(at, last?.at ?? stage.lastLeft);
     if (what === "close") this.closedBy ??= stage.toxic.name;
     if (last === undefined && due <= performance.now()) {
       stage.lastLeft = due;
-      return this.#passOn(stage, { at: Math.max(due, stage.changed), what });
+      return this.#forward(stage, { at: Math.max(due, stage.changed), what });
     }
-    const held = { at: due, what, since: stage.since };
-    stage.held.push(held);
-    this.#heldBytes += cost(held);
-    if (last === undefined) this.#wake();
+    const held: Held = { at: due, what, since: stage.since };
+    stage.last = held;
+    this.#heldBytes += HELD_OVERHEAD_BYTES + what.length;
+    if (last !== undefined) last.next = held;
+    else {
+      stage.first = held;
+      this.#wake();
+    }
   }
 
-  /** Passes something on from a toxic to the next one, or out. */
-  #passOn(stage: Stage, timed: TimedChunk): void {
+  #shift(stage: Stage, held: Held): Held {
+    stage.first = held.next;
+    if (held.next === undefined) stage.last = undefined;
+    held.next = undefined; // or what has left keeps all that follows in memory
+    this.#heldBytes -= HELD_OVERHEAD_BYTES + held.what.length;
+    return held;
+  }
+
+  /** Takes all that a toxic holds from it. */
+  #empty(stage: Stage): Held[] {
+    const all: Held[] = [];
+    while (stage.first) all.push(this.#shift(stage, stage.first));
+    this.#wake();
+    return all;
+  }
+
+  /** Forwards something from a toxic to the next one, or delivers it. */
+  #forward(stage: Stage, timed: TimedChunk): void {
     const next = this.#stages[this.#stages.indexOf(stage) + 1];
     if (next === undefined) this.#deliver(timed.what);
-    else this.#give(next, timed);
+    else this.#process(next, timed);
   }
 
   #deliver(what: TimedChunk["what"]): void {
@@ -1950,7 +1916,10 @@ class Link {
       this.#ended = true;
       this.#flushed?.resolve();
     } else if (what === "close") {
-      this.#close();
+      this.stop();
+      // After `terminate`, `pipeTo` never settles if what came before fails.
+      if (this.#ended) this.#cut(this.closedBy!, "close");
+      else this.end();
     } else {
       try {
         this.#controller.enqueue(what);
@@ -1960,103 +1929,49 @@ class Link {
     }
   }
 
-  /**
-   * Ends the stream here, by order of a toxic, and drops what comes after. Not
-   * by `terminate`: `pipeTo` never settles then if what came before cannot be
-   * written. Where the stream has ended already, it ends the connection.
-   */
-  #close(): void {
-    this.stop();
-    if (!this.#ended) return this.end();
-    const { signal } = new AbortController();
-    this.#cut({ toxic: this.closedBy!, at: 0, how: "close", signal });
-  }
-
-  /** Looks again which toxic releases something first. */
+  /** Looks again what is due next. */
   #wake(): void {
-    if (this.#running) this.#nap?.abort();
+    if (this.#running) this.#nap?.abort("woken"); // no reason costs an error
     else this.#run();
   }
 
-  /** Lets go of what is held, each when it is due. */
+  /** Releases what is held, and cuts the connection, each when it is due. */
   async #run(): Promise<void> {
     this.#running = true;
+    await null; // the connection must not end within a call that it makes
     for (;;) {
       if (this.#heldBytes <= MAX_HELD_BYTES) this.#room?.resolve();
-      const stage = this.#firstToLetGo();
-      const due = stage?.held.first()?.at ?? Infinity;
-      if (stage === undefined || due === Infinity || this.#stopped) break;
+      let next: Stage | undefined;
+      let due = Infinity;
+      for (const stage of this.#stages) {
+        const { first, cut } = stage;
+        const at = Math.min(first?.at ?? Infinity, cut?.at ?? Infinity);
+        if (at < due) [next, due] = [stage, at];
+      }
+      if (next === undefined || this.#stopped) break;
       if (due > performance.now()) {
         this.#nap = new AbortController();
         await sleepUntil(due, this.#nap.signal);
-      } else this.#closeSide(stage);
+      } else if (due === next.cut?.at) {
+        this.stop();
+        this.#cut(next.toxic.name, next.cut.how);
+      } else if (next.first) {
+        const held = this.#shift(next, next.first);
+        next.lastLeft = held.at;
+        this.#forward(next, held);
+      }
     }
     this.#running = false;
   }
-
-  #closeSide(stage: Stage): void {
-    const held = stage.held.shift()!;
-    this.#heldBytes -= cost(held);
-    stage.lastLeft = held.at;
-    this.#passOn(stage, held);
-  }
-
-  #firstToLetGo(): Stage | undefined {
-    let found: Stage | undefined;
-    let earliest = Infinity;
-    for (const stage of this.#stages) {
-      const at = stage.held.first()?.at ?? Infinity;
-      if (at < earliest) [found, earliest] = [stage, at];
-    }
-    return found;
-  }
 }
 
-function cost({ what }: TimedChunk): number {
-  return HELD_OVERHEAD_BYTES + (typeof what === "string" ? 0 : what.length);
-}
-
-/** First in, first out, without moving what is left at each turn. */
-class Queue<T> {
-  #items: (T | undefined)[] = [];
-  #first = 0;
-
-  push(item: T): void {
-    this.#items.push(item);
-  }
-
-  first(): T | undefined {
-    return this.#items[this.#first];
-  }
-
-  last(): T | undefined {
-    return this.#first < this.#items.length ? this.#items.at(-1) : undefined;
-  }
-
-  shift(): T | undefined {
-    const item = this.#items[this.#first];
-    this.#items[this.#first++] = undefined; // or it would be kept
-    if (this.#first > 64 && 2 * this.#first > this.#items.length) {
-      this.#items = this.#items.slice(this.#first);
-      this.#first = 0;
-    }
-    return item;
-  }
-
-  [Symbol.iterator](): Iterator<T> {
-    return (this.#items.slice(this.#first) as T[]).values();
-  }
-}
-
-/** Whoever reads the link meets the same failure, and deals with it. */
+/** What comes with the end of a connection, and is dealt with elsewhere. */
 function expectedOfDelivery(): void {}
 
 /**
- * Waits until `performance.now()` reaches a time, or the signal is aborted.
- *
- * Never too short, and some hundredths of a millisecond too long: a timer alone
- * is up to 1.5 ms late, so the last stretch is spent polling, between which all
- * else goes on.
+ * Waits until `performance.now()` reaches a time, or the signal is aborted. A
+ * timer alone is up to 1.5 ms late, so the last stretch is spent polling, which
+ * leaves some hundredths of a millisecond.
  */
 async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
@@ -2073,17 +1988,13 @@ async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
 const TIMER_LATENESS_MS = 1.5;
 
 /** Waits about that long, or until the signal is aborted. */
-function sleep(ms: number, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => {
-    const done = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", done);
-      resolve();
-    };
-    const timer = setTimeout(done, ms);
-    signal.addEventListener("abort", done);
-  });
+async function sleep(ms: number, signal: AbortSignal): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<unknown>();
+  const timer = setTimeout(resolve, ms);
+  signal.addEventListener("abort", resolve);
+  if (!signal.aborted) await promise;
+  clearTimeout(timer);
+  signal.removeEventListener("abort", resolve);
 }
 
 // ---- Sockets: the two kinds, and what listens and dials ----------------------
@@ -3051,7 +2962,7 @@ class Connection {
 
   #newLink(): Link {
     return new Link(
-      (order) => this.#cutAt(order),
+      (toxic, how) => this.end({ why: "fault", toxic }, how),
       (toxic) => randomStream(this.#seed, this.route.name, this.number, toxic),
     );
   }
@@ -3063,12 +2974,6 @@ class Connection {
       acting.filter((toxic) => toxic.stream === stream);
     this.#links.client?.act(on("upstream"));
     this.#links.upstream?.act(on("downstream"));
-  }
-
-  /** Ends it at a time, by order of a toxic. */
-  async #cutAt({ toxic, at, how, signal }: CutOrder): Promise<void> {
-    await sleepUntil(at, signal);
-    if (!signal.aborted) this.end({ why: "fault", toxic }, how);
   }
 
   /**
