@@ -776,7 +776,8 @@ function percent(share: number): string {
 }
 
 /**
- * Starts a toxic by itself, without a connection or a clock, to test with.
+ * Starts a toxic by itself, without a connection or a clock, to test with. The
+ * seed decides what is random.
  *
  * @throws {ConfigError} If the toxic is not valid.
  */
