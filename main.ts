@@ -521,6 +521,7 @@ const bandwidthRate: Guard<number> = {
 /** A limited bandwidth forwards pieces of that much time, for an even flow. */
 const BANDWIDTH_PIECE_MS = 10;
 
+/** All types: an entry here, and its name in `ToxicType`, is all that it takes. */
 const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   latency: define({
     attributes: { latency: ms, jitter: ms },
@@ -1932,14 +1933,14 @@ class Link {
 
   /** Looks again what is due next. */
   #wake(): void {
-    if (this.#running) this.#nap?.abort("woken"); // no reason costs an error
+    if (this.#running) this.#nap?.abort("woken"); // no reason: an error is made
     else this.#run();
   }
 
   /** Releases what is held, and cuts the connection, each when it is due. */
   async #run(): Promise<void> {
     this.#running = true;
-    await null; // the connection must not end within a call that it makes
+    await null; // a cut due at once must not end the connection in its own call
     for (;;) {
       if (this.#heldBytes <= MAX_HELD_BYTES) this.#room?.resolve();
       let next: Stage | undefined;
