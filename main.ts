@@ -1164,6 +1164,8 @@ export function parseConfig(
   );
 }
 
+const LINE_END = /\r\n|\r|\n/;
+
 function readYaml(text: string, path: string): unknown {
   // Each alias may copy as many keys as the text has, which takes minutes.
   const [merges, aliases] = ["<<", "*"].map((each) =>
@@ -1176,7 +1178,8 @@ function readYaml(text: string, path: string): unknown {
       "write out what they stand for",
     ]);
   }
-  const tab = findIndentingTab(text);
+  const lines = text.split(LINE_END);
+  const tab = findIndentingTab(lines);
   if (tab) {
     throw new ConfigError(path, [
       `line ${tab}, column 1: invalid YAML: a tab in the indentation; ` +
@@ -1198,8 +1201,7 @@ function readYaml(text: string, path: string): unknown {
     const place = line === undefined
       ? ""
       : `line ${line}, column ${Math.max(1, Number(column))}: `;
-    const lineText = text.split(/\r\n|\r|\n/)[Number(line) - 1] ?? "";
-    const hint = /:\s*\[[\da-f:.]+\]:\d/i.test(lineText)
+    const hint = /:\s*\[[\da-f:.]+\]:\d/i.test(lines[Number(line) - 1] ?? "")
       ? "; put an IPv6 address in quotes"
       : "";
     throw new ConfigError(path, [`${place}invalid YAML: ${reason}${hint}`]);
@@ -1207,9 +1209,9 @@ function readYaml(text: string, path: string): unknown {
 }
 
 /** The line that YAML would read as if its tabs were not there. */
-function findIndentingTab(text: string): number | undefined {
+function findIndentingTab(lines: readonly string[]): number | undefined {
   let depth = 0; // of brackets, within which indentation means nothing
-  for (const [index, line] of text.split(/\r\n|\r|\n/).entries()) {
+  for (const [index, line] of lines.entries()) {
     if (depth <= 0 && /^ *\t\s*[^\s#]/.test(line)) return index + 1;
     depth += line.split(/[[{]/).length - line.split(/[\]}]/).length;
   }
@@ -1222,37 +1224,21 @@ function isTree(value: unknown): value is Record<string, unknown> {
 }
 
 /** Puts an {@linkcode OddNumber} for each, given the same tree with all as text. */
-function keepOddNumbers(value: unknown, texts: unknown): void {
-  const seen = new Set<unknown>();
-  const pending = [[value, texts]];
-  for (let pair; (pair = pending.pop());) {
-    const [tree, written] = pair;
-    if (!isTree(tree) || !isTree(written) || seen.has(tree)) continue;
-    seen.add(tree);
-    const sources = [written, ...[written["<<"]].flat()].filter(isTree);
-    for (const [key, each] of Object.entries(tree)) {
-      const text = sources.find((each) => Object.hasOwn(each, key))?.[key];
-      if (typeof each !== "number") pending.push([each, text]);
-      else if (typeof text === "string" && !PLAIN_INTEGER.test(text)) {
-        tree[key] = new OddNumber(each, text);
-      }
+function keepOddNumbers(
+  tree: unknown,
+  texts: unknown,
+  seen = new Set<unknown>(),
+): void {
+  if (!isTree(tree) || !isTree(texts) || seen.has(tree)) return;
+  seen.add(tree);
+  const sources = [texts, ...[texts["<<"]].flat()].filter(isTree);
+  for (const [key, each] of Object.entries(tree)) {
+    const text = sources.find((each) => Object.hasOwn(each, key))?.[key];
+    if (typeof each !== "number") keepOddNumbers(each, text, seen);
+    else if (typeof text === "string" && !PLAIN_INTEGER.test(text)) {
+      tree[key] = new OddNumber(each, text);
     }
   }
-}
-
-function readJson(text: string, path: string): unknown {
-  const found = findJsonProblem(text);
-  if (found === undefined) return JSON.parse(text);
-  const before = text.slice(0, found.offset).split(/\r\n|\r|\n/);
-  const column = before[before.length - 1].length + 1;
-  throw new ConfigError(path, [
-    `line ${before.length}, column ${column}: invalid JSON: ${found.problem}`,
-  ]);
-}
-
-interface JsonProblem {
-  offset: number;
-  problem: string;
 }
 
 const JSON_SPACE = /[ \t\r\n]*/y;
@@ -1263,23 +1249,30 @@ const JSON_OTHER_SCALAR =
 const MAX_JSON_DEPTH = 100;
 
 /**
- * Where a text stops being JSON, or an object repeats a key. `JSON.parse` lets
- * the latter pass, and tells the place of some errors only.
+ * Reads JSON in which no object repeats a key. `JSON.parse` lets that pass, and
+ * tells the place of some errors only, so it comes last.
  */
-function findJsonProblem(text: string): JsonProblem | undefined {
+function readJson(text: string, path: string): unknown {
   let offset = 0;
 
   function take(token: RegExp): string | undefined {
-    JSON_SPACE.lastIndex = offset;
-    JSON_SPACE.test(text);
-    offset = JSON_SPACE.lastIndex;
     token.lastIndex = offset;
     const taken = token.exec(text)?.[0];
-    offset += taken?.length ?? 0;
+    JSON_SPACE.lastIndex = offset + (taken?.length ?? 0);
+    JSON_SPACE.test(text);
+    offset = JSON_SPACE.lastIndex;
     return taken;
   }
 
-  function missing(expected: string): JsonProblem {
+  function fail(problem: string, at: number): never {
+    const before = text.slice(0, at).split(LINE_END);
+    const column = before[before.length - 1].length + 1;
+    throw new ConfigError(path, [
+      `line ${before.length}, column ${column}: invalid JSON: ${problem}`,
+    ]);
+  }
+
+  function lacks(expected: string): never {
     const next = text.codePointAt(offset);
     const found = next === undefined
       ? "the end"
@@ -1291,55 +1284,45 @@ function findJsonProblem(text: string): JsonProblem | undefined {
       : offset === text.search(/\S/) && /[\w-]/.test(found)
       ? "; name a YAML file .yaml, not .json"
       : "";
-    return { offset, problem: `expected ${expected}, found ${found}${hint}` };
+    fail(`expected ${expected}, found ${found}${hint}`, offset);
   }
 
-  function value(depth: number): JsonProblem | undefined {
-    if (take(/\{/y)) {
-      const keys = new Set<string>();
-      return items("}", depth, () => member(keys, depth));
-    }
-    if (take(/\[/y)) return items("]", depth, () => value(depth + 1));
-    if (take(JSON_STRING) ?? take(JSON_OTHER_SCALAR)) return undefined;
-    return missing(
-      text[offset] === '"'
-        ? "a string with its closing quote, and escapes that JSON has"
-        : "a value",
-    );
+  function takeValue(depth: number): void {
+    const at = offset;
+    const opening = take(/[[{]/y);
+    if (opening) return takeItems(opening === "{", depth, at + 1);
+    if (take(JSON_STRING) ?? take(JSON_OTHER_SCALAR)) return;
+    if (text[offset] !== '"') lacks("a value");
+    lacks("a string with its closing quote, and escapes that JSON has");
   }
 
-  function items(
-    end: "}" | "]",
-    depth: number,
-    item: () => JsonProblem | undefined,
-  ): JsonProblem | undefined {
+  function takeItems(areMembers: boolean, depth: number, at: number): void {
     if (depth === MAX_JSON_DEPTH) {
-      return { offset, problem: `nested deeper than ${depth} levels` };
+      fail(`nested deeper than ${depth} levels`, at);
     }
-    const ending = end === "}" ? /\}/y : /\]/y;
-    if (take(ending)) return undefined;
+    const end = areMembers ? /\}/y : /\]/y;
+    if (take(end)) return;
+    const keys = new Set<string>();
     do {
-      const problem = item();
-      if (problem) return problem;
+      if (areMembers) takeKey(keys);
+      takeValue(depth + 1);
     } while (take(/,/y));
-    return take(ending) ? undefined : missing(`"," or "${end}"`);
+    if (!take(end)) lacks(areMembers ? '"," or "}"' : '"," or "]"');
   }
 
-  function member(keys: Set<string>, depth: number): JsonProblem | undefined {
-    const key = take(JSON_STRING);
-    if (key === undefined) return missing("a key in double quotes");
-    const name: string = JSON.parse(key);
-    if (keys.has(name)) {
-      return { offset: offset - key.length, problem: `${key} is repeated` };
-    }
+  function takeKey(keys: Set<string>): void {
+    const at = offset;
+    const key = take(JSON_STRING) ?? lacks("a key in double quotes");
+    const name = JSON.parse(key);
+    if (keys.has(name)) fail(`${key} is repeated`, at);
     keys.add(name);
-    return take(/:/y) ? value(depth + 1) : missing('":"');
+    if (!take(/:/y)) lacks('":"');
   }
 
-  const problem = value(0);
-  if (problem) return problem;
-  take(/$/y);
-  return offset === text.length ? undefined : missing("the end");
+  take(/^/y); // the space before
+  takeValue(0);
+  if (offset < text.length) lacks("the end");
+  return JSON.parse(text);
 }
 
 /**
