@@ -66,42 +66,92 @@ const MAX_PROBLEMS = 1000;
 const MAX_PROBLEMS_SHOWN = 50;
 const MAX_MS = 2 ** 31 - 1; // what a timer can take
 
+/**
+ * Where a value stands in what is checked, the problems in all of that, and what
+ * was ignored, if it is in Toxiproxy's form.
+ */
+class Place {
+  constructor(
+    readonly path: string,
+    readonly problems: string[],
+    readonly ignored?: string[],
+  ) {}
+
+  at(key: string | number): Place {
+    const path = typeof key === "number"
+      ? `${this.path}[${key}]`
+      : (this.path && `${this.path}.`) +
+        (/^[\w-]{1,64}$/.test(key) ? key : describe(key));
+    return new Place(path, this.problems, this.ignored);
+  }
+
+  refuse(problem: string): void {
+    this.problems.push(this.path ? `${this.path}: ${problem}` : problem);
+  }
+
+  ignore(how = ""): void {
+    this.ignored?.push(how ? `${this.path}: ${how}` : this.path);
+  }
+}
+
+/** @throws {ConfigError} If the check finds problems. */
+function validate<T>(
+  source: string,
+  check: (place: Place) => T,
+  ignored?: string[],
+): T {
+  const place = new Place("", [], ignored);
+  const checked = check(place);
+  if (place.problems.length === 0) return checked;
+  throw new ConfigError(source, place.problems);
+}
+
 /** A type guard, and how to tell people what it wants. */
 interface Guard<T> {
   readonly expected: string;
   is(value: unknown): value is T;
 }
 
+function guard<T>(
+  expected: string,
+  isType: (value: unknown) => value is T,
+  isGood: (value: T) => boolean = () => true,
+): Guard<T> {
+  const is = (value: unknown): value is T => isType(value) && isGood(value);
+  return { expected, is };
+}
+
+const isText = (value: unknown) => typeof value === "string";
+const isNumber = (value: unknown) => typeof value === "number";
+
 function integer(min: number, max: number): Guard<number> {
-  return {
-    expected: `an integer from ${min} to ${max}`,
-    is: (value): value is number =>
-      Number.isSafeInteger(value) && Number(value) >= min &&
-      Number(value) <= max,
-  };
+  return guard(
+    `an integer from ${min} to ${max}`,
+    isNumber,
+    (value) => Number.isSafeInteger(value) && value >= min && value <= max,
+  );
 }
 
 const milliseconds = integer(0, MAX_MS);
-const rate: Guard<number> = {
-  expected: "a number from 0 to 1",
-  is: (value): value is number =>
-    typeof value === "number" && value >= 0 && value <= 1,
-};
-const routeName: Guard<string> = {
-  expected: "1 to 255 characters without white space, not . or ..",
-  is: (value): value is string =>
-    typeof value === "string" && /^(?!\.{1,2}$)[^\s\p{C}]{1,255}$/u.test(value),
-};
-const yesOrNo: Guard<boolean> = {
-  expected: "true or false",
-  is: (value): value is boolean => typeof value === "boolean",
-};
+const rate = guard(
+  "a number from 0 to 1",
+  isNumber,
+  (value) => value >= 0 && value <= 1,
+);
+const routeName = guard(
+  "1 to 255 characters without white space, not . or ..",
+  isText,
+  (name) => /^(?!\.{1,2}$)[^\s\p{C}]{1,255}$/u.test(name),
+);
+const yesOrNo = guard("true or false", (value) => typeof value === "boolean");
 
 /** How to check a field, and what it is when left out. */
 interface Field<T> {
   readonly guard: Guard<T>;
   readonly default?: T;
   readonly optional?: true;
+  /** Takes what Toxiproxy's clients write for what is meant. */
+  normalize?(value: unknown, place: Place): unknown;
 }
 
 type Fields<T> = { readonly [K in keyof T]-?: Field<NonNullable<T[K]>> };
@@ -117,28 +167,25 @@ function optional<T>(fields: Fields<T>): Fields<T> {
 /** What can be set while it is being checked. */
 type Draft<T> = { -readonly [K in keyof T]?: T[K] };
 
+const ZERO: unknown = 0;
+
 /** Checks an object's fields; what is good is returned, defaults filled in. */
 function checkFields<T>(
   value: unknown,
-  path: string,
+  place: Place,
   fields: Fields<T>,
-  problems: string[],
 ): Draft<T> {
   const known = Object.keys(fields) as (keyof T & string)[];
-  const required = known.filter((key) => isRequired(fields[key]));
   if (!isRecord(value)) {
-    problems.push(
-      `${path && `${path}: `}expected a mapping${
-        required.length > 0 ? ` with ${required.join(" and ")}` : ""
-      }, found ${describe(value)}`,
-    );
+    const required = known.filter((key) => isRequired(fields[key]));
+    const keys = required.length > 0 ? ` with ${required.join(" and ")}` : "";
+    place.refuse(`expected a mapping${keys}, found ${describe(value)}`);
     return {};
   }
-  const at = (key: string) => pathTo(path, key);
   for (const key of Object.keys(value)) {
     if (Object.hasOwn(fields, key)) continue;
-    if (problems.length >= MAX_PROBLEMS) break;
-    problems.push(`${at(key)}: unknown key${hintForKey(key, known)}`);
+    if (place.problems.length >= MAX_PROBLEMS) break;
+    place.at(key).refuse(`unknown key${hintForKey(key, known)}`);
   }
   const good: Draft<T> = {};
   for (const key of known) {
@@ -148,17 +195,18 @@ function checkFields<T>(
         guard.is(0.5) // not only integers are taken
       ? written.value
       : written;
-    if (found === undefined) {
-      if (isRequired(fields[key])) {
-        problems.push(`${at(key)}: missing; expected ${guard.expected}`);
-      } else if (fallback !== undefined) good[key] = fallback;
-    } else if (guard.is(found)) {
-      good[key] = found;
-    } else {
-      problems.push(
-        `${at(key)}: expected ${guard.expected}, found ${describe(written)}` +
+    if (guard.is(found)) good[key] = found;
+    else if (found !== undefined) {
+      place.at(key).refuse(
+        `expected ${guard.expected}, found ${describe(written)}` +
           hintFor(guard, written),
       );
+    } else if (!isRequired(fields[key])) {
+      if (fallback !== undefined) good[key] = fallback;
+    } else if (place.ignored && guard.is(ZERO)) {
+      good[key] = ZERO; // which Toxiproxy's clients may leave out
+    } else {
+      place.at(key).refuse(`missing; expected ${guard.expected}`);
     }
   }
   return good;
@@ -179,7 +227,7 @@ function hintForKey(key: string, known: readonly string[]): string {
     : `; known are ${known.join(", ")}`;
 }
 
-const UNIT_MS: Record<string, number> = { ms: 1, s: 1000, m: 60_000 };
+const UNITS: Record<string, number> = { "%": 0.01, ms: 1, s: 1000, m: 60_000 };
 
 /** How to mend a value, where it is clear what was meant. */
 function hintFor(guard: Guard<unknown>, found: unknown): string {
@@ -194,18 +242,12 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
     return guard.is(found.value) ? "; write it in plain decimal digits" : "";
   }
   if (typeof found !== "string" || found.length > 1000) return "";
-  const [, amount, unit = ""] = /^\s*([\d.]+)\s*(%|[a-z]+)?\s*$/.exec(found) ??
-    [];
-  const scale = unit === "%" ? 0.01 : UNIT_MS[unit];
-  const number = amount === undefined || unit === ""
-    ? Number(amount)
-    : Number((Number(amount) * (scale ?? NaN)).toPrecision(12));
-  if (guard.is(number)) {
-    return unit === "" ? "; remove the quotes" : `; write ${number}`;
-  }
+  const [, amount, unit] = /^\s*([\d.]+)\s*(%|[a-z]+)?\s*$/.exec(found) ?? [];
+  if (!unit && guard.is(Number(amount))) return "; remove the quotes";
+  const scaled = Number((Number(amount) * UNITS[unit]).toPrecision(12));
   const joined = found.trim().replace(/\s+/g, "-");
   const [, server] = /^(?:[\w+.-]+:\/\/)?(?:.*@)?([^/?#]+)/s.exec(found) ?? [];
-  const written = [joined, server].find((each) => guard.is(each));
+  const written = [scaled, joined, server].find((each) => guard.is(each));
   if (written !== undefined) return `; write ${written}`;
   const lacksPort = server !== found && guard.is(`${server}:1`);
   if (server && lacksPort && isHost(server)) return `; write ${server}:port`;
@@ -224,12 +266,6 @@ class OddNumber {
 
 function isRequired(field: Field<unknown>): boolean {
   return field.default === undefined && !field.optional;
-}
-
-/** The path to a key, from the path to what has it. */
-function pathTo(path: string, key: string): string {
-  const step = /^[\w-]{1,64}$/.test(key) ? key : describe(key);
-  return path ? `${path}.${step}` : step;
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {
@@ -286,17 +322,15 @@ function editDistance(from: string, to: string): number {
 }
 
 /**
- * Toxiproxy's clients write keys in any case, null for what is left out, and
- * keys that mean nothing here, which are ignored.
+ * Takes what Toxiproxy's clients write for what is meant: they write keys in any
+ * case, null for what is left out, and keys that mean nothing here.
  */
 function normalize(
   value: unknown,
-  fields: object,
-  path: string,
-  problems: string[],
-  ignored: string[],
+  place: Place,
+  fields: Readonly<Record<string, Field<unknown>>>,
 ): unknown {
-  if (!isRecord(value)) return value;
+  if (!isRecord(value) || !place.ignored) return value;
   const known = new Map(
     Object.keys(fields).map((key) => [key.toLowerCase(), key]),
   );
@@ -304,18 +338,25 @@ function normalize(
   const normalized: Record<string, unknown> = {};
   for (const [key, each] of Object.entries(value)) {
     const name = known.get(key.toLowerCase());
-    if (name === undefined) ignored.push(pathTo(path, key));
+    if (name === undefined) place.at(key).ignore();
     else if (written.has(name)) {
-      problems.push(
-        `${pathTo(path, key)}: the same key as ${written.get(name)}; write one`,
-      );
+      place.at(key).refuse(`the same key as ${written.get(name)}; write one`);
     } else {
       written.set(name, key);
       if (each !== null) normalized[name] = each;
     }
-    if (problems.length >= MAX_PROBLEMS) break;
+    if (place.problems.length >= MAX_PROBLEMS) break;
+  }
+  for (const [name, each] of Object.entries(normalized)) {
+    const meaning = fields[name].normalize;
+    if (meaning) normalized[name] = meaning(each, place.at(name));
   }
   return normalized;
+}
+
+/** To Toxiproxy, which is written in Go, an empty text is one left out. */
+function unlessEmpty(text: unknown): unknown {
+  return text === "" ? undefined : text;
 }
 
 const LOOPBACK = "127.0.0.1";
@@ -355,18 +396,13 @@ function canonicalHost(host: string): string {
   return /^localhost\.?$/.test(hostname) ? LOOPBACK : hostname;
 }
 
-const WHOLE_PORT = "";
-/** The hosts that cover others. */
-const WIDE_HOSTS = [WHOLE_PORT, "::", ALL_ADDRESSES];
-
 /**
  * Whether only one of two canonical hosts can be listened on at one port:
  * `0.0.0.0` covers IPv4, and `::` covers all.
  */
 function overlaps(a: string, b: string): boolean {
   const covers = (one: string, other: string) =>
-    one === WHOLE_PORT || one === "::" ||
-    (one === ALL_ADDRESSES && !other.includes(":"));
+    one === "::" || (one === ALL_ADDRESSES && !other.includes(":"));
   return a === b || covers(a, b) || covers(b, a);
 }
 
@@ -787,16 +823,8 @@ export function beginToxic(
   seed: number,
   out: ToxicOutput,
 ): ActiveToxic {
-  const toxic = checkedToxic(options);
+  const toxic = validate("toxic", (place) => checkToxic(options, place));
   return begin(toxic, out, randomStream(seed, toxic.name));
-}
-
-/** @throws {ConfigError} If the toxic is not valid. */
-function checkedToxic(options: unknown): Toxic {
-  const problems: string[] = [];
-  const toxic = checkToxic(options, "", problems);
-  if (problems.length > 0) throw new ConfigError("toxic", problems);
-  return toxic;
 }
 
 /** A toxic in words: `downstream: +100±20 ms on every connection`. */
@@ -809,34 +837,32 @@ function describeToxic(toxic: Toxic): string {
 }
 
 /** Checks a route's toxics. */
-function checkToxics(
-  values: readonly unknown[],
-  path: string,
-  problems: string[],
-): Toxic[] {
-  const owners = new Map<string, number>();
-  return Array.from(values, (value, index) => {
-    const at = `${path}[${index}]`;
-    const toxic = checkToxic(value, at, problems);
+function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
+  const owners = new Map<string, Place>();
+  const normalized = Array.from(
+    values,
+    (value, index) => normalizeToxic(value, place.at(index)),
+  );
+  return normalized.map((value, index) => {
+    const at = place.at(index);
+    const toxic = checkToxic(value, at);
     const { name } = toxic;
-    if (name !== undefined && owners.has(name)) {
-      problems.push(
-        `${at}.name: ${name} is already taken by ${path}[${owners.get(name)}]`,
-      );
-    } else if (name !== undefined) owners.set(name, index);
+    const owner = owners.get(name);
+    if (owner) {
+      at.at("name").refuse(`${name} is already taken by ${owner.path}`);
+    } else if (name !== undefined) owners.set(name, at);
     return toxic;
   });
 }
 
-function checkToxic(value: unknown, path: string, problems: string[]): Toxic {
-  const toxic = checkFields(value, path, TOXIC_FIELDS, problems);
+function checkToxic(value: unknown, place: Place): Toxic {
+  const toxic = checkFields(value, place, TOXIC_FIELDS);
   const { type, stream } = toxic;
   if (type !== undefined && toxic.attributes !== undefined) {
     toxic.attributes = checkFields(
       toxic.attributes,
-      pathTo(path, "attributes"),
+      place.at("attributes"),
       TOXICS[type].attributes,
-      problems,
     ) as Record<string, number>;
   }
   if (type !== undefined) toxic.name ??= `${type}_${stream}`;
@@ -846,63 +872,54 @@ function checkToxic(value: unknown, path: string, problems: string[]): Toxic {
 /** As {@linkcode normalize}, of a toxic, or of changes of one. */
 function normalizeToxic(
   value: unknown,
-  path: string,
-  problems: string[],
-  ignored: string[],
+  place: Place,
   changed?: Toxic,
 ): unknown {
-  const toxic = normalize(value, TOXIC_FIELDS, path, problems, ignored);
-  if (!isRecord(toxic)) return toxic;
-  if (toxic.name === "") delete toxic.name;
-  if (typeof toxic.stream === "string") {
-    toxic.stream = toxic.stream.toLowerCase();
-  }
-  if (typeof toxic.toxicity === "number" && toxic.toxicity > 1) {
-    const at = pathTo(path, "toxicity");
-    ignored.push(`${at}: ${toxic.toxicity} counts as 1`);
-    toxic.toxicity = 1;
-  }
+  const toxic = normalize(value, place, TOXIC_FIELDS);
+  if (!isRecord(toxic) || !place.ignored) return toxic;
   if (changed) {
     // Some clients always send these, not always as they are.
     for (const key of ["name", "type", "stream"] as const) {
-      const given = toxic[key] ?? changed[key];
-      if (given !== changed[key]) {
-        ignored.push(`${pathTo(path, key)}: stays ${changed[key]}`);
-      }
+      const isSame = (toxic[key] ?? changed[key]) === changed[key];
+      if (!isSame) place.at(key).ignore(`stays ${changed[key]}`);
       delete toxic[key];
     }
   }
   const type = changed?.type ?? toxic.type;
   if (!TOXIC_FIELDS.type.guard.is(type)) return toxic;
-  toxic.attributes = normalize(
-    toxic.attributes ?? {},
-    TOXICS[type].attributes,
-    pathTo(path, "attributes"),
-    problems,
-    ignored,
-  );
-  // Toxiproxy's clients may leave out what is 0; in routes it is required.
-  if (!changed && type === "bandwidth" && isRecord(toxic.attributes)) {
-    toxic.attributes.rate ??= 0;
-  }
-  return toxic;
-}
-
-function oneOf<T extends string>(...choices: T[]): Guard<T> {
+  const { attributes = {} } = toxic;
+  const fields = TOXICS[type].attributes;
   return {
-    expected: choices.join(" or "),
-    is: (value): value is T => choices.some((each) => each === value),
+    ...toxic,
+    attributes: normalize(attributes, place.at("attributes"), fields),
   };
 }
 
+function oneOf<T extends string>(...choices: T[]): Guard<T> {
+  return guard(
+    choices.join(" or "),
+    (value): value is T => choices.some((each) => each === value),
+  );
+}
+
 const TOXIC_FIELDS: Fields<Toxic> = {
-  name: { guard: routeName, optional: true },
+  name: { guard: routeName, optional: true, normalize: unlessEmpty },
   type: { guard: oneOf(...Object.keys(TOXICS) as ToxicType[]) },
   stream: {
     guard: oneOf<Stream>("upstream", "downstream"),
     default: "downstream",
+    normalize: (stream) =>
+      typeof stream === "string" ? stream.toLowerCase() : stream,
   },
-  toxicity: { guard: rate, default: 1 },
+  toxicity: {
+    guard: rate,
+    default: 1,
+    normalize(toxicity, place) {
+      if (typeof toxicity !== "number" || !(toxicity > 1)) return toxicity;
+      place.ignore(`${toxicity} counts as 1`);
+      return 1;
+    },
+  },
   attributes: {
     guard: { expected: "a mapping", is: isRecord } as Guard<
       Record<string, number>
@@ -920,7 +937,10 @@ LEVELS.push(
 
 // ---- Config: routes, and the files they come from ----------------------------
 
-/** A route as one writes it: what is left out takes its default. */
+/**
+ * A route as one writes it: what is left out takes its default. Rates are
+ * probabilities, 0 to 1, and times are milliseconds, 0 to 2147483647.
+ */
 export interface RouteOptions {
   /** The port to listen on, 0 to 65535; 0 takes a free one. */
   localPort: number;
@@ -934,46 +954,36 @@ export interface RouteOptions {
   name?: string;
   /** The address to listen on. Default: 127.0.0.1. */
   host?: string;
-  /**
-   * Whether it is listened on; one that is not can be enabled while the proxy
-   * runs. Default: true.
-   */
+  /** Whether it is listened on now; that can change later. Default: true. */
   enabled?: boolean;
   /**
-   * The probability, 0 to 1, that a connection is closed as soon as it is
-   * accepted; the upstream is not dialled. Default: 0.
+   * How many connections are closed as soon as they are accepted; the upstream
+   * is not dialled. Default: 0.
    */
   dropRate?: number;
   /**
-   * The probability, 0 to 1, that a connection which is not dropped is never
-   * answered: what it sends is read and discarded, and the upstream is not
-   * dialled. Default: 0.
+   * How many of the others are never answered: what they send is read and
+   * discarded, and the upstream is not dialled. Default: 0.
    */
   timeoutRate?: number;
   /**
-   * How long a connection that is never answered stays open, in milliseconds,
-   * 0 to 2147483647; with 0, the default, until the client ends it.
+   * How long a connection that is never answered stays open; with 0, the
+   * default, until the client ends it.
    */
   timeoutMs?: number;
-  /**
-   * The delay before the upstream is dialled, in milliseconds, 0 to
-   * 2147483647. Default: 0.
-   */
+  /** The delay before the upstream is dialled. Default: 0. */
   latencyMs?: number;
   /**
-   * How far the delay may lie from `latencyMs`, either way, uniformly, in
-   * milliseconds, 0 to 2147483647; the delay is never below 0. Default: 0.
+   * How far the delay may lie from `latencyMs`, either way, uniformly; it is
+   * never below 0. Default: 0.
    */
   jitterMs?: number;
-  /**
-   * How long dialling the upstream may take, in milliseconds, 1 to 2147483647.
-   * Default: 10000.
-   */
+  /** How long dialling the upstream may take, at least 1. Default: 10000. */
   connectTimeoutMs?: number;
   /**
    * How long a connection of which one side has ended its stream may go without
-   * a byte in the other direction before it is closed, in milliseconds, 0 to
-   * 2147483647; 0: for ever. Default: 60000.
+   * a byte in the other direction before it is closed; 0: for ever. Default:
+   * 60000.
    */
   halfCloseTimeoutMs?: number;
   /** Faults on the bytes, in the order in which they act. Default: none. */
@@ -1009,9 +1019,7 @@ export interface ConfigOptions {
 }
 
 /** A configuration with every default but the seed's filled in. */
-export interface Config {
-  /** What all random decisions derive from; absent, a random seed is taken. */
-  seed?: number;
+export interface Config extends ConfigOptions {
   /** How long connections in flight may take to end, in ms; 0: for ever. */
   drainTimeoutMs: number;
   /** Where the control API is to listen, `host:port`; absent, there is none. */
@@ -1025,75 +1033,65 @@ const MAX_MERGED_CHARACTERS = 50_000_000; // takes a second at most
 const MAX_ROUTES = 1000;
 const MAX_TOXICS_IN_ALL = 10_000;
 
-const listenHost: Guard<string> = {
-  expected: "a host name or an IP address",
-  is: (value): value is string =>
-    typeof value === "string" && !value.startsWith("[") &&
-    (isHost(value) || isHost(`[${value}]`)),
-};
-const upstreamAddress: Guard<string> = {
-  expected: "host:port or [ipv6]:port, the port from 1 to 65535",
-  is: (value): value is string =>
-    typeof value === "string" && splitAddress(value) !== undefined,
-};
+const listenHost = guard(
+  "a host name or an IP address",
+  isText,
+  (host) => !host.startsWith("[") && (isHost(host) || isHost(`[${host}]`)),
+);
+const upstreamAddress = guard(
+  "host:port or [ipv6]:port, the port from 1 to 65535",
+  isText,
+  (address) => splitAddress(address) !== undefined,
+);
 /** Toxiproxy takes an upstream without a port; its connections then fail. */
-const proxyUpstream: Guard<string> = {
-  expected: upstreamAddress.expected,
-  is: (value): value is string =>
-    upstreamAddress.is(value) || (typeof value === "string" && isHost(value)),
-};
-const listenAddress: Guard<string> = {
-  expected: "host:port, [ipv6]:port or :port, the port from 0 to 65535",
-  is: (value): value is string =>
-    typeof value === "string" &&
-    splitListen(value, ALL_ADDRESSES) !== undefined,
-};
-const apiAddress: Guard<number | string> = {
-  expected: "a port or host:port, the port from 0 to 65535",
-  is: (value): value is number | string => splitApi(value) !== undefined,
-};
+const proxyUpstream = guard(
+  upstreamAddress.expected,
+  isText,
+  (address) => upstreamAddress.is(address) || isHost(address),
+);
+const listenAddress = guard(
+  "host:port, [ipv6]:port or :port, the port from 0 to 65535",
+  isText,
+  (address) => splitListen(address, ALL_ADDRESSES) !== undefined,
+);
+const apiAddress = guard(
+  "a port or host:port, the port from 0 to 65535",
+  (value): value is number | string => splitApi(value) !== undefined,
+);
 /** Each passes on to the next in a call: 2,000 have overflowed the stack. */
 const MAX_TOXICS = 500;
-const toxicList: Guard<unknown[]> = {
-  expected: `a list of toxics, ${MAX_TOXICS} at most`,
-  is: (value): value is unknown[] =>
-    Array.isArray(value) && value.length <= MAX_TOXICS,
-};
-const anyRoutes: Guard<unknown[]> = {
-  expected: "a list of routes",
-  is: (value): value is unknown[] => Array.isArray(value),
-};
-const routeList: Guard<unknown[]> = {
-  expected: "a list of routes, at least one",
-  is: (value): value is unknown[] => anyRoutes.is(value) && value.length > 0,
-};
+const toxicList: Guard<unknown[]> = guard(
+  `a list of toxics, ${MAX_TOXICS} at most`,
+  Array.isArray,
+  (toxics) => toxics.length <= MAX_TOXICS,
+);
 
-type Proxies = unknown[] | Record<string, unknown>;
-const anyProxies: Guard<Proxies> = {
-  expected: "a list of proxies, or an object of them by name",
-  is: (value): value is Proxies => Array.isArray(value) || isRecord(value),
-};
-const proxyList: Guard<Proxies> = {
-  expected: `${anyProxies.expected}, at least one`,
-  is: (value): value is Proxies =>
-    anyProxies.is(value) && Object.keys(value).length > 0,
-};
+/** Routes, or proxies of Toxiproxy's, which may be in an object by name. */
+type RouteList = unknown[] | Record<string, unknown>;
+
+function routeList(
+  of: "routes" | "proxies",
+  mayBeEmpty: boolean,
+): Guard<RouteList> {
+  const list = of === "routes"
+    ? "a list of routes"
+    : "a list of proxies, or an object of them by name";
+  return guard(
+    mayBeEmpty ? list : `${list}, at least one`,
+    (value): value is RouteList =>
+      Array.isArray(value) || (of === "proxies" && isRecord(value)),
+    (routes) => mayBeEmpty || Object.keys(routes).length > 0,
+  );
+}
 
 function splitApi(address: unknown): Address | undefined {
   if (typeof address !== "string" && typeof address !== "number") return;
   return splitListen(String(address).replace(/^\d+$/, ":$&"), LOOPBACK);
 }
 
-/**
- * A route as Toxiproxy's clients and files write it, where `listen` stands for
- * `host` and `localPort`; `:port` is on all addresses.
- */
-interface ProxyOptions extends Omit<RouteOptions, "host" | "localPort"> {
-  name: string;
-  listen?: string;
-}
+type RouteFields = Omit<Route, "toxics"> & { toxics: unknown[] };
 
-const ROUTE_FIELDS: Fields<Omit<Route, "toxics"> & { toxics: unknown[] }> = {
+const ROUTE_FIELDS: Fields<RouteFields> = {
   name: { guard: routeName, optional: true },
   localPort: { guard: integer(0, 65535) },
   host: { guard: listenHost, default: LOOPBACK },
@@ -1110,22 +1108,33 @@ const ROUTE_FIELDS: Fields<Omit<Route, "toxics"> & { toxics: unknown[] }> = {
 };
 
 const { localPort: _port, host: _host, ...SHARED_FIELDS } = ROUTE_FIELDS;
-const PROXY_FIELDS: Fields<
-  Omit<Required<ProxyOptions>, "toxics"> & { toxics: unknown[] }
-> = {
+/** In Toxiproxy's form, where `listen` stands for `host` and `localPort`. */
+const PROXY_FIELDS = {
   ...SHARED_FIELDS,
   name: { guard: routeName },
-  listen: { guard: listenAddress, default: `${LOOPBACK}:0` },
-  upstream: { guard: proxyUpstream },
+  upstream: { guard: proxyUpstream, normalize: normalizeUpstream },
+  listen: {
+    guard: listenAddress,
+    default: `${LOOPBACK}:0`,
+    normalize: unlessEmpty,
+  },
 };
 
+function normalizeUpstream(upstream: unknown, place: Place): unknown {
+  if (typeof upstream !== "string") return upstream;
+  if (isHost(upstream)) {
+    place.ignore(`${upstream} has no port; its connections fail`);
+  }
+  return upstream.replace(/^:(?=\d+$)/, "localhost:");
+}
+
 const CONFIG_FIELDS: Fields<
-  Omit<ConfigOptions, "routes"> & { routes: unknown[] }
+  Omit<ConfigOptions, "routes"> & { routes: RouteList }
 > = {
   seed: { guard: integer(0, Number.MAX_SAFE_INTEGER), optional: true },
   drainTimeoutMs: { guard: milliseconds, default: 30_000 },
   api: { guard: apiAddress, optional: true },
-  routes: { guard: routeList },
+  routes: { guard: routeList("routes", false) },
 };
 
 LEVELS.unshift(
@@ -1160,7 +1169,7 @@ export function parseConfig(
   return checkConfig(
     /\.json$/i.test(path) ? readJson(body, path) : readYaml(body, path),
     path,
-    { given },
+    given,
   );
 }
 
@@ -1326,67 +1335,57 @@ function readJson(text: string, path: string): unknown {
 }
 
 /**
- * Checks a configuration that has been read, or was written in a program.
+ * Checks a configuration that comes from a program or, where something is given
+ * to take the place of what it says, from a file, in which routes are required.
  *
  * @throws {ConfigError} If it is not valid.
  */
 function checkConfig(
   value: unknown,
   source: string,
-  { given = {}, mayBeEmpty = false }: {
-    given?: Pick<ConfigOptions, "seed" | "api" | "drainTimeoutMs">;
-    mayBeEmpty?: boolean;
-  },
+  given?: Omit<ConfigOptions, "routes">,
 ): Config {
-  const problems: string[] = [];
-  const form = formOf(value);
-  const read = form === "bare" ? { proxies: value } : value;
-  const all = isRecord(read) ? { ...read, ...given } : read;
-  const mayLackAll = mayBeEmpty || (isRecord(all) && all.api !== undefined);
-  const { routes: required, ...fields } = CONFIG_FIELDS;
-  const lists = mayLackAll
-    ? {
-      routes: { guard: anyRoutes, default: [] },
-      proxies: { guard: anyProxies, default: [] },
+  return validate(source, (place) => {
+    const form = formOf(value);
+    const key = form === "routes" ? form : "proxies";
+    const read = form === "bare" ? { proxies: value } : value;
+    const all = isRecord(read) ? { ...read, ...given } : read;
+    const mayBeEmpty = !given || (isRecord(all) && all.api !== undefined);
+    const guard = routeList(key, mayBeEmpty);
+    const list = mayBeEmpty ? { guard, default: [] } : { guard };
+    const { routes: _, ...fields } = CONFIG_FIELDS;
+    const { routes: own, proxies, ...config } = checkFields<Written>(
+      all,
+      place,
+      { ...fields, [key]: list } as Fields<Written>,
+    );
+    const entries = entriesOf(
+      own ?? proxies ?? [],
+      new Place(
+        form === "bare" ? "" : key,
+        place.problems,
+        key === "proxies" ? [] : undefined,
+      ),
+    );
+    const routes = checkRoutes(entries, place.problems);
+    const api = splitApi(config.api);
+    const taken = routes.findIndex(({ enabled, host, localPort }) =>
+      api && enabled && localPort > 0 && localPort === api.port && host &&
+      overlaps(canonicalHost(host), canonicalHost(api.hostname))
+    );
+    if (api && taken >= 0) {
+      const { path } = entries[taken][0];
+      place.at("api").refuse(`${api.port} is already taken by ${path}`);
     }
-    : { routes: required, proxies: { guard: proxyList } };
-  const { routes: own, proxies, ...config } = checkFields<Written>(
-    all,
-    "",
-    {
-      ...fields,
-      ...(form === "routes"
-        ? { routes: lists.routes }
-        : { proxies: lists.proxies }),
-    } as Fields<Written>,
-    problems,
-  );
-  const entries = form === "routes"
-    ? listed(own ?? [], "routes")
-    : proxiesIn(proxies ?? [], form === "bare" ? "" : "proxies");
-  const check = form === "routes" ? checkRoute : checkProxy;
-  const routes = checkRoutes(entries, check, problems);
-  const api = splitApi(config.api);
-  const taken = routes.findIndex(({ enabled, host, localPort }) =>
-    api && enabled && localPort > 0 && localPort === api.port && host &&
-    overlaps(canonicalHost(host), canonicalHost(api.hostname))
-  );
-  if (api && taken >= 0) {
-    const [by] = entries[taken];
-    problems.push(`api: ${api.port} is already taken by ${by}`);
-  }
-  if (problems.length > 0) throw new ConfigError(source, problems);
-  return {
-    ...config,
-    routes,
-    ...(api && { api: addressOf(api) }),
-  } as Config; // nothing is missing: no problem
+    const address = api && { api: addressOf(api) };
+    return { ...config, routes, ...address } as Config; // of no problem
+  });
 }
 
 /** What stands in a configuration of any form. */
 type Written = Omit<ConfigOptions, "routes"> & {
-  routes?: unknown[];
-  proxies?: Proxies;
+  routes?: RouteList;
+  proxies?: RouteList;
 };
 
 /**
@@ -1419,22 +1418,20 @@ function areByName(value: Record<string, unknown>): boolean {
     );
 }
 
-/** What is to be checked as a route, with its path. */
-type Entry = readonly [path: string, value: unknown];
+/** What is to be checked as a route, with its place. */
+type Entry = readonly [place: Place, value: unknown];
 
-function listed(values: readonly unknown[], path: string): Entry[] {
-  return Array.from(values, (value, index) => [`${path}[${index}]`, value]);
-}
-
-/** Toxiproxy's proxies; by name, they need no `name` of their own. */
-function proxiesIn(proxies: Proxies, path: string): Entry[] {
-  if (Array.isArray(proxies)) return listed(proxies, path);
-  return Object.entries(proxies).map(([name, value]) => {
+/** Each of some routes; proxies by name need no `name` of their own. */
+function entriesOf(routes: RouteList, place: Place): Entry[] {
+  if (Array.isArray(routes)) {
+    return Array.from(routes, (value, index) => [place.at(index), value]);
+  }
+  return Object.entries(routes).map(([name, value]) => {
     const isNamed = !isRecord(value) ||
       Object.entries(value).some(([key, text]) =>
         /^name$/i.test(key) && text !== null
       );
-    return [pathTo(path, name), isNamed ? value : { ...value, name }];
+    return [place.at(name), isNamed ? value : { ...value, name }];
   });
 }
 
@@ -1444,59 +1441,51 @@ function proxiesIn(proxies: Proxies, path: string): Entry[] {
  * @throws {ConfigError} If one of them is not valid.
  */
 function checkedRoutes(values: readonly unknown[]): Route[] {
-  const problems: string[] = [];
-  const entries = listed(values, "routes");
-  const routes = checkRoutes(entries, checkRoute, problems);
-  if (problems.length > 0) throw new ConfigError("routes", problems);
-  return routes;
+  return validate(
+    "routes",
+    (place) =>
+      checkRoutes(entriesOf([...values], place.at("routes")), place.problems),
+  );
 }
 
-type CheckRoute = (
-  value: unknown,
-  path: string,
-  problems: string[],
-) => Partial<Route>;
-
-function checkRoutes(
-  entries: readonly Entry[],
-  check: CheckRoute,
-  problems: string[],
-): Route[] {
-  const sizes = entries.map(([, value]) =>
+function checkRoutes(entries: readonly Entry[], problems: string[]): Route[] {
+  const toxics = entries.map(([, value]) =>
     isRecord(value) && Array.isArray(value.toxics) ? value.toxics.length : 0
-  );
+  ).reduce((sum, each) => sum + each, 0);
   // Before anything is looked at: YAML's aliases make much of little text.
-  for (
-    const [most, found, what] of [
-      [MAX_ROUTES, entries.length, "routes"],
-      [MAX_TOXICS_IN_ALL, sizes.reduce((a, b) => a + b, 0), "toxics in all"],
-    ] as const
-  ) {
+  const limits: [most: number, found: number, what: string][] = [
+    [MAX_ROUTES, entries.length, "routes"],
+    [MAX_TOXICS_IN_ALL, toxics, "toxics in all"],
+  ];
+  for (const [most, found, what] of limits) {
     if (found <= most) continue;
     problems.push(`expected at most ${most} ${what}, found ${found}`);
     return [];
   }
   const routes: Partial<Route>[] = [];
-  for (const [path, value] of entries) {
-    routes.push(check(value, path, problems));
+  for (const [place, value] of entries) {
+    routes.push(checkRoute(value, place));
     if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
   }
-  checkUnique(routes, entries.map(([path]) => path), problems);
+  const places = entries.map(([place]) => place);
+  checkUnique(routes, places);
   const circle = findCircle(routes);
-  if (circle) problems.push(`${entries[circle.index][0]}.${circle.problem}`);
+  if (circle) problems.push(`${places[circle.index].path}.${circle.problem}`);
   return routes as Route[]; // whatever is missing is a problem
 }
 
-function checkRoute(
-  value: unknown,
-  path: string,
-  problems: string[],
-): Partial<Route> {
-  const ignored = fromToxiproxy.get(value as object);
-  const fields = checkFields(value, path, fieldsOf(value), problems);
-  if (fields.localPort !== undefined) fields.name ??= String(fields.localPort);
-  const toxics = checkToxics(fields.toxics ?? [], `${path}.toxics`, problems);
-  const route = { ...fields, toxics };
+/** Checks a route, in Toxiproxy's form where something may be ignored. */
+function checkRoute(value: unknown, place: Place): Partial<Route> {
+  const before = place.ignored?.length;
+  const fields: Draft<RouteFields & { listen: string }> = place.ignored
+    ? checkFields(normalize(value, place, PROXY_FIELDS), place, PROXY_FIELDS)
+    : checkFields(value, place, fieldsOf(value));
+  const { listen, toxics: written = [], ...rest } = fields;
+  if (rest.localPort !== undefined) rest.name ??= String(rest.localPort);
+  const toxics = checkToxics(written, place.at("toxics"));
+  const route = { ...rest, ...(listen && placeOf(listen)), toxics };
+  const ignored = place.ignored?.slice(before) ??
+    fromToxiproxy.get(value as object);
   if (ignored) fromToxiproxy.set(route, ignored);
   return route;
 }
@@ -1530,33 +1519,6 @@ function fieldsOf(value: unknown): typeof ROUTE_FIELDS {
     : ROUTE_FIELDS;
 }
 
-/** Checks a route in Toxiproxy's form, and notes what it ignores. */
-function checkProxy(
-  value: unknown,
-  path: string,
-  problems: string[],
-  ignored: string[] = [],
-): Partial<Route> {
-  const proxy = checkFields(
-    normalizeProxy(value, path, problems, ignored),
-    path,
-    PROXY_FIELDS,
-    problems,
-  );
-  const { listen, toxics: written = [], ...route } = proxy;
-  const toxicsAt = pathTo(path, "toxics");
-  const toxics = checkToxics(
-    written.map((toxic, index) =>
-      normalizeToxic(toxic, `${toxicsAt}[${index}]`, problems, ignored)
-    ),
-    toxicsAt,
-    problems,
-  );
-  const checked = { ...route, ...(listen && placeOf(listen)), toxics };
-  fromToxiproxy.set(checked, ignored);
-  return checked;
-}
-
 /** Where a route in Toxiproxy's words listens. */
 function placeOf(listen: string): Pick<Route, "host" | "localPort"> {
   const { hostname: host, port: localPort } = splitListen(
@@ -1566,81 +1528,49 @@ function placeOf(listen: string): Pick<Route, "host" | "localPort"> {
   return { host, localPort };
 }
 
-/** As {@linkcode normalize}, of a route; without `listen` it takes a free port. */
-function normalizeProxy(
-  value: unknown,
-  path: string,
-  problems: string[],
-  ignored: string[],
-): unknown {
-  const proxy = normalize(value, PROXY_FIELDS, path, problems, ignored);
-  if (!isRecord(proxy)) return proxy;
-  const { listen, upstream } = proxy;
-  if (listen === "") delete proxy.listen;
-  if (typeof upstream === "string") {
-    proxy.upstream = upstream.replace(/^:(?=\d+$)/, "localhost:");
-    if (isHost(upstream)) {
-      ignored.push(
-        `${
-          pathTo(path, "upstream")
-        }: ${upstream} has no port; its connections fail`,
-      );
-    }
-  }
-  return proxy;
-}
-
 /**
  * Names are unique, also those that default to the port, and so are ports; of
  * Toxiproxy's routes the enabled ones must not overlap in their addresses.
  */
 function checkUnique(
   routes: readonly Partial<Route>[],
-  paths: readonly string[],
-  problems: string[],
+  places: readonly Place[],
 ): void {
-  const names = new Map<string, number>();
-  const ports = new Map<number, Map<string, number>>();
-  routes.forEach((route, index) => {
-    const { localPort, name, enabled } = route;
+  const isProxy = (index: number) => fromToxiproxy.has(routes[index]);
+  const hosts = routes.map(({ host }, index) =>
+    isProxy(index) && host !== undefined ? canonicalHost(host) : "::"
+  );
+  const listening: number[] = []; // of which no two overlap
+  for (const [index, { localPort, name, enabled }] of routes.entries()) {
     const taken = (key: string, value: unknown, by: number, hint = "") =>
-      problems.push(
-        `${paths[index]}.${key}: ${value} is already taken by ${
-          paths[by]
-        }${hint}`,
+      places[index].at(key).refuse(
+        `${value} is already taken by ${places[by].path}${hint}`,
       );
-    const isProxy = fromToxiproxy.has(route);
-    const host = isProxy && route.host !== undefined
-      ? canonicalHost(route.host)
-      : WHOLE_PORT;
-    const others = ports.get(localPort ?? 0) ?? new Map<string, number>();
-    const listens = localPort && (!isProxy || enabled);
-    const wide = WIDE_HOSTS.includes(host) ? [...others.keys()] : WIDE_HOSTS;
+    const listens = localPort && (!isProxy(index) || enabled);
     const rival = listens
-      ? [host, ...wide].find((other) =>
-        others.has(other) && overlaps(host, other)
+      ? listening.find((other) =>
+        routes[other].localPort === localPort &&
+        overlaps(hosts[other], hosts[index])
       )
       : undefined;
-    const at = (hostname: string) => addressOf({ hostname, port: localPort! });
-    if (rival === undefined) {
-      if (listens) ports.set(localPort, others.set(host, index));
-    } else if (isProxy) {
-      const isOther = rival !== host && rival !== WHOLE_PORT;
-      const hint = isOther ? `, on ${at(rival)}` : "";
-      taken("listen", at(host), others.get(rival)!, hint);
-    } else {
-      taken("localPort", localPort, others.get(rival)!);
+    if (listens && rival === undefined) listening.push(index);
+    if (listens && rival !== undefined) {
+      const at = (hostname: string) => addressOf({ hostname, port: localPort });
+      const isOther = isProxy(rival) && hosts[rival] !== hosts[index];
+      if (!isProxy(index)) taken("localPort", localPort, rival);
+      else {
+        const hint = isOther ? `, on ${at(hosts[rival])}` : "";
+        taken("listen", at(hosts[index]), rival, hint);
+      }
     }
-    const sameName = name === undefined ? undefined : names.get(name);
-    const saidAlready = rival !== undefined && name === `${localPort}`;
-    if (sameName !== undefined && !saidAlready) {
-      const hint = name === `${localPort}`
-        ? " (a name defaults to the port)"
-        : "";
+    const sameName = routes.findIndex((each) => each.name === name);
+    const isPort = name === `${localPort}`;
+    const saidAlready = rival !== undefined && isPort;
+    if (name !== undefined && sameName < index && !saidAlready) {
+      const hint = isPort ? " (a name defaults to the port)" : "";
       taken("name", name + hint, sameName);
     }
-    if (name !== undefined && !names.has(name)) names.set(name, index);
-  });
+  }
 }
 
 /**
@@ -1661,21 +1591,19 @@ function findCircle(
   const seen = new Set<number>();
   for (const start of routes.keys()) {
     const path: number[] = [];
-    for (let at: number | undefined = start; at !== undefined;) {
-      if (path.includes(at)) {
-        const circle = path.slice(path.indexOf(at));
-        const names = [...circle, at].map((each) => routes[each].name);
-        const problem = circle.length === 1
-          ? `${routes[at].upstream} is where the route itself listens`
-          : `connections would go in a circle, ${names.join(" -> ")}`;
-        const hint = "write the address of the server behind it";
-        return { index: at, problem: `upstream: ${problem}; ${hint}` };
-      }
-      if (seen.has(at)) break;
+    let at: number | undefined = start;
+    for (; at !== undefined && !seen.has(at); at = nextOf(at)) {
       seen.add(at);
       path.push(at);
-      at = nextOf(at);
     }
+    if (at === undefined || !path.includes(at)) continue;
+    const circle = path.slice(path.indexOf(at));
+    const names = [...circle, at].map((each) => routes[each].name);
+    const problem = circle.length === 1
+      ? `${routes[at].upstream} is where the route itself listens`
+      : `connections would go in a circle, ${names.join(" -> ")}`;
+    const hint = "write the address of the server behind it";
+    return { index: at, problem: `upstream: ${problem}; ${hint}` };
   }
 }
 
@@ -3664,7 +3592,7 @@ export class ChaosProxy implements AsyncDisposable {
     config: ConfigOptions,
     options: StartOptions = {},
   ): Promise<ChaosProxy> {
-    const checked = checkConfig(config, "config", { mayBeEmpty: true });
+    const checked = checkConfig(config, "config");
     if (!this.#isWarm) await this.#warmUp(options.resettable);
     const proxy = new ChaosProxy(checked, options);
     const routes = [...proxy.#routes.values()];
@@ -3785,10 +3713,11 @@ export class ChaosProxy implements AsyncDisposable {
     name: string,
     changes: Partial<Omit<RouteOptions, "name" | "toxics">>,
   ): Promise<Route> {
-    const problems: string[] = [];
     const { name: _, toxics: __, ...fields } = fieldsOf(changes);
-    const checked = checkFields(changes, "", optional(fields), problems);
-    if (problems.length > 0) throw new ConfigError(`route ${name}`, problems);
+    const checked = validate(
+      `route ${name}`,
+      (place) => checkFields(changes, place, optional(fields)),
+    );
     return await this.#inTurn(() => this.#change(this.#find(name), checked));
   }
 
@@ -3874,7 +3803,7 @@ export class ChaosProxy implements AsyncDisposable {
    */
   addToxic(route: string, options: ToxicOptions): Toxic {
     const live = this.#find(route);
-    const toxic = checkedToxic(options);
+    const toxic = validate("toxic", (place) => checkToxic(options, place));
     const { toxics } = live.route;
     if (toxics.some(({ name }) => name === toxic.name)) {
       throw new Deno.errors.AlreadyExists(
@@ -3904,24 +3833,22 @@ export class ChaosProxy implements AsyncDisposable {
     changes: Pick<ToxicOptions, "toxicity" | "attributes">,
   ): Toxic {
     const { live, toxic } = this.#findToxic(route, name);
-    const problems: string[] = [];
     const { toxicity, attributes } = TOXIC_FIELDS;
-    const { toxicity: share, attributes: given } = checkFields(
-      changes,
-      "",
-      optional({ toxicity, attributes }),
-      problems,
-    );
-    const changed = checkToxic(
-      {
-        ...toxic,
-        toxicity: share ?? toxic.toxicity,
-        attributes: { ...toxic.attributes, ...given },
-      },
-      "",
-      problems,
-    );
-    if (problems.length > 0) throw new ConfigError("toxic", problems);
+    const changed = validate("toxic", (place) => {
+      const { toxicity: share, attributes: given } = checkFields(
+        changes,
+        place,
+        optional({ toxicity, attributes }),
+      );
+      return checkToxic(
+        {
+          ...toxic,
+          toxicity: share ?? toxic.toxicity,
+          attributes: { ...toxic.attributes, ...given },
+        },
+        place,
+      );
+    });
     live.setToxics(
       live.route.toxics.map((each) => each === toxic ? changed : each),
     );
@@ -4233,8 +4160,8 @@ const CALLS: Record<string, Record<string, Answer>> = {
       )),
     async POST(call) {
       const body = await readBody(call.request);
-      requireFields(call, body, PROXY_FIELDS, ["name", "upstream"]);
-      const route = checkBody(call, body, checkProxy);
+      requireFields(call, body, PROXY_FIELDS);
+      const route = checkBody(call, (place) => checkRoute(body, place));
       return json(asProxy(await call.proxy.addRoute(route as Route)), 201);
     },
   },
@@ -4245,18 +4172,11 @@ const CALLS: Record<string, Record<string, Answer>> = {
         throw badBody([`expected a list of proxies, found ${describe(body)}`]);
       }
       body.forEach((each, index) =>
-        requireFields(call, each, PROXY_FIELDS, ["name", "upstream"], index)
+        requireFields(call, each, PROXY_FIELDS, index)
       );
       const routes = checkBody(
         call,
-        body,
-        (body, path, problems, ignored) =>
-          checkRoutes(
-            listed(body, path),
-            (value, path, problems) =>
-              checkProxy(value, path, problems, ignored),
-            problems,
-          ),
+        (place) => checkRoutes(entriesOf(body, place), place.problems),
       );
       const proxies = (await call.proxy.populate(routes)).map(asProxy);
       return json({ proxies }, 201);
@@ -4274,11 +4194,8 @@ const CALLS: Record<string, Record<string, Answer>> = {
   "/proxies/:proxy/toxics": {
     GET: (call) => json(routeOf(call).toxics),
     async POST(call) {
-      const body = checkBody(
-        call,
-        await readBody(call.request),
-        normalizeToxic,
-      );
+      const written = await readBody(call.request);
+      const body = checkBody(call, (place) => normalizeToxic(written, place));
       const route = routeOf(call); // it may have gone meanwhile
       const { type, stream } = isRecord(body) ? body : {};
       if (typeof stream === "string" && !TOXIC_FIELDS.stream.guard.is(stream)) {
@@ -4292,7 +4209,7 @@ const CALLS: Record<string, Record<string, Answer>> = {
         const hint = meant ? `; did you mean ${meant}?` : "";
         throw new Refusal(400, `invalid toxic type${hint}`);
       }
-      const toxic = checkBody(call, body, checkToxic);
+      const toxic = checkBody(call, (place) => checkToxic(body, place));
       if (route.toxics.some(({ name }) => name === toxic.name)) {
         throw new Refusal(409, "toxic already exists");
       }
@@ -4360,19 +4277,14 @@ const CALLS: Record<string, Record<string, Answer>> = {
   "/seed": {
     GET: ({ proxy }) => json({ seed: proxy.seed }),
     async PUT(call) {
-      const body = await readBody(call.request);
-      const { seed } = CONFIG_FIELDS;
-      requireFields(call, body, { seed }, ["seed"]);
-      const given = checkBody(
+      const body = recordOf(await readBody(call.request));
+      const fields = { seed: { guard: CONFIG_FIELDS.seed.guard } };
+      requireFields(call, body, fields);
+      const { seed } = checkBody(
         call,
-        checkBody(
-          call,
-          body,
-          (body, ...found) => normalize(body, { seed }, ...found),
-        ),
-        (body, path, problems) => checkFields(body, path, { seed }, problems),
+        (place) => checkFields(normalize(body, place, fields), place, fields),
       );
-      call.proxy.reseed(given.seed);
+      call.proxy.reseed(seed);
       return json({ seed: call.proxy.seed });
     },
   },
@@ -4387,21 +4299,20 @@ async function updateProxy(call: Call): Promise<Response> {
   const { name } = routeOf(call);
   const body = await readBody(call.request);
   const { toxics: current } = routeOf(call); // it may have gone meanwhile
-  const { listen, ...rest } = checkBody(call, body, (body, path, ...found) => {
-    const [problems, ignored] = found;
+  const { listen, ...rest } = checkBody(call, (place) => {
     // A client that has read the proxy sends back all of it. Its toxics may have
     // changed since then, and have calls of their own.
     const { name: given = name, toxics, ...changes } = recordOf(
-      normalizeProxy(body, path, ...found),
+      normalize(body, place, PROXY_FIELDS),
     );
     if (given !== name) {
-      problems.push(`name: cannot be changed to ${describe(given)}`);
+      place.at("name").refuse(`cannot be changed to ${describe(given)}`);
     }
     if (toxics !== undefined && !isSame(toxics, current)) {
-      ignored.push("toxics");
+      place.at("toxics").ignore();
     }
     const { name: _name, toxics: _toxics, ...fields } = PROXY_FIELDS;
-    return checkFields(changes, path, optional(fields), problems);
+    return checkFields(changes, place, optional(fields));
   });
   const changes = { ...rest, ...(listen !== undefined && placeOf(listen)) };
   fromToxiproxy.set(changes, []);
@@ -4411,11 +4322,7 @@ async function updateProxy(call: Call): Promise<Response> {
 /** Whether toxics that a client sends back are those that there are. */
 function isSame(toxics: unknown, current: readonly Toxic[]): boolean {
   const read = toxicList.is(toxics)
-    ? checkToxics(
-      toxics.map((each) => normalizeToxic(each, "", [], [])),
-      "",
-      [],
-    )
+    ? checkToxics(toxics, new Place("", [], []))
     : toxics;
   return JSON.stringify(read) === JSON.stringify(current);
 }
@@ -4426,10 +4333,9 @@ async function updateToxic(call: Call): Promise<Response> {
   const { route, toxic } = toxicOf(call); // it may have gone meanwhile
   const changes = checkBody(
     call,
-    body,
-    (body, ...found) => normalizeToxic(body, ...found, toxic),
+    (place) => recordOf(normalizeToxic(body, place, toxic)),
   );
-  return json(call.proxy.updateToxic(route, toxic.name, recordOf(changes)));
+  return json(call.proxy.updateToxic(route, toxic.name, changes));
 }
 
 /** @throws {Refusal} If a body is no mapping. */
@@ -4490,37 +4396,30 @@ async function readBody(request: Request): Promise<unknown> {
   }
 }
 
-/** @throws {Refusal} If one of these is not there, or empty. */
-function requireFields(
+/** @throws {Refusal} If a required field is not there, or empty. */
+function requireFields<T>(
   { ignored }: Call,
   body: unknown,
-  fields: object,
-  required: string[],
+  fields: Fields<T>,
   index?: number,
 ): void {
-  const [path, where] = index === undefined
-    ? ["", ""]
-    : [`[${index}]`, ` at proxy ${index + 1}`];
   const unknown: string[] = [];
-  const normalized = normalize(body, fields, path, [], unknown);
+  const whole = new Place("", [], unknown);
+  const place = index === undefined ? whole : whole.at(index);
+  const normalized = normalize(body, place, optional(fields));
   if (!isRecord(normalized)) return; // which is found to be wrong later
-  for (const field of required) {
-    if (normalized[field] !== undefined && normalized[field] !== "") continue;
+  for (const [key, field] of Object.entries<Field<unknown>>(fields)) {
+    if (!isRequired(field)) continue;
+    if (normalized[key] !== undefined && normalized[key] !== "") continue;
     for (const key of unknown) ignored.push(key); // one may be mistyped
-    throw new Refusal(400, `missing required field: ${field}${where}`);
+    const where = index === undefined ? "" : ` at proxy ${index + 1}`;
+    throw new Refusal(400, `missing required field: ${key}${where}`);
   }
 }
 
-/** @throws {Refusal} If a body is not valid. */
-function checkBody<B, T>(
-  { ignored }: Call,
-  body: B,
-  check: (body: B, path: string, problems: string[], ignored: string[]) => T,
-): T {
-  const problems: string[] = [];
-  const checked = check(body, "", problems, ignored);
-  if (problems.length > 0) throw badBody(problems);
-  return checked;
+/** @throws {ConfigError} If a body is not valid. */
+function checkBody<T>({ ignored }: Call, check: (place: Place) => T): T {
+  return validate("body", check, ignored);
 }
 
 /**
