@@ -298,12 +298,12 @@ function nearest(
   candidates: readonly string[],
 ): string | undefined {
   if (name.length > 64) return undefined;
-  const ranked = candidates
-    .map((each) => ({ each, distance: editDistance(name, each) }))
-    .sort((a, b) => a.distance - b.distance);
-  const best = ranked[0];
   const near = Math.max(1, Math.floor(name.length / 3));
-  return best && best.distance <= near ? best.each : undefined;
+  const [best] = candidates
+    .map((each) => ({ each, distance: editDistance(name, each) }))
+    .filter(({ distance }) => distance <= near)
+    .sort((a, b) => a.distance - b.distance);
+  return best?.each;
 }
 
 /** The fewest insertions, deletions and replacements between two words. */
@@ -1067,7 +1067,7 @@ const toxicList: Guard<unknown[]> = guard(
 );
 
 /** Routes, or proxies of Toxiproxy's, which may be in an object by name. */
-type RouteList = unknown[] | Record<string, unknown>;
+type RouteList = readonly unknown[] | Record<string, unknown>;
 
 function routeList(
   of: "routes" | "proxies",
@@ -1150,9 +1150,7 @@ LEVELS.unshift(
  * @param text What the file holds, at most 1 MiB; a byte order mark is skipped.
  * @param path Where it comes from, for messages and to tell JSON from YAML.
  * @param given What to take instead of what the text says.
- * @throws {ConfigError} If it cannot be read as JSON or YAML, or is no valid
- * configuration; the error holds every problem, each with where it is and what
- * was expected.
+ * @throws {ConfigError} If it cannot be read, or is no valid configuration.
  */
 export function parseConfig(
   text: string,
@@ -1171,6 +1169,17 @@ export function parseConfig(
     path,
     given,
   );
+}
+
+/** @throws {ConfigError} If the bytes are not UTF-8. */
+function decodeText(bytes: Uint8Array, source: string): string {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    throw new ConfigError(source, [
+      "expected text in UTF-8, found other bytes",
+    ]);
+  }
 }
 
 const LINE_END = /\r\n|\r|\n/;
@@ -1297,26 +1306,25 @@ function readJson(text: string, path: string): unknown {
   }
 
   function takeValue(depth: number): void {
-    const at = offset;
+    const start = offset;
     const opening = take(/[[{]/y);
-    if (opening) return takeItems(opening === "{", depth, at + 1);
-    if (take(JSON_STRING) ?? take(JSON_OTHER_SCALAR)) return;
-    if (text[offset] !== '"') lacks("a value");
-    lacks("a string with its closing quote, and escapes that JSON has");
-  }
-
-  function takeItems(areMembers: boolean, depth: number, at: number): void {
-    if (depth === MAX_JSON_DEPTH) {
-      fail(`nested deeper than ${depth} levels`, at);
+    if (opening === undefined) {
+      if (take(JSON_STRING) ?? take(JSON_OTHER_SCALAR)) return;
+      if (text[offset] !== '"') lacks("a value");
+      lacks("a string with its closing quote, and escapes that JSON has");
     }
-    const end = areMembers ? /\}/y : /\]/y;
+    if (depth === MAX_JSON_DEPTH) {
+      fail(`nested deeper than ${depth} levels`, start + 1);
+    }
+    const isObject = opening === "{";
+    const end = isObject ? /\}/y : /\]/y;
     if (take(end)) return;
     const keys = new Set<string>();
     do {
-      if (areMembers) takeKey(keys);
+      if (isObject) takeKey(keys);
       takeValue(depth + 1);
     } while (take(/,/y));
-    if (!take(end)) lacks(areMembers ? '"," or "}"' : '"," or "]"');
+    if (!take(end)) lacks(isObject ? '"," or "}"' : '"," or "]"');
   }
 
   function takeKey(keys: Set<string>): void {
@@ -1359,26 +1367,16 @@ function checkConfig(
       place,
       { ...fields, [key]: list } as Fields<Written>,
     );
-    const entries = entriesOf(
-      own ?? proxies ?? [],
-      new Place(
-        form === "bare" ? "" : key,
-        place.problems,
-        key === "proxies" ? [] : undefined,
-      ),
-    );
-    const routes = checkRoutes(entries, place.problems);
+    const path = form === "bare" ? "" : key;
+    const ignored = key === "proxies" ? [] : undefined;
     const api = splitApi(config.api);
-    const taken = routes.findIndex(({ enabled, host, localPort }) =>
-      api && enabled && localPort > 0 && localPort === api.port && host &&
-      overlaps(canonicalHost(host), canonicalHost(api.hostname))
+    const routes = checkRoutes(
+      own ?? proxies ?? [],
+      new Place(path, place.problems, ignored),
+      api,
     );
-    if (api && taken >= 0) {
-      const { path } = entries[taken][0];
-      place.at("api").refuse(`${api.port} is already taken by ${path}`);
-    }
     const address = api && { api: addressOf(api) };
-    return { ...config, routes, ...address } as Config; // of no problem
+    return { ...config, routes, ...address } as Config; // nothing is missing
   });
 }
 
@@ -1418,38 +1416,24 @@ function areByName(value: Record<string, unknown>): boolean {
     );
 }
 
-/** What is to be checked as a route, with its place. */
-type Entry = readonly [place: Place, value: unknown];
-
-/** Each of some routes; proxies by name need no `name` of their own. */
-function entriesOf(routes: RouteList, place: Place): Entry[] {
-  if (Array.isArray(routes)) {
-    return Array.from(routes, (value, index) => [place.at(index), value]);
-  }
-  return Object.entries(routes).map(([name, value]) => {
-    const isNamed = !isRecord(value) ||
-      Object.entries(value).some(([key, text]) =>
-        /^name$/i.test(key) && text !== null
-      );
-    return [place.at(name), isNamed ? value : { ...value, name }];
-  });
-}
-
-/**
- * Checks routes that come from a program.
- *
- * @throws {ConfigError} If one of them is not valid.
- */
+/** Checks routes that come from a program. */
 function checkedRoutes(values: readonly unknown[]): Route[] {
-  return validate(
-    "routes",
-    (place) =>
-      checkRoutes(entriesOf([...values], place.at("routes")), place.problems),
-  );
+  return validate("routes", (place) => checkRoutes(values, place.at("routes")));
 }
 
-function checkRoutes(entries: readonly Entry[], problems: string[]): Route[] {
-  const toxics = entries.map(([, value]) =>
+/** Checks routes, also for whether one of them leaves no place to the API. */
+function checkRoutes(list: RouteList, place: Place, api?: Address): Route[] {
+  const { problems } = place;
+  const entries = Array.isArray(list)
+    ? Array.from(
+      list,
+      (value: unknown, index) => ({ at: place.at(index), value }),
+    )
+    : Object.entries(list).map(([name, value]) => ({
+      at: place.at(name),
+      value: isRecord(value) && isNameless(value) ? { ...value, name } : value,
+    }));
+  const toxics = entries.map(({ value }) =>
     isRecord(value) && Array.isArray(value.toxics) ? value.toxics.length : 0
   ).reduce((sum, each) => sum + each, 0);
   // Before anything is looked at: YAML's aliases make much of little text.
@@ -1462,16 +1446,31 @@ function checkRoutes(entries: readonly Entry[], problems: string[]): Route[] {
     problems.push(`expected at most ${most} ${what}, found ${found}`);
     return [];
   }
+  const places = entries.map(({ at }) => at);
   const routes: Partial<Route>[] = [];
-  for (const [place, value] of entries) {
-    routes.push(checkRoute(value, place));
+  for (const { at, value } of entries) {
+    routes.push(checkRoute(value, at));
     if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
   }
-  const places = entries.map(([place]) => place);
   checkUnique(routes, places);
   const circle = findCircle(routes);
   if (circle) problems.push(`${places[circle.index].path}.${circle.problem}`);
+  const taken = routes.findIndex(({ enabled, host, localPort }) =>
+    api && enabled && localPort && localPort === api.port && host &&
+    overlaps(canonicalHost(host), canonicalHost(api.hostname))
+  );
+  if (api && taken >= 0) {
+    const { path } = places[taken];
+    problems.push(`api: ${api.port} is already taken by ${path}`);
+  }
   return routes as Route[]; // whatever is missing is a problem
+}
+
+/** Whether a proxy has no name of its own, as where it stands by its name. */
+function isNameless(proxy: Record<string, unknown>): boolean {
+  return !Object.entries(proxy).some(([key, name]) =>
+    /^name$/i.test(key) && name !== null
+  );
 }
 
 /** Checks a route, in Toxiproxy's form where something may be ignored. */
@@ -1521,11 +1520,8 @@ function fieldsOf(value: unknown): typeof ROUTE_FIELDS {
 
 /** Where a route in Toxiproxy's words listens. */
 function placeOf(listen: string): Pick<Route, "host" | "localPort"> {
-  const { hostname: host, port: localPort } = splitListen(
-    listen,
-    ALL_ADDRESSES,
-  )!;
-  return { host, localPort };
+  const { hostname, port } = splitListen(listen, ALL_ADDRESSES)!;
+  return { host: hostname, localPort: port };
 }
 
 /**
@@ -1546,22 +1542,21 @@ function checkUnique(
       places[index].at(key).refuse(
         `${value} is already taken by ${places[by].path}${hint}`,
       );
+    const at = (hostname: string) =>
+      addressOf({ hostname, port: localPort ?? 0 });
     const listens = localPort && (!isProxy(index) || enabled);
-    const rival = listens
-      ? listening.find((other) =>
-        routes[other].localPort === localPort &&
-        overlaps(hosts[other], hosts[index])
-      )
-      : undefined;
-    if (listens && rival === undefined) listening.push(index);
-    if (listens && rival !== undefined) {
-      const at = (hostname: string) => addressOf({ hostname, port: localPort });
+    const rival = listening.find((other) =>
+      listens && routes[other].localPort === localPort &&
+      overlaps(hosts[other], hosts[index])
+    );
+    if (rival === undefined) {
+      if (listens) listening.push(index);
+    } else if (isProxy(index)) {
       const isOther = isProxy(rival) && hosts[rival] !== hosts[index];
-      if (!isProxy(index)) taken("localPort", localPort, rival);
-      else {
-        const hint = isOther ? `, on ${at(hosts[rival])}` : "";
-        taken("listen", at(hosts[index]), rival, hint);
-      }
+      const hint = isOther ? `, on ${at(hosts[rival])}` : "";
+      taken("listen", at(hosts[index]), rival, hint);
+    } else {
+      taken("localPort", localPort, rival);
     }
     const sameName = routes.findIndex((each) => each.name === name);
     const isPort = name === `${localPort}`;
@@ -4174,10 +4169,7 @@ const CALLS: Record<string, Record<string, Answer>> = {
       body.forEach((each, index) =>
         requireFields(call, each, PROXY_FIELDS, index)
       );
-      const routes = checkBody(
-        call,
-        (place) => checkRoutes(entriesOf(body, place), place.problems),
-      );
+      const routes = checkBody(call, (place) => checkRoutes(body, place));
       const proxies = (await call.proxy.populate(routes)).map(asProxy);
       return json({ proxies }, 201);
     },
@@ -4374,7 +4366,7 @@ function badBody(problems: readonly string[]): Refusal {
   return new Refusal(400, `bad request body: ${firstOf(problems).join("; ")}`);
 }
 
-/** @throws {Refusal} If the body is too long, or is not JSON. */
+/** @throws {Refusal | ConfigError} If the body is too long, or is not JSON. */
 async function readBody(request: Request): Promise<unknown> {
   const chunks: Uint8Array<ArrayBuffer>[] = [];
   let size = 0;
@@ -4386,14 +4378,7 @@ async function readBody(request: Request): Promise<unknown> {
     chunks.push(chunk);
   }
   const bytes = await new Blob(chunks).bytes();
-  try {
-    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-    return readJson(text, "body");
-  } catch (error) {
-    throw error instanceof ConfigError
-      ? badBody(error.problems)
-      : badBody(["expected text in UTF-8, found other bytes"]);
-  }
+  return readJson(decodeText(bytes, "body"), "body");
 }
 
 /** @throws {Refusal} If a required field is not there, or empty. */
@@ -5234,13 +5219,7 @@ async function loadConfig(
   if (bytes.length > MAX_CONFIG_BYTES) {
     throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
   }
-  let text: string;
-  try {
-    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch {
-    throw new ConfigError(path, ["expected text in UTF-8, found other bytes"]);
-  }
-  return parseConfig(text, path, given);
+  return parseConfig(decodeText(bytes, path), path, given);
 }
 
 /** Reads no more than that, of whatever the path names: it may have no end. */
