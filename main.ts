@@ -44,12 +44,9 @@ export class ConfigError extends Error {
 
   /** Sums up the problems found in what `source`, usually a file, holds. */
   constructor(source: string, problems: readonly string[]) {
-    const [first, ...rest] = problems;
+    const all = [`${problems.length} problems`, ...firstOf(problems)];
     super(
-      rest.length === 0
-        ? `${source}: ${first}`
-        : [`${source}: ${problems.length} problems`, ...firstOf(problems)]
-          .join("\n  "),
+      `${source}: ${(problems.length === 1 ? problems : all).join("\n  ")}`,
     );
     this.problems = problems;
   }
@@ -370,10 +367,7 @@ function isHost(host: string): boolean {
 }
 
 /** Where to listen, or to connect to. */
-interface Address {
-  readonly hostname: string;
-  readonly port: number;
-}
+type Address = Pick<Deno.NetAddr, "hostname" | "port">;
 
 /** Splits `host:port`; the brackets of an IPv6 address are taken off. */
 function splitAddress(address: string, lowestPort = 1): Address | undefined {
@@ -1186,10 +1180,8 @@ const LINE_END = /\r\n|\r|\n/;
 
 function readYaml(text: string, path: string): unknown {
   // Each alias may copy as many keys as the text has, which takes minutes.
-  const [merges, aliases] = ["<<", "*"].map((each) =>
-    text.split(each).length - 1
-  );
-  const copies = merges && Math.max(merges, aliases);
+  const count = (mark: string) => text.split(mark).length - 1;
+  const copies = count("<<") && Math.max(count("<<"), count("*"));
   if (copies * text.length > MAX_MERGED_CHARACTERS) {
     throw new ConfigError(path, [
       `expected fewer merge keys (<<) in a file of this size, found ${copies}; ` +
@@ -1282,7 +1274,7 @@ function readJson(text: string, path: string): unknown {
     return taken;
   }
 
-  function fail(problem: string, at: number): never {
+  function fail(problem: string, at = offset): never {
     const before = text.slice(0, at).split(LINE_END);
     const column = before[before.length - 1].length + 1;
     throw new ConfigError(path, [
@@ -1302,7 +1294,7 @@ function readJson(text: string, path: string): unknown {
       : offset === text.search(/\S/) && /[\w-]/.test(found)
       ? "; name a YAML file .yaml, not .json"
       : "";
-    fail(`expected ${expected}, found ${found}${hint}`, offset);
+    fail(`expected ${expected}, found ${found}${hint}`);
   }
 
   function takeValue(depth: number): void {
