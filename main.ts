@@ -63,10 +63,7 @@ const MAX_PROBLEMS = 1000;
 const MAX_PROBLEMS_SHOWN = 50;
 const MAX_MS = 2 ** 31 - 1; // what a timer can take
 
-/**
- * Where a value stands in what is checked, the problems in all of that, and what
- * was ignored, if it is in Toxiproxy's form.
- */
+/** Where a value stands in what is checked, and what is found in all of that. */
 class Place {
   constructor(
     readonly path: string,
@@ -318,10 +315,7 @@ function editDistance(from: string, to: string): number {
   return row[b.length];
 }
 
-/**
- * Takes what Toxiproxy's clients write for what is meant: they write keys in any
- * case, null for what is left out, and keys that mean nothing here.
- */
+/** Toxiproxy's clients write keys in any case, and null for what is left out. */
 function normalize(
   value: unknown,
   place: Place,
@@ -390,10 +384,7 @@ function canonicalHost(host: string): string {
   return /^localhost\.?$/.test(hostname) ? LOOPBACK : hostname;
 }
 
-/**
- * Whether only one of two canonical hosts can be listened on at one port:
- * `0.0.0.0` covers IPv4, and `::` covers all.
- */
+/** Whether two canonical hosts overlap: `0.0.0.0` covers IPv4, and `::` all. */
 function overlaps(a: string, b: string): boolean {
   const covers = (one: string, other: string) =>
     one === "::" || (one === ALL_ADDRESSES && !other.includes(":"));
@@ -933,7 +924,8 @@ LEVELS.push(
 
 /**
  * A route as one writes it: what is left out takes its default. Rates are
- * probabilities, 0 to 1, and times are milliseconds, 0 to 2147483647.
+ * probabilities, 0 to 1, and times are milliseconds, 0 to 2147483647. For a
+ * connection that is dropped or never answered the upstream is not dialled.
  */
 export interface RouteOptions {
   /** The port to listen on, 0 to 65535; 0 takes a free one. */
@@ -941,43 +933,30 @@ export interface RouteOptions {
   /** Where to forward to: `host:port` or `[ipv6]:port`. */
   upstream: string;
   /**
-   * What the route is called, in logs and as part of each random decision:
-   * 1 to 255 characters without white space, unique; not `.` or `..`, which
+   * What the route is called, unique, in logs and as part of each random
+   * decision: 1 to 255 characters without white space, not `.` or `..`, which
    * stand for something else in a URL. Default: the local port.
    */
   name?: string;
   /** The address to listen on. Default: 127.0.0.1. */
   host?: string;
-  /** Whether it is listened on now; that can change later. Default: true. */
+  /** Whether it is listened on, until that is changed. Default: true. */
   enabled?: boolean;
-  /**
-   * How many connections are closed as soon as they are accepted; the upstream
-   * is not dialled. Default: 0.
-   */
+  /** How many connections are closed as soon as accepted. Default: 0. */
   dropRate?: number;
-  /**
-   * How many of the others are never answered: what they send is read and
-   * discarded, and the upstream is not dialled. Default: 0.
-   */
+  /** How many of the others are never answered, only read. Default: 0. */
   timeoutRate?: number;
-  /**
-   * How long a connection that is never answered stays open; with 0, the
-   * default, until the client ends it.
-   */
+  /** How long those stay open; 0, the default: until the client leaves. */
   timeoutMs?: number;
   /** The delay before the upstream is dialled. Default: 0. */
   latencyMs?: number;
-  /**
-   * How far the delay may lie from `latencyMs`, either way, uniformly; it is
-   * never below 0. Default: 0.
-   */
+  /** How much longer or shorter the delay may be, uniformly. Default: 0. */
   jitterMs?: number;
   /** How long dialling the upstream may take, at least 1. Default: 10000. */
   connectTimeoutMs?: number;
   /**
    * How long a connection of which one side has ended its stream may go without
-   * a byte in the other direction before it is closed; 0: for ever. Default:
-   * 60000.
+   * a byte in the other direction; 0: for ever. Default: 60000.
    */
   halfCloseTimeoutMs?: number;
   /** Faults on the bytes, in the order in which they act. Default: none. */
@@ -1334,12 +1313,7 @@ function readJson(text: string, path: string): unknown {
   return JSON.parse(text);
 }
 
-/**
- * Checks a configuration that comes from a program or, where something is given
- * to take the place of what it says, from a file, in which routes are required.
- *
- * @throws {ConfigError} If it is not valid.
- */
+/** Checks a configuration; one from a file, with what is given, needs routes. */
 function checkConfig(
   value: unknown,
   source: string,
@@ -1378,11 +1352,7 @@ type Written = Omit<ConfigOptions, "routes"> & {
   proxies?: RouteList;
 };
 
-/**
- * The form of a configuration: with `routes`, or with `proxies` in Toxiproxy's,
- * or bare, which is just those. Routes without the `routes` before them are not
- * taken for proxies.
- */
+/** With `routes`, or with `proxies` as in Toxiproxy, or bare: just the proxies. */
 function formOf(value: unknown): "routes" | "proxies" | "bare" {
   if (Array.isArray(value)) return value.some(isOwn) ? "routes" : "bare";
   if (!isRecord(value)) return "routes";
@@ -1482,9 +1452,8 @@ function checkRoute(value: unknown, place: Place): Partial<Route> {
 }
 
 /**
- * Routes, and changes of one, that were written in Toxiproxy's form, and what
- * was ignored in them. Toxiproxy's rules apply to them also where they are
- * validated again, as at the start of a config that was read.
+ * Routes, and changes of one, that came in Toxiproxy's form, and what was ignored
+ * in them. Its rules apply also where they are checked again, as by a start.
  */
 const fromToxiproxy = new WeakMap<object, readonly string[]>();
 
@@ -1516,10 +1485,7 @@ function placeOf(listen: string): Pick<Route, "host" | "localPort"> {
   return { host: hostname, localPort: port };
 }
 
-/**
- * Names are unique, also those that default to the port, and so are ports; of
- * Toxiproxy's routes the enabled ones must not overlap in their addresses.
- */
+/** Refuses a name or port that is taken, or in Toxiproxy's form an address. */
 function checkUnique(
   routes: readonly Partial<Route>[],
   places: readonly Place[],
@@ -1560,10 +1526,7 @@ function checkUnique(
   }
 }
 
-/**
- * A route that forwards to itself, also by way of others: each connection would
- * make another one until there are no file descriptors left.
- */
+/** A route that forwards to itself: each connection would make another one. */
 function findCircle(
   routes: readonly Partial<Route>[],
 ): { index: number; problem: string } | undefined {
