@@ -63,7 +63,7 @@ const MAX_PROBLEMS = 1000;
 const MAX_PROBLEMS_SHOWN = 50;
 const MAX_MS = 2 ** 31 - 1; // what a timer can take
 
-/** Where a value stands in what is checked, and what is found in all of that. */
+/** Where a value stands in what is checked, and what is found in all that. */
 class Place {
   constructor(
     readonly path: string,
@@ -118,14 +118,12 @@ function guard<T>(
 const isText = (value: unknown) => typeof value === "string";
 const isNumber = (value: unknown) => typeof value === "number";
 
-function integer(min: number, max: number): Guard<number> {
-  return guard(
+const integer = (min: number, max: number) =>
+  guard(
     `an integer from ${min} to ${max}`,
     isNumber,
     (value) => Number.isSafeInteger(value) && value >= min && value <= max,
   );
-}
-
 const milliseconds = integer(0, MAX_MS);
 const rate = guard(
   "a number from 0 to 1",
@@ -315,7 +313,7 @@ function editDistance(from: string, to: string): number {
   return row[b.length];
 }
 
-/** Toxiproxy's clients write keys in any case, and null for what is left out. */
+/** Toxiproxy's clients write keys in any case, and null for what is absent. */
 function normalize(
   value: unknown,
   place: Place,
@@ -972,15 +970,9 @@ export interface Route
 
 /** A configuration as one writes it: what is left out takes its default. */
 export interface ConfigOptions {
-  /**
-   * What all random decisions derive from, an integer from 0 to 2^53 - 1.
-   * Default: a random one, which is reported.
-   */
+  /** What decisions derive from, 0 to 2^53 - 1. Default: random, and reported. */
   seed?: number;
-  /**
-   * How long connections in flight may take to end at shutdown, in
-   * milliseconds, 0 to 2147483647; with 0, for ever. Default: 30000.
-   */
+  /** The longest drain in ms, 0 to 2147483647; 0: for ever. Default: 30000. */
   drainTimeoutMs?: number;
   /**
    * Where the control API is to listen: a port, on 127.0.0.1, or `host:port`;
@@ -1313,7 +1305,7 @@ function readJson(text: string, path: string): unknown {
   return JSON.parse(text);
 }
 
-/** Checks a configuration; one from a file, with what is given, needs routes. */
+/** Checks a config; one from a file, with what is `given`, must have routes. */
 function checkConfig(
   value: unknown,
   source: string,
@@ -1327,12 +1319,9 @@ function checkConfig(
     const mayBeEmpty = !given || (isRecord(all) && all.api !== undefined);
     const guard = routeList(key, mayBeEmpty);
     const list = mayBeEmpty ? { guard, default: [] } : { guard };
-    const { routes: _, ...fields } = CONFIG_FIELDS;
-    const { routes: own, proxies, ...config } = checkFields<Written>(
-      all,
-      place,
-      { ...fields, [key]: list } as Fields<Written>,
-    );
+    const { routes: _, ...others } = CONFIG_FIELDS;
+    const fields = { ...others, [key]: list } as Fields<Written>;
+    const { routes: own, proxies, ...config } = checkFields(all, place, fields);
     const path = form === "bare" ? "" : key;
     const ignored = key === "proxies" ? [] : undefined;
     const api = splitApi(config.api);
@@ -1352,7 +1341,7 @@ type Written = Omit<ConfigOptions, "routes"> & {
   proxies?: RouteList;
 };
 
-/** With `routes`, or with `proxies` as in Toxiproxy, or bare: just the proxies. */
+/** With `routes`, or with `proxies` as in Toxiproxy, or bare: these alone. */
 function formOf(value: unknown): "routes" | "proxies" | "bare" {
   if (Array.isArray(value)) return value.some(isOwn) ? "routes" : "bare";
   if (!isRecord(value)) return "routes";
@@ -1386,16 +1375,10 @@ function checkedRoutes(values: readonly unknown[]): Route[] {
 /** Checks routes, also for whether one of them leaves no place to the API. */
 function checkRoutes(list: RouteList, place: Place, api?: Address): Route[] {
   const { problems } = place;
-  const entries = Array.isArray(list)
-    ? Array.from(
-      list,
-      (value: unknown, index) => ({ at: place.at(index), value }),
-    )
-    : Object.entries(list).map(([name, value]) => ({
-      at: place.at(name),
-      value: isRecord(value) && isNameless(value) ? { ...value, name } : value,
-    }));
-  const toxics = entries.map(({ value }) =>
+  const entries: [key: number | string, value: unknown][] = Array.isArray(list)
+    ? [...list.entries()]
+    : Object.entries(list);
+  const toxics = entries.map(([, value]) =>
     isRecord(value) && Array.isArray(value.toxics) ? value.toxics.length : 0
   ).reduce((sum, each) => sum + each, 0);
   // Before anything is looked at: YAML's aliases make much of little text.
@@ -1408,10 +1391,11 @@ function checkRoutes(list: RouteList, place: Place, api?: Address): Route[] {
     problems.push(`expected at most ${most} ${what}, found ${found}`);
     return [];
   }
-  const places = entries.map(({ at }) => at);
+  const places = entries.map(([key]) => place.at(key));
   const routes: Partial<Route>[] = [];
-  for (const { at, value } of entries) {
-    routes.push(checkRoute(value, at));
+  for (const [index, [key, value]] of entries.entries()) {
+    const name = typeof key === "string" ? key : undefined;
+    routes.push(checkRoute(value, places[index], name));
     if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
   }
   checkUnique(routes, places);
@@ -1428,18 +1412,17 @@ function checkRoutes(list: RouteList, place: Place, api?: Address): Route[] {
   return routes as Route[]; // whatever is missing is a problem
 }
 
-/** Whether a proxy has no name of its own, as where it stands by its name. */
-function isNameless(proxy: Record<string, unknown>): boolean {
-  return !Object.entries(proxy).some(([key, name]) =>
-    /^name$/i.test(key) && name !== null
-  );
-}
-
-/** Checks a route, in Toxiproxy's form where something may be ignored. */
-function checkRoute(value: unknown, place: Place): Partial<Route> {
+/** Checks a route; in Toxiproxy's form, if something may be ignored. */
+function checkRoute(
+  value: unknown,
+  place: Place,
+  name?: string,
+): Partial<Route> {
   const before = place.ignored?.length;
+  const proxy = normalize(value, place, PROXY_FIELDS);
+  const named = isRecord(proxy) ? { name, ...proxy } : proxy;
   const fields: Draft<RouteFields & { listen: string }> = place.ignored
-    ? checkFields(normalize(value, place, PROXY_FIELDS), place, PROXY_FIELDS)
+    ? checkFields(named, place, PROXY_FIELDS)
     : checkFields(value, place, fieldsOf(value));
   const { listen, toxics: written = [], ...rest } = fields;
   if (rest.localPort !== undefined) rest.name ??= String(rest.localPort);
