@@ -344,9 +344,7 @@ function normalize(
 }
 
 /** To Toxiproxy, which is written in Go, an empty text is one left out. */
-function unlessEmpty(text: unknown): unknown {
-  return text === "" ? undefined : text;
-}
+const unlessEmpty = (text: unknown) => text === "" ? undefined : text;
 
 const LOOPBACK = "127.0.0.1";
 const ALL_ADDRESSES = "0.0.0.0";
@@ -1477,7 +1475,8 @@ function checkUnique(
   const hosts = routes.map(({ host }, index) =>
     isProxy(index) && host !== undefined ? canonicalHost(host) : "::"
   );
-  const listening: number[] = []; // of which no two overlap
+  const names = new Map<unknown, number>();
+  const listening = new Map<number, number[]>(); // by port, without overlaps
   for (const [index, { localPort, name, enabled }] of routes.entries()) {
     const taken = (key: string, value: unknown, by: number, hint = "") =>
       places[index].at(key).refuse(
@@ -1486,12 +1485,12 @@ function checkUnique(
     const at = (hostname: string) =>
       addressOf({ hostname, port: localPort ?? 0 });
     const listens = localPort && (!isProxy(index) || enabled);
-    const rival = listening.find((other) =>
-      listens && routes[other].localPort === localPort &&
-      overlaps(hosts[other], hosts[index])
+    const others = listening.get(localPort ?? 0) ?? [];
+    const rival = others.find((other) =>
+      listens && overlaps(hosts[other], hosts[index])
     );
     if (rival === undefined) {
-      if (listens) listening.push(index);
+      if (listens) listening.set(localPort, [...others, index]);
     } else if (isProxy(index)) {
       const isOther = isProxy(rival) && hosts[rival] !== hosts[index];
       const hint = isOther ? `, on ${at(hosts[rival])}` : "";
@@ -1499,7 +1498,8 @@ function checkUnique(
     } else {
       taken("localPort", localPort, rival);
     }
-    const sameName = routes.findIndex((each) => each.name === name);
+    const sameName = names.get(name) ?? index;
+    names.set(name, sameName);
     const isPort = name === `${localPort}`;
     const saidAlready = rival !== undefined && isPort;
     if (name !== undefined && sameName < index && !saidAlready) {
@@ -1516,10 +1516,10 @@ function findCircle(
   const byPort = Map.groupBy(routes.keys(), (index) => routes[index].localPort);
   const nextOf = (index: number) => {
     const to = splitAddress(routes[index].upstream ?? "");
-    const candidates = to ? byPort.get(to.port) : undefined;
-    return candidates?.find((other) =>
-      reaches(to!.hostname, routes[other].host ?? LOOPBACK)
-    );
+    return to &&
+      byPort.get(to.port)?.find((other) =>
+        reaches(to.hostname, routes[other].host ?? LOOPBACK)
+      );
   };
   const seen = new Set<number>();
   for (const start of routes.keys()) {
