@@ -68,7 +68,7 @@ class Place {
   constructor(
     readonly path: string,
     readonly problems: string[],
-    readonly ignored?: string[],
+    readonly ignored?: string[], // in Toxiproxy's form only
   ) {}
 
   at(key: string | number): Place {
@@ -1425,7 +1425,7 @@ function checkRoute(
   const { listen, toxics: written = [], ...rest } = fields;
   if (rest.localPort !== undefined) rest.name ??= String(rest.localPort);
   const toxics = checkToxics(written, place.at("toxics"));
-  const route = { ...rest, ...(listen && placeOf(listen)), toxics };
+  const route = { ...rest, ...(listen && hostAndPort(listen)), toxics };
   const ignored = place.ignored?.slice(before) ??
     fromToxiproxy.get(value as object);
   if (ignored) fromToxiproxy.set(route, ignored);
@@ -1461,7 +1461,7 @@ function fieldsOf(value: unknown): typeof ROUTE_FIELDS {
 }
 
 /** Where a route in Toxiproxy's words listens. */
-function placeOf(listen: string): Pick<Route, "host" | "localPort"> {
+function hostAndPort(listen: string): Pick<Route, "host" | "localPort"> {
   const { hostname, port } = splitListen(listen, ALL_ADDRESSES)!;
   return { host: hostname, localPort: port };
 }
@@ -4244,7 +4244,7 @@ async function updateProxy(call: Call): Promise<Response> {
     const { name: _name, toxics: _toxics, ...fields } = PROXY_FIELDS;
     return checkFields(changes, place, optional(fields));
   });
-  const changes = { ...rest, ...(listen !== undefined && placeOf(listen)) };
+  const changes = { ...rest, ...(listen !== undefined && hostAndPort(listen)) };
   fromToxiproxy.set(changes, []);
   return json(asProxy(await call.proxy.updateRoute(name, changes)));
 }
