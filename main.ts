@@ -861,8 +861,8 @@ function normalizeToxic(
   if (changed) {
     // Some clients always send these, not always as they are.
     for (const key of ["name", "type", "stream"] as const) {
-      const isSame = (toxic[key] ?? changed[key]) === changed[key];
-      if (!isSame) place.at(key).ignore(`stays ${changed[key]}`);
+      const stays = (toxic[key] ?? changed[key]) === changed[key];
+      if (!stays) place.at(key).ignore(`stays ${changed[key]}`);
       delete toxic[key];
     }
   }
