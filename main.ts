@@ -1857,6 +1857,24 @@ const MAX_POLL_MS = 100;
 const POLL_TURNS = 64;
 const REOPEN_PAUSE_MS = 1000;
 
+/** A set that is looked at at an interval, while there is anything in it. */
+function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
+  const members = new Set<T>();
+  let timer: ReturnType<typeof setInterval> | undefined;
+  return {
+    add(member: T): void {
+      members.add(member);
+      timer ??= setInterval(() => look(members), everyMs);
+    },
+    delete(member: T): void {
+      members.delete(member);
+      if (members.size > 0) return;
+      clearInterval(timer);
+      timer = undefined;
+    },
+  };
+}
+
 /**
  * Makes the event loop poll the system while connections are busy.
  *
@@ -1869,16 +1887,15 @@ const REOPEN_PAUSE_MS = 1000;
  */
 class PollGate {
   #listeners = 0;
-  #pair: Deno.TcpConn[] | undefined;
+  #pair: [from: Deno.TcpConn, to: Deno.TcpConn] | undefined;
   #lastOpened = 0;
   #calls = 0;
   #bytes = 0;
   #since = 0;
-  #isBlocking = false;
-  #polled: Promise<void> | undefined;
-  #polls = 0;
-  #pollsSeen = 0;
-  #watch: ReturnType<typeof setInterval> | undefined;
+  /** The poll under way, and the one that the watch saw last. */
+  #poll: Promise<void> | undefined;
+  #seen: Promise<void> | undefined;
+  readonly #watch = watched<PollGate>(MAX_POLL_MS, () => this.#look());
 
   /** Call it for each listener that opens: the first opens the connection. */
   async retain(): Promise<void> {
@@ -1889,7 +1906,7 @@ class PollGate {
   release(): void {
     if (--this.#listeners > 0) return;
     this.#closePair();
-    this.#endWatch();
+    this.#watch.delete(this);
   }
 
   /**
@@ -1900,24 +1917,34 @@ class PollGate {
   pass(bytes: number): Promise<void> | undefined {
     this.#calls++;
     this.#bytes += bytes;
-    if (!this.#isBlocking) {
-      if (!this.#isSpent()) return undefined;
-      // Mostly the system is polled soon by itself, and nothing has to wait.
-      if (!this.#polled) {
-        this.#startPoll();
-        return undefined;
-      }
-      this.#isBlocking = true;
+    const isSpent = this.#bytes >= MAX_WORK_BYTES ||
+      this.#calls >= MIN_WORK_CALLS &&
+        performance.now() >= this.#since + MAX_WORK_MS;
+    if (!isSpent) return undefined;
+    if (this.#poll) {
+      return bytes < BULK_BYTES ? this.#poll : this.#passBulk(bytes);
     }
-    return bytes < BULK_BYTES ? this.#polled : this.#passBulk(bytes);
+    // Mostly the system is polled soon by itself, and nothing has to wait.
+    this.#poll = this.#startPoll();
   }
 
-  #startPoll(): void {
-    this.#polled = this.#poll().then(() => {
-      this.#polled = undefined;
-      this.#isBlocking = false;
-      this.#restart();
-    });
+  /** Bulk takes turns, so that few bytes never queue behind many. */
+  async #passBulk(bytes: number): Promise<void> {
+    await this.#poll;
+    await this.pass(bytes);
+  }
+
+  async #startPoll(): Promise<void> {
+    this.#restart();
+    if (!await this.#passByte()) {
+      this.#closePair();
+      for (let turn = 0; turn < POLL_TURNS && this.#listeners > 0; turn++) {
+        await new Promise<void>((resolve) => setImmediate(resolve));
+      }
+      const reopensAt = this.#lastOpened + REOPEN_PAUSE_MS;
+      if (performance.now() > reopensAt) this.#openPair();
+    }
+    this.#poll = undefined;
     this.#restart();
   }
 
@@ -1926,34 +1953,10 @@ class PollGate {
     this.#since = performance.now();
   }
 
-  /** Bulk takes turns, so that few bytes never queue behind many. */
-  async #passBulk(bytes: number): Promise<void> {
-    await this.#polled;
-    await this.pass(bytes);
-  }
-
-  #isSpent(): boolean {
-    return this.#bytes >= MAX_WORK_BYTES ||
-      this.#calls >= MIN_WORK_CALLS &&
-        performance.now() >= this.#since + MAX_WORK_MS;
-  }
-
-  async #poll(): Promise<void> {
-    if (await this.#passByte()) return;
-    this.#closePair();
-    for (let turn = 0; turn < POLL_TURNS && this.#listeners > 0; turn++) {
-      await new Promise<void>((resolve) => setImmediate(resolve));
-    }
-    if (performance.now() > this.#lastOpened + REOPEN_PAUSE_MS) {
-      this.#openPair();
-    }
-  }
-
   async #passByte(): Promise<boolean> {
     if (!this.#pair) return false;
     const [from, to] = this.#pair;
-    this.#polls++;
-    this.#watch ??= setInterval(() => this.#look(), MAX_POLL_MS);
+    this.#watch.add(this);
     try {
       // A read that fills its buffer leaves the next one ready, without a poll.
       const read = to.read(new Uint8Array(2));
@@ -1966,37 +1969,27 @@ class PollGate {
 
   /** Gives up a byte that does not come. A timer for each would cost more. */
   #look(): void {
-    if (this.#polls > this.#pollsSeen) this.#pollsSeen = this.#polls;
-    else if (this.#polled) this.#closePair();
-    else this.#endWatch();
-  }
-
-  #endWatch(): void {
-    clearInterval(this.#watch);
-    this.#watch = undefined;
+    if (!this.#poll) this.#watch.delete(this);
+    else if (this.#poll === this.#seen) this.#closePair();
+    this.#seen = this.#poll;
   }
 
   async #openPair(): Promise<void> {
     this.#lastOpened = performance.now();
     if (!await mayUseLoopback()) return;
-    const pair: Deno.TcpConn[] = [];
     try {
+      using opened = new DisposableStack();
       using listener = Deno.listen({ hostname: LOOPBACK, port: 0 });
       const { hostname, port } = listener.addr;
-      const from = await Deno.connect({ hostname, port });
-      pair.push(from);
-      const to = await listener.accept();
-      pair.push(to);
-      const isOwn = addressOf(to.remoteAddr as Deno.NetAddr) ===
-        addressOf(from.localAddr as Deno.NetAddr);
-      if (isOwn && this.#listeners > 0 && !this.#pair) {
-        this.#pair = pair;
-        return;
-      }
+      const from = opened.use(await Deno.connect({ hostname, port }));
+      const to = opened.use(await listener.accept());
+      const isOwn = addressOf(to.remoteAddr) === addressOf(from.localAddr);
+      if (!isOwn || this.#listeners === 0 || this.#pair) return;
+      this.#pair = [from, to];
+      opened.move(); // or it would close them
     } catch {
       // There is a shortage of descriptors, or no loopback: it is tried again.
     }
-    for (const conn of pair) conn.close();
   }
 
   #closePair(): void {
@@ -2015,182 +2008,142 @@ async function mayUseLoopback(): Promise<boolean> {
 
 /** What a connection needs of a socket. */
 interface Socket {
-  readonly remoteAddr: Address;
+  /** The peer's address, `host:port`. */
+  readonly peer: string;
   /** The next bytes, which are the caller's from then on; null at the end. */
   read(): Promise<Uint8Array<ArrayBuffer> | null>;
   /** Resolves when all of them are on their way. */
   write(bytes: Uint8Array): Promise<void>;
   closeWrite(): Promise<void>;
-  close(): void;
-  /** Closes it with a RST, where the kind of socket can send one. */
-  reset?(): void;
+  /** Closes it; `reset` sends a RST, where the kind of socket can. */
+  close(how?: "close" | "reset"): void;
 }
 
 /** A socket of Deno's: the faster kind. */
-class DenoSocket implements Socket {
-  readonly #conn: Deno.TcpConn;
-  #buffer = new Uint8Array(FIRST_READ_BYTES);
-
-  constructor(conn: Deno.TcpConn) {
-    this.#conn = conn;
-    try {
-      conn.setNoDelay();
-      conn.setKeepAlive();
-    } catch {
-      // Some systems refuse it once the peer has left; reading will tell.
-    }
+function denoSocket(conn: Deno.TcpConn): Socket {
+  let buffer = new Uint8Array(FIRST_READ_BYTES);
+  try {
+    conn.setNoDelay();
+    conn.setKeepAlive();
+  } catch {
+    // Some systems refuse it once the peer has left; reading will tell.
   }
-
-  get remoteAddr(): Address {
-    return this.#conn.remoteAddr;
-  }
-
-  async read(): Promise<Uint8Array<ArrayBuffer> | null> {
-    const size = await this.#conn.read(this.#buffer);
-    if (size === null) return null;
-    const buffer = this.#buffer;
-    if (size < buffer.length) return buffer.slice(0, size);
-    this.#buffer = new Uint8Array(Math.min(2 * size, MAX_READ_BYTES));
-    return buffer;
-  }
-
-  async write(bytes: Uint8Array): Promise<void> {
-    let written = await this.#conn.write(bytes);
-    while (written < bytes.length) {
-      written += await this.#conn.write(bytes.subarray(written));
-    }
-  }
-
-  closeWrite(): Promise<void> {
-    return this.#conn.closeWrite();
-  }
-
-  close(): void {
-    this.#conn.close();
-  }
+  return {
+    peer: addressOf(conn.remoteAddr),
+    async read() {
+      const size = await conn.read(buffer);
+      if (size === null) return null;
+      const bytes = buffer;
+      if (size < bytes.length) return bytes.slice(0, size);
+      buffer = new Uint8Array(Math.min(2 * size, MAX_READ_BYTES));
+      return bytes;
+    },
+    async write(bytes) {
+      let written = await conn.write(bytes);
+      while (written < bytes.length) {
+        written += await conn.write(bytes.subarray(written));
+      }
+    },
+    closeWrite: () => conn.closeWrite(),
+    close: () => conn.close(),
+  };
 }
 
+/** For whoever uses what has been closed: to make an error each takes time. */
+const CLOSED = new Deno.errors.BadResource("closed");
+
 /** A socket of Node's, for Deno's own cannot send a RST. */
-class NodeSocket implements Socket {
-  readonly remoteAddr: Address;
-  readonly #socket: net.Socket;
-  #ended = false;
-  #failure: Error | undefined;
-  #waiting: (() => void)[] = [];
-  readonly #received: Uint8Array<ArrayBuffer>[] = [];
-
-  constructor(socket: net.Socket) {
-    this.#socket = socket;
-    this.remoteAddr = {
-      hostname: socket.remoteAddress ?? "",
-      port: socket.remotePort ?? 0,
-    };
-    socket.setNoDelay();
-    socket.setKeepAlive(true);
-    // A write that fails would destroy the socket, with all that it has received
-    // and not yet been asked for. The writer is told, and reading goes on.
-    const destroy = socket.destroy.bind(socket);
-    const { _readableState } = socket as net.Socket & {
-      readonly _readableState: { errored: Error | null };
-    };
-    socket.destroy = (error?: NodeJS.ErrnoException) => {
-      if (error?.syscall !== "write") return destroy(error);
-      _readableState.errored = null;
-      return socket;
-    };
-    socket.on("data", (bytes: Uint8Array<ArrayBuffer>) => {
-      this.#received.push(bytes);
-      socket.pause();
-      this.#wake();
-    });
-    socket.on("end", () => {
-      this.#ended = true;
-      this.#wake();
-    });
-    socket.on("error", (error) => {
-      for (let bytes; (bytes = socket.read()) !== null;) {
-        this.#received.push(bytes);
+function nodeSocket(socket: net.Socket): Socket {
+  const { remoteAddress: hostname = "", remotePort: port = 0 } = socket;
+  const received: Uint8Array<ArrayBuffer>[] = [];
+  const waiting: (() => void)[] = [];
+  let failure: Error | undefined;
+  const wake = () => {
+    for (const go of waiting.splice(0)) go();
+  };
+  socket.setNoDelay();
+  socket.setKeepAlive(true);
+  // A write that fails would destroy the socket, with all that it has received
+  // and not yet been asked for. The writer is told, and reading goes on.
+  const destroy = socket.destroy.bind(socket);
+  const { _readableState } = socket as net.Socket & {
+    readonly _readableState: { errored: Error | null };
+  };
+  socket.destroy = (error?: NodeJS.ErrnoException) => {
+    if (error?.syscall !== "write") return destroy(error);
+    _readableState.errored = null;
+    return socket;
+  };
+  socket.on("data", (bytes: Uint8Array<ArrayBuffer>) => {
+    received.push(bytes);
+    socket.pause();
+    wake();
+  });
+  socket.on("end", wake);
+  socket.on("error", (error) => {
+    for (let bytes; (bytes = socket.read()) !== null;) received.push(bytes);
+    failure ??= error;
+    wake();
+  });
+  socket.on("close", () => {
+    failure ??= CLOSED;
+    wake();
+  });
+  return {
+    peer: addressOf({ hostname, port }),
+    async read() {
+      for (;;) {
+        const bytes = received.shift();
+        if (bytes) return bytes;
+        if (socket.readableEnded) return null;
+        if (failure) throw failure;
+        socket.resume();
+        await new Promise<void>((resolve) => waiting.push(resolve));
       }
-      this.#failure ??= error;
-      this.#wake();
-    });
-    socket.on("close", () => {
-      this.#failure ??= new Deno.errors.BadResource("closed");
-      this.#wake();
-    });
-  }
+    },
+    write: (bytes) =>
+      new Promise((resolve, reject) => {
+        socket.write(bytes, (error) => {
+          if (!error) return resolve();
+          if (!socket.readableEnded) return reject(error);
+          // Deno's node:net (2.9.6) takes the end of a stream without a byte for
+          // its sender's leaving as soon as a write to it has to wait. What is
+          // missing must not look like the end.
+          socket.resetAndDestroy();
+          reject(
+            new Error(
+              `${error.message}: it had ended its stream without a byte, and ` +
+                "then gets no more on a socket of Node's than can be buffered",
+            ),
+          );
+        });
+      }),
+    closeWrite: () =>
+      new Promise((resolve, reject) => {
+        // One that is closed, or is so meanwhile, would never call back.
+        const closed = () => reject(CLOSED);
+        if (socket.destroyed) return closed();
+        socket.once("close", closed);
+        socket.end((error?: Error | null) => error ? reject(error) : resolve());
+      }),
+    close(how) {
+      if (how === "reset") socket.resetAndDestroy();
+      else socket.destroy();
+    },
+  };
+}
 
-  static async connect(
-    { hostname, port }: Address,
-    signal: AbortSignal,
-  ): Promise<NodeSocket> {
-    const socket = net.connect({ host: hostname, port, allowHalfOpen: true });
-    const abort = () => socket.destroy(new Error("aborted"));
-    signal.addEventListener("abort", abort);
-    try {
-      await new Promise<void>((resolve, reject) => {
-        socket.once("connect", resolve);
-        socket.once("error", reject);
-      });
-    } finally {
-      signal.removeEventListener("abort", abort);
-    }
-    return new NodeSocket(socket);
-  }
-
-  async read(): Promise<Uint8Array<ArrayBuffer> | null> {
-    for (;;) {
-      const bytes = this.#received.shift();
-      if (bytes) return bytes;
-      if (this.#ended) return null;
-      if (this.#failure) throw this.#failure;
-      this.#socket.resume();
-      await new Promise<void>((resolve) => this.#waiting.push(resolve));
-    }
-  }
-
-  #wake(): void {
-    for (const go of this.#waiting.splice(0)) go();
-  }
-
-  write(bytes: Uint8Array): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.#socket.write(bytes, (error) => {
-        if (!error) return resolve();
-        if (!this.#ended) return reject(error);
-        // Deno's node:net (2.9.6) takes the end of a stream without a byte for
-        // its sender's leaving as soon as a write to it has to wait. What is
-        // missing must not look like the end.
-        this.reset();
-        reject(
-          new Error(
-            `${error.message}: it had ended its stream without a byte, and ` +
-              "then gets no more on a socket of Node's than can be buffered",
-          ),
-        );
-      });
-    });
-  }
-
-  closeWrite(): Promise<void> {
-    return new Promise((resolve, reject) => {
-      // One that is closed, or is so meanwhile, would never call back.
-      const closed = () => reject(new Deno.errors.BadResource("closed"));
-      if (this.#socket.destroyed) return closed();
-      this.#socket.once("close", closed);
-      this.#socket.end((error?: Error | null) =>
-        error ? reject(error) : resolve()
-      );
-    });
-  }
-
-  close(): void {
-    this.#socket.destroy();
-  }
-
-  reset(): void {
-    this.#socket.resetAndDestroy();
-  }
+async function dialOnNode(
+  { hostname, port }: Address,
+  signal: AbortSignal,
+): Promise<Socket> {
+  const socket = net.connect({ host: hostname, port, allowHalfOpen: true });
+  signal.addEventListener("abort", () => socket.destroy(CLOSED));
+  await new Promise<void>((resolve, reject) => {
+    socket.once("connect", resolve);
+    socket.once("error", reject);
+  });
+  return nodeSocket(socket);
 }
 
 /** An address could not be listened on. */
@@ -2215,121 +2168,97 @@ export class ListenError extends Error {
 /** What the proxy needs of a listener. */
 interface Listener {
   readonly addr: Address;
+  /** The next connection; only one call may wait at a time. */
   accept(): Promise<Socket>;
   /** Resolves when the address is free again. */
-  close(): Promise<void>;
+  close(): void | Promise<void>;
 }
 
 /** Accepts sockets of Deno's. */
-class DenoListener implements Listener {
-  readonly #listener: Deno.TcpListener;
-  #accepting: Promise<unknown> = Promise.resolve();
-
-  constructor(address: Address) {
-    this.#listener = Deno.listen(address);
-  }
-
-  get addr(): Address {
-    return this.#listener.addr;
-  }
-
-  async accept(): Promise<Socket> {
-    const accepting = this.#listener.accept();
-    this.#accepting = accepting.catch(() => {}); // which the caller is told
-    return new DenoSocket(await accepting);
-  }
-
-  async close(): Promise<void> {
-    pollGate.release();
-    this.#listener.close();
-    await this.#accepting; // which has it open for as long
-  }
+function listenOnDeno(address: Address): Listener {
+  const listener = Deno.listen(address);
+  let accepting: Promise<Deno.TcpConn> | undefined;
+  return {
+    addr: listener.addr,
+    async accept() {
+      accepting = listener.accept();
+      return denoSocket(await accepting);
+    },
+    async close() {
+      pollGate.release();
+      listener.close();
+      await accepting?.catch(() => {}); // which has it open for as long
+    },
+  };
 }
 
-/**
- * Accepts sockets of Node's.
- *
- * Deno's `net.Server` (2.9.6) says nothing when it finds no file descriptor for
- * a connection, and accepts none after that. No sign of this can be seen for
- * sure from outside. Telling it to listen again makes it look again, costs next
- * to nothing and changes nothing else, so each one is told from time to time.
- */
-class NodeListener implements Listener {
-  static readonly #open = new Set<NodeListener>();
-  static #watch: ReturnType<typeof setInterval> | undefined;
-  static #isShort = false;
-
-  readonly addr: Address;
-  readonly #server: NodeServer;
-  readonly #waiting: PromiseWithResolvers<Socket>[] = [];
-  readonly #accepted: Socket[] = [];
-
-  private constructor(server: NodeServer) {
-    const { address, port } = server.address() as net.AddressInfo;
-    this.addr = { hostname: address, port };
-    this.#server = server.on("connection", (conn) => {
-      const socket = new NodeSocket(conn);
-      const waiting = this.#waiting.shift();
-      if (waiting) waiting.resolve(socket);
-      else this.#accepted.push(socket);
-    });
-    NodeListener.#open.add(this);
-    if (NodeListener.#open.size > 1) return;
-    NodeListener.#watch = setInterval(NodeListener.#rearm, REARM_MS);
-  }
-
-  static async listen(address: Address): Promise<NodeListener> {
-    return new NodeListener(await listenOnNode(address));
-  }
-
-  accept(): Promise<Socket> {
-    const socket = this.#accepted.shift();
-    if (socket) return Promise.resolve(socket);
-    const waiting = Promise.withResolvers<Socket>();
-    this.#waiting.push(waiting);
-    return waiting.promise;
-  }
-
-  close(): Promise<void> {
-    pollGate.release();
-    this.#server.close();
-    for (const socket of this.#accepted) socket.close();
-    for (const waiting of this.#waiting) {
-      waiting.reject(new Deno.errors.BadResource("Listener has been closed"));
-    }
-    NodeListener.#open.delete(this);
-    if (NodeListener.#open.size === 0) clearInterval(NodeListener.#watch);
-    return Promise.resolve();
-  }
-
-  /** Has every server look for connections, and reports a shortage once. */
-  static #rearm(): void {
-    const [{ addr }] = NodeListener.#open;
-    const shortage = shortageAt(addr);
-    const isNew = shortage && !NodeListener.#isShort;
-    NodeListener.#isShort = shortage !== undefined;
-    for (const each of NodeListener.#open) {
-      if (isNew) each.#waiting.shift()?.reject(shortage);
-      each.#server._handle?.listen(BACKLOG);
-    }
-  }
-}
+const REARM_MS = 500;
+const BACKLOG = 511; // Node's own default
 
 /** Node's server, with the handle that it keeps to itself. */
 interface NodeServer extends net.Server {
   readonly _handle?: { listen(backlog: number): number } | null;
 }
 
-const REARM_MS = 500;
-const BACKLOG = 511; // Node's own default
+/** A listener of Node's that is open. */
+interface NodeListener extends Listener {
+  /** Looks for connections again; what waits for one is told of a shortage. */
+  rearm(shortage?: Error): void;
+}
 
-async function listenOnNode({ hostname, port }: Address): Promise<NodeServer> {
+/**
+ * Deno's `net.Server` (2.9.6) says nothing when it finds no file descriptor for
+ * a connection, and accepts none after that. No sign of this can be seen for
+ * sure from outside. Telling it to listen again makes it look again, costs next
+ * to nothing and changes nothing else, so each one is told from time to time.
+ */
+const nodeListeners = watched<NodeListener>(REARM_MS, (listeners) => {
+  const [{ addr }] = listeners;
+  const before = shortage;
+  shortage = shortageAt(addr);
+  for (const each of listeners) each.rearm(before ? undefined : shortage);
+});
+let shortage: Error | undefined;
+
+/** Accepts sockets of Node's. */
+async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
   const server: NodeServer = net.createServer({ allowHalfOpen: true });
   await new Promise<void>((resolve, reject) => {
     server.once("error", (error) => reject(asOfDeno(error)));
     server.listen(port, hostname, resolve);
   });
-  return server.removeAllListeners("error");
+  server.removeAllListeners("error");
+  const accepted: Socket[] = [];
+  let waiting: PromiseWithResolvers<void> | undefined;
+  server.on("connection", (conn) => {
+    accepted.push(nodeSocket(conn));
+    waiting?.resolve();
+  });
+  const addr = server.address() as net.AddressInfo;
+  const listener: NodeListener = {
+    addr: { hostname: addr.address, port: addr.port },
+    async accept() {
+      for (;;) {
+        const socket = accepted.shift();
+        if (socket) return socket;
+        waiting = Promise.withResolvers();
+        await waiting.promise;
+      }
+    },
+    rearm(shortage) {
+      if (shortage) waiting?.reject(shortage);
+      server._handle?.listen(BACKLOG);
+    },
+    close() {
+      pollGate.release();
+      nodeListeners.delete(listener);
+      server.close();
+      for (const socket of accepted) socket.close();
+      waiting?.reject(CLOSED);
+    },
+  };
+  nodeListeners.add(listener);
+  return listener;
 }
 
 /** What a shortage of descriptors is called, if there is one. */
@@ -2360,22 +2289,18 @@ const lookups = new Map<string, Promise<string[]>>();
 async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
   if (net.isIP(host)) return [host];
   if (host === "localhost") return [LOOPBACK, "::1"];
-  let lookup = lookups.get(host);
-  if (!lookup) {
-    lookup = dns.lookup(host, { all: true })
+  signal.throwIfAborted();
+  const lookup = lookups.get(host) ??
+    dns.lookup(host, { all: true })
       .then((found) => found.map(({ address }) => address))
       .finally(() => lookups.delete(host));
-    lookups.set(host, lookup);
-  }
-  const aborted = Promise.withResolvers<never>();
-  const abort = () => aborted.reject(signal.reason);
-  signal.addEventListener("abort", abort);
-  try {
-    signal.throwIfAborted();
-    return await Promise.race([lookup, aborted.promise]);
-  } finally {
-    signal.removeEventListener("abort", abort);
-  }
+  lookups.set(host, lookup);
+  return await new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    signal.addEventListener("abort", abort);
+    lookup.then(resolve, reject)
+      .finally(() => signal.removeEventListener("abort", abort));
+  });
 }
 
 /**
@@ -2393,8 +2318,8 @@ async function listen(
     const [hostname] = await lookUp(route.host, signal);
     const address = { ...asked, hostname };
     const listener = resettable
-      ? await NodeListener.listen(address)
-      : new DenoListener(address);
+      ? await listenOnNode(address)
+      : listenOnDeno(address);
     await pollGate.retain();
     return listener;
   } catch (error) {
@@ -2403,20 +2328,26 @@ async function listen(
 }
 
 /**
- * Dials the addresses of a host, one after the other; a connection that may have
- * to be reset by way of Node's sockets.
+ * Dials the addresses of an upstream, one after the other; a connection that may
+ * have to be reset by way of Node's sockets.
+ *
+ * @param upstream It has been checked, but Toxiproxy's may have no port.
  */
 async function dial(
-  { hostname: host, port }: Address,
+  upstream: string,
   resettable: boolean,
   signal: AbortSignal,
 ): Promise<Socket> {
+  const [, host, port] = /^\[?(.+?)\]?:(\d+)$/.exec(upstream) ?? [];
+  if (host === undefined) {
+    throw new Error("the upstream has no port; expected host:port");
+  }
   let failure: unknown;
   for (const hostname of await lookUp(host, signal)) {
-    const address = { hostname, port };
+    const address = { hostname, port: Number(port) };
     try {
-      if (resettable) return await NodeSocket.connect(address, signal);
-      return new DenoSocket(await Deno.connect({ ...address, signal }));
+      if (resettable) return await dialOnNode(address, signal);
+      return denoSocket(await Deno.connect({ ...address, signal }));
     } catch (error) {
       signal.throwIfAborted();
       failure ??= error;
@@ -2475,25 +2406,25 @@ export function decide(
   return {
     kind: "forward",
     delayMs: Math.max(0, toMicroseconds(delay)),
-    toxics: route.toxics.filter((toxic) =>
-      acts(toxic, seed, route.name, connection)
-    ),
+    toxics: actingOn(seed, route.name, connection, route.toxics),
   };
 }
 
 /**
- * Whether a toxic acts on a connection. It is drawn by the toxic's name, so that
- * neither the other toxics nor the order in which they came make a difference,
- * and so that a higher toxicity adds connections to those of a lower one.
+ * The toxics that act on a connection. Each is drawn by its name, so that neither
+ * the others nor their order make a difference, and so that a higher toxicity
+ * adds connections to those of a lower one.
  */
-function acts(
-  { name, toxicity }: Toxic,
+function actingOn(
   seed: number,
   route: string,
   connection: number,
-): boolean {
-  if (toxicity === 0 || toxicity === 1) return toxicity === 1;
-  return randomStream(seed, route, connection, name, "acts")() < toxicity;
+  toxics: readonly Toxic[],
+): Toxic[] {
+  return toxics.filter(({ name, toxicity }) => {
+    if (toxicity === 0 || toxicity === 1) return toxicity === 1;
+    return randomStream(seed, route, connection, name, "acts")() < toxicity;
+  });
 }
 
 /** Milliseconds without the digits that no clock here resolves. */
@@ -2503,6 +2434,9 @@ function toMicroseconds(ms: number): number {
 
 /** One end of a connection through the proxy. */
 export type Side = "client" | "upstream";
+
+const SIDES = ["client", "upstream"] as const;
+const OTHER = { client: "upstream", upstream: "client" } as const;
 
 /**
  * Why a connection ended: which side was the first to end its stream (both
@@ -2563,89 +2497,66 @@ export type ConnectionEvent =
     }
   );
 
-type ConnectionId = Pick<
-  ConnectionEvent,
-  "route" | "connection" | "client"
->;
-
-/** What happens, without to which connection. */
+/** An event's own fields, without to which connection it happens. */
 type EventFields<E = ConnectionEvent> = E extends ConnectionEvent
-  ? Omit<E, keyof ConnectionId>
+  ? Omit<E, "route" | "connection" | "client">
   : never;
+
+/** How a connection ends, as its last event says. */
+type Ending = Pick<
+  Extract<ConnectionEvent, { event: "closed" }>,
+  "why" | "cause" | "toxic"
+>;
 
 const MAX_LINGER_MS = 2000;
 const HALF_CLOSE_LOOK_MS = 100;
 
-/** @throws {Error} If the upstream has no port, as Toxiproxy's may. */
-function upstreamOf({ upstream }: Route): Address {
-  const address = splitAddress(upstream);
-  if (address) return address;
-  throw new Error("the upstream has no port; expected host:port");
-}
-
-/** Why a connection is over before both sides have ended their streams. */
-interface Failure {
-  readonly why: Outcome;
-  readonly cause?: string;
-  readonly toxic?: string;
-}
-
-/** What a connection is told by its route. */
-interface ConnectionOptions {
-  /** The route, as it stands when the connection comes. */
-  readonly route: Route;
-  /** The connection's number on it, from 1. */
-  readonly number: number;
-  /** What its decisions follow from. */
-  readonly seed: number;
-  /** Whether it may have to be reset. */
-  readonly resettable: boolean;
-  /** Told of what happens. */
-  readonly emit: (event: EventFields) => void;
-}
-
 /** A connection, from being accepted to its end. */
 class Connection {
-  /** Those of which one side has ended its stream, and what looks after them. */
-  static readonly #halfClosed = new Set<Connection>();
-  static #watch: ReturnType<typeof setInterval> | undefined;
-  readonly route: Route;
-  readonly number: number;
-  /** The client's address. */
-  readonly client: string;
+  /** Those of which one side has ended its stream. */
+  static readonly #halfClosed = watched<Connection>(
+    HALF_CLOSE_LOOK_MS,
+    (connections) => {
+      for (const each of connections) each.#endIfSilent();
+    },
+  );
+
   /** Bytes that have been written to each side. */
   readonly sent: Record<Side, number> = { client: 0, upstream: 0 };
-  readonly #start = performance.now();
-  /** Whether it can be reset. */
-  readonly resettable: boolean;
+  readonly client: string;
   readonly #seed: number;
-  readonly #emit: (event: EventFields) => void;
+  readonly #onEvent: (event: ConnectionEvent) => void;
+  readonly #start = performance.now();
   readonly #aborted = new AbortController();
   readonly #sockets: Partial<Record<Side, Socket>>;
   readonly #links: Partial<Record<Side, Link>> = {};
-  #toxics: readonly Toxic[];
+  #toxics: Toxic[];
   #forwards = false;
   #delaying = false;
+  #lingering = false;
   /** How many bytes had been read and written, and when that was seen first. */
   #moved = -1;
   #movedAt = 0;
+  /** How many sides have got the end of the other's stream. */
   #ended = 0;
-  #lingering = false;
   #firstToEnd: Side | undefined;
-  #failure: Failure | undefined;
+  /** Why it is over before both sides have ended their streams. */
+  #failure: Ending | undefined;
 
   constructor(
     client: Socket,
-    { route, number, seed, resettable, emit }: ConnectionOptions,
+    /** The route, as it stands when the connection comes. */
+    readonly route: Route,
+    readonly number: number,
+    seed: number,
+    readonly resettable: boolean,
+    onEvent: (event: ConnectionEvent) => void,
   ) {
-    this.route = route;
-    this.number = number;
-    this.client = addressOf(client.remoteAddr);
+    this.client = client.peer;
     this.#seed = seed;
-    this.resettable = resettable;
-    this.#emit = emit;
+    this.#onEvent = onEvent;
     this.#sockets = { client };
-    this.#toxics = route.toxics;
+    this.#toxics = actingOn(seed, route.name, number, route.toxics);
   }
 
   /** How long it has lasted, in milliseconds. */
@@ -2660,15 +2571,13 @@ class Connection {
 
   /** The toxics that act on it now. */
   get acting(): Toxic[] {
-    if (!this.#forwards || this.#failure) return [];
-    return this.#toxics.filter((toxic) =>
-      acts(toxic, this.#seed, this.route.name, this.number)
-    );
+    return this.#forwards && !this.#failure ? this.#toxics : [];
   }
 
   /** The toxics of its route have changed: they act so from now on. */
   setToxics(toxics: readonly Toxic[]): void {
-    this.#toxics = toxics;
+    const { route: { name }, number } = this;
+    this.#toxics = actingOn(this.#seed, name, number, toxics);
     if (this.#forwards) this.#act();
   }
 
@@ -2676,26 +2585,15 @@ class Connection {
   async run(): Promise<void> {
     this.#emit({ event: "accepted", upstream: this.route.upstream });
     const decision = decide(this.#seed, this.route, this.number);
-    switch (decision.kind) {
-      case "drop":
-        this.#emit({ event: "dropped" });
-        this.end({ why: "fault" });
-        break;
-      case "timeout":
-        await this.#hold();
-        break;
-      case "forward":
-        if (decision.delayMs > 0) this.#read("client");
-        await this.#delay(decision.delayMs);
-        await this.#dial();
-        await this.#forward();
+    if (decision.kind === "drop") {
+      this.#emit({ event: "dropped" });
+      this.end({ why: "fault" });
+    } else if (decision.kind === "timeout") {
+      await this.#hold();
+    } else {
+      await this.#forward(decision.delayMs);
     }
     this.#release();
-    Connection.#halfClosed.delete(this);
-    if (Connection.#halfClosed.size === 0) {
-      clearInterval(Connection.#watch);
-      Connection.#watch = undefined;
-    }
     // Toxics that act by the clock have nothing left to end.
     for (const link of Object.values(this.#links)) link.stop();
     this.#emit({
@@ -2708,30 +2606,34 @@ class Connection {
   }
 
   /**
-   * Ends it at once, whatever it is about; an earlier reason stands.
+   * Ends it at once; an earlier reason stands.
    *
    * @param how `reset` sends a RST to both sides where the sockets can.
    */
-  end(reason: Failure, how: "close" | "reset" = "close"): void {
+  end(reason: Ending, how?: "close" | "reset"): void {
     this.#failure ??= reason;
-    if (how === "reset") {
-      for (const side of SIDES) {
-        const socket = this.#sockets[side];
-        if (socket?.reset) socket.reset();
-        else socket?.close();
-        delete this.#sockets[side];
-      }
-    }
-    this.#release();
+    this.#release(how);
   }
 
-  /** Lets go of all that is open, so that whatever is under way ends. */
-  #release(): void {
+  #emit({ event, ...fields }: EventFields): void {
+    const { route: { name: route }, number: connection, client } = this;
+    const id = { event, route, connection, client };
+    this.#onEvent({ ...id, ...fields } as ConnectionEvent);
+  }
+
+  /** Closes all that is open, so that whatever is under way ends. */
+  #release(how?: "close" | "reset"): void {
+    Connection.#halfClosed.delete(this);
     for (const side of SIDES) {
-      this.#closeSide(side);
+      this.#closeSide(side, how);
       if (this.#failure) this.#links[side]?.abort();
     }
     if (this.#failure) this.#aborted.abort();
+  }
+
+  #closeSide(side: Side, how?: "close" | "reset"): void {
+    this.#sockets[side]?.close(how);
+    delete this.#sockets[side];
   }
 
   /**
@@ -2744,66 +2646,60 @@ class Connection {
     this.#emit({ event: "timed_out", timeoutMs });
     this.#read("client");
     const read = this.#carry("client", new WritableStream());
-    if (timeoutMs === 0) return await read;
-    await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
-    this.end({ why: "fault" });
+    if (timeoutMs > 0) {
+      await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
+      this.end({ why: "fault" });
+    }
     await read;
   }
 
-  async #delay(delayMs: number): Promise<void> {
-    if (delayMs === 0) return;
-    this.#emit({ event: "delayed", delayMs });
-    this.#delaying = true;
-    await sleepUntil(this.#start + delayMs, this.#aborted.signal);
-    this.#delaying = false;
+  async #forward(delayMs: number): Promise<void> {
+    if (delayMs > 0) {
+      this.#read("client");
+      this.#emit({ event: "delayed", delayMs });
+      this.#delaying = true;
+      await sleepUntil(this.#start + delayMs, this.#aborted.signal);
+      this.#delaying = false;
+    }
+    if (!this.#failure) await this.#dial();
+    const { client, upstream } = this.#sockets;
+    if (!client || !upstream) return;
+    if (!this.#links.client) this.#read("client");
+    this.#read("upstream");
+    this.#act();
+    await Promise.all([
+      this.#carry("client", this.#sinkTo("upstream", upstream)),
+      this.#carry("upstream", this.#sinkTo("client", client)),
+    ]);
   }
 
   async #dial(): Promise<void> {
-    if (this.#failure) return;
     const { upstream, connectTimeoutMs } = this.route;
     const start = performance.now();
-    let late = false;
     const timer = setTimeout(() => {
-      late = true;
-      this.#aborted.abort();
+      this.#aborted.abort(new Error(`no answer within ${connectTimeoutMs} ms`));
     }, connectTimeoutMs);
     try {
-      const socket = await dial(
-        upstreamOf(this.route),
-        this.resettable,
-        this.#aborted.signal,
-      );
+      const { signal } = this.#aborted;
+      const socket = await dial(upstream, this.resettable, signal);
       if (this.#failure) return socket.close(); // ended in the last moment
       this.#sockets.upstream = socket;
       this.#forwards = true;
       this.#emit({
         event: "connected",
         upstream,
-        address: addressOf(socket.remoteAddr),
+        address: socket.peer,
         dialMs: toMicroseconds(performance.now() - start),
         toxics: this.acting.map(({ name }) => name),
       });
     } catch (error) {
       if (this.#failure) return; // ended meanwhile, which aborts the dialling
-      const cause = late
-        ? `no answer within ${connectTimeoutMs} ms`
-        : causeOf(error);
+      const cause = causeOf(error);
       this.#emit({ event: "upstream_failed", upstream, cause });
       this.#failure = { why: "upstream_failed", cause };
     } finally {
       clearTimeout(timer);
     }
-  }
-
-  async #forward(): Promise<void> {
-    if (!this.#sockets.client || !this.#sockets.upstream) return;
-    if (!this.#links.client) this.#read("client");
-    this.#read("upstream");
-    this.#act();
-    await Promise.all([
-      this.#carry("client", this.#sinkTo("upstream")),
-      this.#carry("upstream", this.#sinkTo("client")),
-    ]);
   }
 
   #newLink(): Link {
@@ -2837,7 +2733,7 @@ class Connection {
     }
     if (link.closedBy) this.#failure ??= { why: "fault", toxic: link.closedBy };
     if (link.closedBy || this.#failure?.why === `${from}_reset`) {
-      await this.#linger(from === "client" ? "upstream" : "client");
+      await this.#linger(OTHER[from]);
     }
   }
 
@@ -2851,24 +2747,18 @@ class Connection {
     if (!socket) return this.#release();
     if (this.#lingering) return;
     this.#lingering = true;
-    this.#closeSide(side === "client" ? "upstream" : "client");
+    this.#closeSide(OTHER[side]);
     this.#links[side]?.abort();
     const timer = setTimeout(() => this.#release(), MAX_LINGER_MS);
     try {
-      for (let bytes = await socket.read(); bytes !== null;) {
+      for (let bytes; (bytes = await socket.read()) !== null;) {
         await pollGate.pass(bytes.length);
-        bytes = await socket.read();
       }
     } catch {
       // The side was reset itself, or the time is over.
     }
     clearTimeout(timer);
     this.#release();
-  }
-
-  #closeSide(side: Side): void {
-    this.#sockets[side]?.close();
-    delete this.#sockets[side];
   }
 
   /**
@@ -2894,7 +2784,9 @@ class Connection {
       this.#firstToEnd ??= from;
       // A client that waits for an answer has asked for it.
       if (this.#delaying && link.bytes === 0) this.end({ why: from });
-      else this.#watchHalfClose();
+      else if (this.route.halfCloseTimeoutMs > 0) {
+        Connection.#halfClosed.add(this);
+      }
     } catch (error) {
       // If it was the link that failed, its reason stands, or is in the link.
       if (!link.closedBy) {
@@ -2903,15 +2795,6 @@ class Connection {
       if (!this.#forwards) this.#aborted.abort();
     }
     link.end();
-  }
-
-  /** Has it ended when nothing moves any more after one side's end. */
-  #watchHalfClose(): void {
-    if (this.route.halfCloseTimeoutMs === 0) return;
-    Connection.#halfClosed.add(this);
-    Connection.#watch ??= setInterval(() => {
-      for (const each of Connection.#halfClosed) each.#endIfSilent();
-    }, HALF_CLOSE_LOOK_MS);
   }
 
   #endIfSilent(): void {
@@ -2927,40 +2810,30 @@ class Connection {
     }
     const { halfCloseTimeoutMs } = this.route;
     if (now < this.#movedAt + halfCloseTimeoutMs) return;
-    const silent = this.#firstToEnd === "client" ? "upstream" : "client";
-    this.end({
-      why: this.#firstToEnd!,
-      cause: `no byte from the ${silent} for ${halfCloseTimeoutMs} ms`,
-    });
+    const why = this.#firstToEnd ?? "client";
+    const cause = `no byte from the ${OTHER[why]} for ${halfCloseTimeoutMs} ms`;
+    this.end({ why, cause });
   }
 
-  #sinkTo(side: Side): WritableStream<Uint8Array> {
-    const socket = this.#sockets[side]!;
-    const orBreak = async (work: () => Promise<void>) => {
-      try {
-        await work();
-      } catch (error) {
-        this.#failure ??= { why: `${side}_reset`, cause: causeOf(error) };
-        throw error;
-      }
+  #sinkTo(side: Side, socket: Socket): WritableStream<Uint8Array> {
+    const fail = (error: unknown) => {
+      this.#failure ??= { why: `${side}_reset`, cause: causeOf(error) };
+      throw error;
     };
     return new WritableStream({
-      write: (chunk) =>
-        orBreak(async () => {
-          const turn = pollGate.pass(chunk.length);
-          if (turn) await turn;
-          await socket.write(chunk);
-          this.sent[side] += chunk.length;
-        }),
+      write: async (chunk) => {
+        const turn = pollGate.pass(chunk.length);
+        if (turn) await turn;
+        await socket.write(chunk).catch(fail);
+        this.sent[side] += chunk.length;
+      },
       close: async () => {
         // After the second end both sockets are closed, which ends them too.
-        if (++this.#ended < 2) await orBreak(() => socket.closeWrite());
+        if (++this.#ended < 2) await socket.closeWrite().catch(fail);
       },
     });
   }
 }
-
-const SIDES = ["client", "upstream"] as const;
 
 // ---- Proxy: listeners and the connections alive -----------------------------
 
@@ -3407,22 +3280,17 @@ class LiveRoute {
   }
 
   #admit(client: Socket): void {
-    const id = {
-      route: this.#route.name,
-      connection: ++this.#numbers,
-      client: addressOf(client.remoteAddr),
-    };
-    const connection = new Connection(client, {
-      route: this.#route,
-      number: id.connection,
-      seed: this.#context.seed,
-      resettable: this.#resettable,
-      emit: ({ event, ...fields }) => {
-        const told = { event, ...id, ...fields } as ConnectionEvent;
-        this.#count(told, connection);
-        this.#context.emit(told);
+    const connection = new Connection(
+      client,
+      this.#route,
+      ++this.#numbers,
+      this.#context.seed,
+      this.#resettable,
+      (event) => {
+        this.#count(event, connection);
+        this.#context.emit(event);
       },
-    });
+    );
     const bytes = this.#bytes;
     // It is alive before it tells anyone, who may stop the proxy on hearing it.
     const ended = Promise.resolve().then(() => connection.run()).then(() => {
