@@ -28,6 +28,7 @@ import { parse as parseYaml } from "@std/yaml";
 import { parseArgs } from "@std/cli/parse-args";
 import { BaseHandler, Logger, type LogRecord } from "@std/log";
 import dns from "node:dns/promises";
+import { once } from "node:events";
 import net from "node:net";
 import { setImmediate } from "node:timers";
 import example from "./config.example.yaml" with { type: "text" };
@@ -1857,6 +1858,9 @@ const MAX_POLL_MS = 100;
 const POLL_TURNS = 64;
 const REOPEN_PAUSE_MS = 1000;
 
+const REARM_MS = 500;
+const BACKLOG = 511; // Node's own default
+
 /** A set that is looked at at an interval, while there is anything in it. */
 function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
   const members = new Set<T>();
@@ -1879,11 +1883,10 @@ function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
  * Makes the event loop poll the system while connections are busy.
  *
  * As long as reads and writes complete at once, Deno's event loop (2.9.6) polls
- * only every 61 ticks, and what is not ready yet starves: a round trip beside
- * five bulk streams took 946 ms. Waiting for something that is not ready makes
- * it poll. So after some uninterrupted work all reads and writes wait until a
- * byte has come through a loopback connection that is kept for this. Should that
- * fail, they wait for some turns of `setImmediate`, which is slower (15 ms).
+ * only every 61 ticks: a round trip beside five bulk streams took 946 ms. Waiting
+ * for something that is not ready makes it poll. So after some work all reads and
+ * writes wait for a byte through a loopback connection that is kept for this, or,
+ * if that fails, for some turns of `setImmediate`, which is slower (15 ms).
  */
 class PollGate {
   #listeners = 0;
@@ -1897,23 +1900,18 @@ class PollGate {
   #seen: Promise<void> | undefined;
   readonly #watch = watched<PollGate>(MAX_POLL_MS, () => this.#look());
 
-  /** Call it for each listener that opens: the first opens the connection. */
+  /** Call it for each listener: the first one opens the connection. */
   async retain(): Promise<void> {
     if (++this.#listeners === 1) await this.#openPair();
   }
 
-  /** Call it for each listener that closes: the last closes the connection. */
   release(): void {
     if (--this.#listeners > 0) return;
     this.#closePair();
     this.#watch.delete(this);
   }
 
-  /**
-   * What the next read or write has to wait for, if anything.
-   *
-   * @param bytes How many the last read has brought, or this write takes.
-   */
+  /** What to wait for, if anything, after reading or before writing bytes. */
   pass(bytes: number): Promise<void> | undefined {
     this.#calls++;
     this.#bytes += bytes;
@@ -1921,17 +1919,14 @@ class PollGate {
       this.#calls >= MIN_WORK_CALLS &&
         performance.now() >= this.#since + MAX_WORK_MS;
     if (!isSpent) return undefined;
-    if (this.#poll) {
-      return bytes < BULK_BYTES ? this.#poll : this.#passBulk(bytes);
+    if (!this.#poll) {
+      // Mostly the system is polled soon by itself, and nothing has to wait.
+      this.#poll = this.#startPoll();
+      return undefined;
     }
-    // Mostly the system is polled soon by itself, and nothing has to wait.
-    this.#poll = this.#startPoll();
-  }
-
-  /** Bulk takes turns, so that few bytes never queue behind many. */
-  async #passBulk(bytes: number): Promise<void> {
-    await this.#poll;
-    await this.pass(bytes);
+    if (bytes < BULK_BYTES) return this.#poll;
+    // Bulk takes turns, so that few bytes never queue behind many.
+    return this.#poll.then(() => this.pass(bytes));
   }
 
   async #startPoll(): Promise<void> {
@@ -2174,7 +2169,6 @@ interface Listener {
   close(): void | Promise<void>;
 }
 
-/** Accepts sockets of Deno's. */
 function listenOnDeno(address: Address): Listener {
   const listener = Deno.listen(address);
   let accepting: Promise<Deno.TcpConn> | undefined;
@@ -2192,19 +2186,12 @@ function listenOnDeno(address: Address): Listener {
   };
 }
 
-const REARM_MS = 500;
-const BACKLOG = 511; // Node's own default
-
 /** Node's server, with the handle that it keeps to itself. */
 interface NodeServer extends net.Server {
   readonly _handle?: { listen(backlog: number): number } | null;
 }
 
-/** A listener of Node's that is open. */
-interface NodeListener extends Listener {
-  /** Looks for connections again; what waits for one is told of a shortage. */
-  rearm(shortage?: Error): void;
-}
+type NodeListener = Listener & { rearm(shortage?: Error): void };
 
 /**
  * Deno's `net.Server` (2.9.6) says nothing when it finds no file descriptor for
@@ -2212,27 +2199,25 @@ interface NodeListener extends Listener {
  * sure from outside. Telling it to listen again makes it look again, costs next
  * to nothing and changes nothing else, so each one is told from time to time.
  */
-const nodeListeners = watched<NodeListener>(REARM_MS, (listeners) => {
-  const [{ addr }] = listeners;
+const nodeListeners = watched<NodeListener>(REARM_MS, (all) => {
+  const [{ addr }] = all;
   const before = shortage;
   shortage = shortageAt(addr);
-  for (const each of listeners) each.rearm(before ? undefined : shortage);
+  for (const each of all) each.rearm(before ? undefined : shortage);
 });
 let shortage: Error | undefined;
 
-/** Accepts sockets of Node's. */
 async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
-  const server: NodeServer = net.createServer({ allowHalfOpen: true });
-  await new Promise<void>((resolve, reject) => {
-    server.once("error", (error) => reject(asOfDeno(error)));
-    server.listen(port, hostname, resolve);
-  });
-  server.removeAllListeners("error");
   const accepted: Socket[] = [];
   let waiting: PromiseWithResolvers<void> | undefined;
-  server.on("connection", (conn) => {
+  const options = { allowHalfOpen: true };
+  const server: NodeServer = net.createServer(options, (conn) => {
     accepted.push(nodeSocket(conn));
     waiting?.resolve();
+  });
+  server.listen(port, hostname);
+  await once(server, "listening").catch((error) => {
+    throw asOfDeno(error);
   });
   const addr = server.address() as net.AddressInfo;
   const listener: NodeListener = {
@@ -2245,8 +2230,8 @@ async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
         await waiting.promise;
       }
     },
-    rearm(shortage) {
-      if (shortage) waiting?.reject(shortage);
+    rearm(failure) {
+      if (failure) waiting?.reject(failure);
       server._handle?.listen(BACKLOG);
     },
     close() {
@@ -2279,13 +2264,9 @@ function asOfDeno(error: NodeJS.ErrnoException): Error {
   return error;
 }
 
-/** Lookups under way, by name: connections to the same name share one. */
+/** Lookups under way, by name: each takes a thread, of which there are few. */
 const lookups = new Map<string, Promise<string[]>>();
 
-/**
- * The addresses of a host. A lookup takes a thread until the resolver answers,
- * and there are few of these.
- */
 async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
   if (net.isIP(host)) return [host];
   if (host === "localhost") return [LOOPBACK, "::1"];
@@ -2303,11 +2284,7 @@ async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
   });
 }
 
-/**
- * Listens; where a RST may be asked for, by way of Node's sockets.
- *
- * @param signal Gives up while the host is looked up.
- */
+/** Listens; where a RST may be asked for, by way of Node's sockets. */
 async function listen(
   route: Route,
   resettable: boolean,
@@ -2327,19 +2304,14 @@ async function listen(
   }
 }
 
-/**
- * Dials the addresses of an upstream, one after the other; a connection that may
- * have to be reset by way of Node's sockets.
- *
- * @param upstream It has been checked, but Toxiproxy's may have no port.
- */
+/** Dials the addresses of a checked upstream, one after the other. */
 async function dial(
   upstream: string,
   resettable: boolean,
   signal: AbortSignal,
 ): Promise<Socket> {
   const [, host, port] = /^\[?(.+?)\]?:(\d+)$/.exec(upstream) ?? [];
-  if (host === undefined) {
+  if (host === undefined) { // as Toxiproxy's may be
     throw new Error("the upstream has no port; expected host:port");
   }
   let failure: unknown;
@@ -2356,7 +2328,6 @@ async function dial(
   throw failure;
 }
 
-/** Whether an error says that the peer has left. */
 function isDisconnect(error: unknown): boolean {
   return error instanceof Deno.errors.NotConnected ||
     error instanceof Deno.errors.ConnectionReset ||
@@ -2376,22 +2347,15 @@ function ofLocalhost({ hostname, port }: Address): Address {
 
 // ---- Connection: accept, decide, delay, dial, two links, one outcome ---------
 
-/** What the seed decides for a connection. */
+/** What the seed decides: to close at once, never to answer, or to forward. */
 export type Decision =
-  /** Closed at once. */
   | { kind: "drop" }
-  /** Never answered. */
   | { kind: "timeout" }
-  /** Forwarded, after a delay in milliseconds, with these toxics acting. */
   | { kind: "forward"; delayMs: number; toxics: Toxic[] };
 
 /**
- * Decides what happens to a connection, from these three alone: never from the
- * clock, nor from other connections.
- *
- * @param seed The configuration's seed.
- * @param route The route, of which the name and the faults count.
- * @param connection The connection's number on that route, from 1.
+ * Decides what happens to a connection, by the seed, the name and the faults of
+ * its route, and its number there, from 1: not by the clock or by others.
  */
 export function decide(
   seed: number,
@@ -2406,24 +2370,21 @@ export function decide(
   return {
     kind: "forward",
     delayMs: Math.max(0, toMicroseconds(delay)),
-    toxics: actingOn(seed, route.name, connection, route.toxics),
+    toxics: actingOn(seed, route, connection),
   };
 }
 
-/**
- * The toxics that act on a connection. Each is drawn by its name, so that neither
- * the others nor their order make a difference, and so that a higher toxicity
- * adds connections to those of a lower one.
- */
+/** Draws by name which toxics act: neither the others nor their order count. */
 function actingOn(
   seed: number,
-  route: string,
+  route: Route,
   connection: number,
-  toxics: readonly Toxic[],
+  toxics = route.toxics,
 ): Toxic[] {
   return toxics.filter(({ name, toxicity }) => {
     if (toxicity === 0 || toxicity === 1) return toxicity === 1;
-    return randomStream(seed, route, connection, name, "acts")() < toxicity;
+    const random = randomStream(seed, route.name, connection, name, "acts");
+    return random() < toxicity;
   });
 }
 
@@ -2462,9 +2423,7 @@ export type ConnectionEvent =
     client: string;
   }
   & (
-    /** Accepted, to be forwarded to the upstream as it stands in the config. */
     | { event: "accepted"; upstream: string }
-    /** Fault: closed at once. */
     | { event: "dropped" }
     /** Fault: never answered, and closed after that long; 0: never. */
     | { event: "timed_out"; timeoutMs: number }
@@ -2478,7 +2437,6 @@ export type ConnectionEvent =
       dialMs: number;
       toxics: string[];
     }
-    /** The upstream could not be reached. */
     | { event: "upstream_failed"; upstream: string; cause: string }
     /** Ended: each accepted connection is, once. */
     | {
@@ -2497,29 +2455,22 @@ export type ConnectionEvent =
     }
   );
 
-/** An event's own fields, without to which connection it happens. */
+/** An event without what says to which connection it happens. */
 type EventFields<E = ConnectionEvent> = E extends ConnectionEvent
   ? Omit<E, "route" | "connection" | "client">
   : never;
 
 /** How a connection ends, as its last event says. */
-type Ending = Pick<
-  Extract<ConnectionEvent, { event: "closed" }>,
-  "why" | "cause" | "toxic"
->;
+type Ending = { why: Outcome; cause?: string; toxic?: string };
 
 const MAX_LINGER_MS = 2000;
-const HALF_CLOSE_LOOK_MS = 100;
+const SILENCE_LOOK_MS = 100;
 
 /** A connection, from being accepted to its end. */
 class Connection {
-  /** Those of which one side has ended its stream. */
-  static readonly #halfClosed = watched<Connection>(
-    HALF_CLOSE_LOOK_MS,
-    (connections) => {
-      for (const each of connections) each.#endIfSilent();
-    },
-  );
+  static readonly #halfClosed = watched<Connection>(SILENCE_LOOK_MS, (all) => {
+    for (const each of all) each.#endIfSilent();
+  });
 
   /** Bytes that have been written to each side. */
   readonly sent: Record<Side, number> = { client: 0, upstream: 0 };
@@ -2533,11 +2484,9 @@ class Connection {
   #toxics: Toxic[];
   #forwards = false;
   #delaying = false;
-  #lingering = false;
   /** How many bytes had been read and written, and when that was seen first. */
   #moved = -1;
   #movedAt = 0;
-  /** How many sides have got the end of the other's stream. */
   #ended = 0;
   #firstToEnd: Side | undefined;
   /** Why it is over before both sides have ended their streams. */
@@ -2545,7 +2494,6 @@ class Connection {
 
   constructor(
     client: Socket,
-    /** The route, as it stands when the connection comes. */
     readonly route: Route,
     readonly number: number,
     seed: number,
@@ -2556,28 +2504,23 @@ class Connection {
     this.#seed = seed;
     this.#onEvent = onEvent;
     this.#sockets = { client };
-    this.#toxics = actingOn(seed, route.name, number, route.toxics);
+    this.#toxics = actingOn(seed, route, number);
   }
 
-  /** How long it has lasted, in milliseconds. */
   get ageMs(): number {
     return toMicroseconds(performance.now() - this.#start);
   }
 
-  /** How many bytes have come from a side. */
   received(from: Side): number {
     return this.#links[from]?.bytes ?? 0;
   }
 
-  /** The toxics that act on it now. */
   get acting(): Toxic[] {
     return this.#forwards && !this.#failure ? this.#toxics : [];
   }
 
-  /** The toxics of its route have changed: they act so from now on. */
   setToxics(toxics: readonly Toxic[]): void {
-    const { route: { name }, number } = this;
-    this.#toxics = actingOn(this.#seed, name, number, toxics);
+    this.#toxics = actingOn(this.#seed, this.route, this.number, toxics);
     if (this.#forwards) this.#act();
   }
 
@@ -2605,11 +2548,7 @@ class Connection {
     });
   }
 
-  /**
-   * Ends it at once; an earlier reason stands.
-   *
-   * @param how `reset` sends a RST to both sides where the sockets can.
-   */
+  /** Ends it at once; an earlier reason stands. */
   end(reason: Ending, how?: "close" | "reset"): void {
     this.#failure ??= reason;
     this.#release(how);
@@ -2636,11 +2575,7 @@ class Connection {
     delete this.#sockets[side];
   }
 
-  /**
-   * Reads what the client sends, and answers nothing. A client that has ended
-   * its stream may still wait for an answer, so that it is held all the same
-   * where there is a time to it.
-   */
+  /** Answers nothing, until the time is over: also a client that has ended. */
   async #hold(): Promise<void> {
     const { timeoutMs } = this.route;
     this.#emit({ event: "timed_out", timeoutMs });
@@ -2719,10 +2654,9 @@ class Connection {
   }
 
   /**
-   * Delivers what one side sends until the end of its stream. When that side
-   * was reset, or a toxic ends the connection, all that came before is still
-   * delivered, and then the connection is closed. When the receiver was reset,
-   * the receiver's own stream ends the connection after its last delivery.
+   * Delivers what one side sends until the end of its stream. If that is its
+   * reset or a toxic's order, the connection is closed then. When the receiver
+   * is reset, its own stream ends the connection after its last delivery.
    */
   async #carry(from: Side, to: WritableStream<Uint8Array>): Promise<void> {
     const link = this.#links[from]!;
@@ -2738,15 +2672,12 @@ class Connection {
   }
 
   /**
-   * Ends the connection when a side has got all that it will get. Closing a
-   * socket with unread bytes makes the system discard those on their way out,
-   * so what the side still sends is read for a while, and comes to nothing.
+   * Ends the connection when a side has got all. What it sends is read for a
+   * while: to close with unread bytes discards those on their way out.
    */
   async #linger(side: Side): Promise<void> {
     const socket = this.#sockets[side];
     if (!socket) return this.#release();
-    if (this.#lingering) return;
-    this.#lingering = true;
     this.#closeSide(OTHER[side]);
     this.#links[side]?.abort();
     const timer = setTimeout(() => this.#release(), MAX_LINGER_MS);
@@ -2761,16 +2692,12 @@ class Connection {
     this.#release();
   }
 
-  /**
-   * Reads from a side into its link until its end, or the link's. Before there
-   * is an upstream it reads ahead, so that a client that leaves is noticed.
-   */
+  /** Before it is forwarded, it reads ahead, to notice a client that leaves. */
   async #read(from: Side): Promise<void> {
     const link = this.#links[from] = this.#newLink();
     const socket = this.#sockets[from]!;
-    let size = 0;
     try {
-      for (;;) {
+      for (let size = 0;;) {
         const turn = pollGate.pass(size);
         if (turn) await turn;
         const bytes = await socket.read();
