@@ -2766,7 +2766,7 @@ class Connection {
 
 const ACCEPT_PAUSE_MS = 100;
 
-/** What happens to the proxy, and to its connections. */
+/** What happens to the proxy, its routes, their toxics and connections. */
 export type ProxyEvent =
   | ConnectionEvent
   /** A route's listener is open, at the address really taken. */
@@ -2781,9 +2781,7 @@ export type ProxyEvent =
   | { event: "started"; routes: number; seed: number }
   /** What of a route was ignored, or does not do what it seems to. */
   | { event: "config_warning"; route: string; warnings: string[] }
-  /** A connection could not be accepted; the next one will be tried. */
   | { event: "accept_failed"; route: string; cause: string }
-  /** A route was added, or changed: how it stands now. */
   | {
     event: "route_added" | "route_changed";
     route: string;
@@ -2791,18 +2789,14 @@ export type ProxyEvent =
     enabled: boolean;
     faults: string;
   }
-  /** A route was removed, and its connections cut. */
   | { event: "route_removed"; route: string }
-  /** A toxic was added, or changed: what it does now, in words. */
   | {
     event: "toxic_added" | "toxic_changed";
     route: string;
     toxic: string;
     effect: string;
   }
-  /** A toxic was removed. */
   | { event: "toxic_removed"; route: string; toxic: string }
-  /** Decisions follow from another seed, and connections count from 1 again. */
   | { event: "reseeded"; seed: number }
   /** No more are accepted; those in flight are waited for, so long (0: for ever). */
   | { event: "draining"; connections: number; timeoutMs: number }
@@ -2814,11 +2808,10 @@ export interface StartOptions {
   /** Told of all that happens, as it happens; must not throw. */
   onEvent?: (event: ProxyEvent) => void;
   /**
-   * Whether every connection can be reset, and so be given a `reset_peer` while
-   * the proxy runs. It takes Node's sockets. They are slower, and a side that
-   * ends its stream before it has sent a byte is reset once it is sent more than
-   * the system buffers. Default: only on routes that are configured with a
-   * `reset_peer`.
+   * Whether a `reset_peer` can be added while the proxy runs, and connections
+   * cut by a RST. It takes Node's sockets. They are slower, and a side that ends
+   * its stream before it has sent a byte is reset once it is sent more than the
+   * system buffers. Default: only on routes configured with a `reset_peer`.
    */
   resettable?: boolean;
 }
@@ -2858,15 +2851,8 @@ export interface RouteStats {
   ended: Partial<Record<Outcome, number>>;
   /** How often a fault was injected into one or began to act, by its kind. */
   faults: Partial<Record<FaultKind, number>>;
-  /** How long it took to reach the upstream. */
-  dials: {
-    /** How often it was reached. */
-    count: number;
-    /** How long that took together, in milliseconds. */
-    totalMs: number;
-    /** How often within each of {@linkcode DIAL_BOUNDS_MS}. */
-    within: number[];
-  };
+  /** How long it took to reach the upstream: within {@linkcode DIAL_BOUNDS_MS}. */
+  dials: { count: number; totalMs: number; within: number[] };
   /** Bytes that were read, from the client (upstream) or from the upstream. */
   received: Record<Stream, number>;
   /** Bytes that were written, to the upstream (upstream) or to the client. */
@@ -2879,7 +2865,8 @@ export const DIAL_BOUNDS_MS: readonly number[] = [
   ...[1000, 2500, 5000, 10_000],
 ];
 
-/** Adds to one of many counts. */
+type Counts = Omit<RouteStats, "route" | "open">;
+
 function tally<K extends string>(
   counts: Partial<Record<K, number>>,
   key: K,
@@ -2887,215 +2874,183 @@ function tally<K extends string>(
   counts[key] = (counts[key] ?? 0) + 1;
 }
 
-type Bytes = Pick<RouteStats, "received" | "sent">;
+const noBytes = () => ({
+  received: { upstream: 0, downstream: 0 },
+  sent: { upstream: 0, downstream: 0 },
+});
 
-function noBytes(): Bytes {
-  return {
-    received: { upstream: 0, downstream: 0 },
-    sent: { upstream: 0, downstream: 0 },
-  };
-}
-
-function addBytes({ received, sent }: Bytes, connection: Connection): void {
+function addBytes({ received, sent }: Counts, connection: Connection): void {
   received.upstream += connection.received("client");
   received.downstream += connection.received("upstream");
   sent.upstream += connection.sent.upstream;
   sent.downstream += connection.sent.client;
 }
 
+function namesOf(toxics: readonly Toxic[]): Set<string> {
+  return new Set(toxics.map(({ name }) => name));
+}
+
 const REGAIN_ATTEMPTS = 20;
 const REGAIN_PAUSE_MS = 10;
 
-/** What a route is run by. */
+/** What the routes of a proxy share. */
 interface ProxyContext {
   seed: number;
-  /** Whether a RST may be asked for on every connection. */
+  lastId: number;
   readonly resettable: boolean;
-  /** Aborted when the proxy stops: what is under way gives up. */
-  readonly stopping: AbortSignal;
-  emit(event: ProxyEvent): void;
-  /** The next connection's id. */
-  nextId(): number;
+  /** Aborted when the proxy stops, with the error for what comes too late. */
+  readonly stopping: AbortController;
+  readonly emit: (event: ProxyEvent) => void;
 }
 
-/** A connection alive on a route. */
-interface Alive {
-  readonly id: number;
-  /** Resolves when it has ended. */
-  readonly ended: Promise<void>;
-  /** Where its bytes are added in the end. */
-  readonly bytes: Bytes;
-}
-
-/** A route that is served: its listener, and the connections alive on it. */
+/** Serves a route, and changes it as {@linkcode ChaosProxy} decides. */
 class LiveRoute {
-  readonly connections = new Map<Connection, Alive>();
-  readonly #context: ProxyContext;
+  lastNumber = 0;
+  /** By id, with where their bytes are counted. */
+  readonly connections = new Map<
+    number,
+    { connection: Connection; ended: Promise<void>; counts: Counts }
+  >();
   readonly #resettable: boolean;
-  #route: Route;
   /** Where it was told to listen; the route has where it does. */
-  #asked: Address;
-  #listening: { listener: Listener; stopped: AbortController } | undefined;
+  #asked: string;
+  #listener: Listener | undefined;
   /** The port that it gave back last. */
   #lastPort: number | undefined;
-  #closed = false;
-  #numbers = 0;
-  readonly #ended: RouteStats["ended"] = {};
-  readonly #faults: RouteStats["faults"] = {};
-  readonly #dials = {
-    count: 0,
-    totalMs: 0,
-    within: DIAL_BOUNDS_MS.map(() => 0),
+  #counts: Counts = {
+    ended: {},
+    faults: {},
+    dials: { count: 0, totalMs: 0, within: DIAL_BOUNDS_MS.map(() => 0) },
+    ...noBytes(),
   };
-  #bytes = noBytes();
 
-  constructor(route: Route, around: ProxyContext) {
-    this.#route = route;
-    this.#asked = { hostname: route.host, port: route.localPort };
-    this.#context = around;
-    this.#resettable = around.resettable || route.toxics.some(needsReset);
-  }
-
-  /** The route as it stands, with the address really taken. */
-  get route(): Route {
-    return this.#route;
+  /** `route` is as it stands from then on, with the address really taken. */
+  constructor(public route: Route, private readonly context: ProxyContext) {
+    this.#asked = listenAddressOf(route);
+    this.#resettable = context.resettable || route.toxics.some(needsReset);
   }
 
   /** Whether it listens at an address, or was told to. */
-  isAt({ host, localPort }: Pick<Route, "host" | "localPort">): boolean {
-    const { host: hostname, localPort: port } = this.#route;
-    const wanted = addressOf(ofLocalhost({ hostname: host, port: localPort }));
-    return [this.#asked, { hostname, port }].some((each) =>
-      addressOf(ofLocalhost(each)) === wanted
-    );
+  isAt(place: Pick<Route, "host" | "localPort">): boolean {
+    const address = listenAddressOf(place);
+    return address === this.#asked || address === listenAddressOf(this.route);
   }
 
-  /**
-   * Listens, unless it is disabled; nothing is accepted yet.
-   *
-   * @throws {ListenError}
-   */
+  /** Listens, unless it is disabled; nothing is accepted yet. */
   async open(): Promise<void> {
-    if (this.#route.enabled) this.#take(await this.#listen(this.#route));
+    if (this.route.enabled) this.#take(await this.#listen(this.route));
   }
 
-  /** Accepts what comes where it listens. */
-  run(): void {
-    if (!this.#listening) return;
-    const { listener, stopped } = this.#listening;
-    const { name, upstream } = this.#route;
-    this.#context.emit({
-      event: "listening",
-      route: name,
-      address: addressOf(listener.addr),
-      upstream,
-      faults: describeFaults(this.#route),
-    });
-    this.#accept(listener, stopped.signal);
+  /** Accepts what comes where it listens, until that changes. */
+  async run(): Promise<void> {
+    const listener = this.#listener;
+    if (!listener) return;
+    const { emit, stopping } = this.context;
+    const { name: route, upstream } = this.route;
+    const address = addressOf(listener.addr);
+    const faults = describeFaults(this.route);
+    emit({ event: "listening", route, address, upstream, faults });
+    while (listener === this.#listener) {
+      try {
+        const client = await listener.accept();
+        if (listener === this.#listener) this.#admit(client);
+        else client.close();
+      } catch (error) {
+        if (listener !== this.#listener) return;
+        emit({ event: "accept_failed", route, cause: causeOf(error) });
+        // Descriptors that have run out will be given back in a moment. A
+        // client that has already left must not make the next one wait.
+        if (isDisconnect(error)) continue;
+        await sleep(ACCEPT_PAUSE_MS, stopping.signal);
+      }
+    }
   }
 
-  /**
-   * Takes on other settings. Where it listens or forwards to another address
-   * from now on, or is disabled, the connections so far are cut.
-   *
-   * @param restart Whether the connections to come are counted from 1 again.
-   * @throws {ListenError} If it cannot listen where it is told to. All is as it
-   * was, but for a route that had to make way for itself and could not get back:
-   * it is disabled then.
-   * @throws {Deno.errors.NotSupported} As `setToxics` does.
-   */
+  /** Takes on other settings; `restart` counts connections from 1 again. */
   async update(changes: Partial<Route>, restart = false): Promise<void> {
     this.#assertResettable(changes.toxics ?? []);
-    const wanted = { ...this.#route, ...changes };
+    const wanted = { ...this.route, ...changes };
     // Port 0 takes a new port, but not where populate replaces the route.
     const moves = (changes.localPort === 0 && !restart) || !this.isAt(wanted);
-    const { host, localPort } = moves ? wanted : this.#route;
+    const { host, localPort } = moves ? wanted : this.route;
     const next = { ...wanted, host, localPort };
-    const listener = next.enabled && (moves || !this.#listening)
-      ? this.#unlessClosed(await this.#relisten(next))
-      : undefined;
+    const opens = next.enabled && (moves || !this.#listener);
+    const listener = opens ? await this.#listen(next) : undefined;
+    const { signal } = this.context.stopping;
+    if (signal.aborted) listener?.close();
+    signal.throwIfAborted();
 
-    const restarts = moves || next.upstream !== this.#route.upstream;
-    const { toxics } = this.#route; // those of this moment
-    this.#route = { ...next, toxics };
-    if (moves) this.#asked = { hostname: host, port: localPort };
-    if (restarts) this.#bytes = noBytes();
-    if (restart) this.renumber();
+    const restarts = moves || next.upstream !== this.route.upstream;
+    const { toxics } = this.route; // those of this moment
+    this.route = { ...next, toxics };
+    if (moves) this.#asked = listenAddressOf(next);
+    if (restarts) this.#counts = { ...this.#counts, ...noBytes() };
+    if (restart) this.lastNumber = 0;
     const ended = restarts || !next.enabled ? this.cut("cut") : undefined;
     if (changes.toxics) this.setToxics(changes.toxics);
-    const closed = listener || !next.enabled ? this.#unlisten() : undefined;
+    const closed = listener || !next.enabled ? this.close() : undefined;
     if (listener) {
       this.#take(listener);
       this.run();
     }
     await Promise.all([ended, closed]);
+    this.tell("route_changed");
   }
 
-  /**
-   * Has other toxics act, at once and on all connections.
-   *
-   * @throws {Deno.errors.NotSupported} If they reset what cannot be reset.
-   */
   setToxics(toxics: readonly Toxic[]): void {
     this.#assertResettable(toxics);
-    const before = this.#route.toxics;
-    this.#route = { ...this.#route, toxics };
-    for (const connection of this.connections.keys()) {
-      const acted = new Set(connection.acting.map(({ name }) => name));
+    const { name: route, toxics: before } = this.route;
+    this.route = { ...this.route, toxics };
+    for (const { connection } of this.connections.values()) {
+      const acted = namesOf(connection.acting);
       connection.setToxics(toxics);
       for (const { name, type } of connection.acting) {
-        if (!acted.has(name)) tally(this.#faults, type);
+        if (!acted.has(name)) tally(this.#counts.faults, type);
       }
     }
-    const route = this.#route.name;
-    for (const { name } of before) {
-      if (toxics.some((toxic) => toxic.name === name)) continue;
-      this.#context.emit({ event: "toxic_removed", route, toxic: name });
+    const { emit } = this.context;
+    const names = namesOf(before);
+    for (const toxic of names.difference(namesOf(toxics))) {
+      emit({ event: "toxic_removed", route, toxic });
     }
     for (const toxic of toxics) {
       if (before.includes(toxic)) continue;
-      const changed = before.some(({ name }) => name === toxic.name);
-      this.#context.emit({
-        event: changed ? "toxic_changed" : "toxic_added",
-        route,
-        toxic: toxic.name,
-        effect: describeToxic(toxic),
-      });
+      const event = names.has(toxic.name) ? "toxic_changed" : "toxic_added";
+      const effect = describeToxic(toxic);
+      emit({ event, route, toxic: toxic.name, effect });
     }
   }
 
   #assertResettable(toxics: readonly Toxic[]): void {
     if (this.#resettable || !toxics.some(needsReset)) return;
-    throw new Deno.errors.NotSupported(
-      `route ${this.#route.name}: its connections cannot be reset; ` +
-        "start the proxy with resettable: true",
-    );
+    throw notResettable(`route ${this.route.name}: its connections`);
   }
 
-  /** Counts its connections from 1 again. */
-  renumber(): void {
-    this.#numbers = 0;
+  tell(event: "route_added" | "route_changed"): void {
+    const { name: route, upstream, enabled } = this.route;
+    const faults = describeFaults(this.route);
+    this.context.emit({ event, route, upstream, enabled, faults });
   }
 
-  /** Listens no more, and never again; resolves when the address is free. */
-  close(): Promise<void> {
-    this.#closed = true;
-    return this.#unlisten();
+  /** Listens no more; resolves when the address is free. */
+  async close(): Promise<void> {
+    const listener = this.#listener;
+    this.#listener = undefined;
+    this.#lastPort = listener?.addr.port ?? this.#lastPort;
+    await listener?.close();
   }
 
-  /** Cuts all its connections; resolves when they have ended. */
   async cut(why: Outcome): Promise<void> {
-    for (const connection of this.connections.keys()) connection.end({ why });
+    for (const each of this.connections.values()) each.connection.end({ why });
     await this.ended();
   }
 
-  /** Resolves when the connections of now have ended. */
   async ended(): Promise<void> {
-    await Promise.all([...this.connections.values()].map(({ ended }) => ended));
+    await Promise.all(this.connections.values().map(({ ended }) => ended));
   }
 
   list(): LiveConnection[] {
-    return [...this.connections].map(([connection, { id }]) => ({
+    return Array.from(this.connections, ([id, { connection }]) => ({
       id,
       route: connection.route.name,
       number: connection.number,
@@ -3109,212 +3064,131 @@ class LiveRoute {
   }
 
   stats(): RouteStats {
-    const { received, sent } = structuredClone(this.#bytes);
-    for (const [connection, { bytes }] of this.connections) {
-      if (bytes === this.#bytes) addBytes({ received, sent }, connection);
+    const sum = structuredClone(this.#counts);
+    for (const { connection, counts } of this.connections.values()) {
+      if (counts === this.#counts) addBytes(sum, connection);
     }
-    return {
-      route: this.#route,
-      open: this.connections.size,
-      ended: { ...this.#ended },
-      faults: { ...this.#faults },
-      dials: structuredClone(this.#dials),
-      received,
-      sent,
-    };
+    return { route: this.route, open: this.connections.size, ...sum };
   }
 
   /**
-   * Listens. An address that was just given back may be in use for a moment
-   * longer: a process that is being started by another thread of this one has
-   * a copy of all that was open, until it has begun.
+   * Listens. An address just given back may be in use for a moment longer: a
+   * process that another thread is starting has a copy of all that was open.
    */
-  async #listen(route: Route): Promise<Listener> {
+  async #listen(next: Route): Promise<Listener> {
+    const { signal } = this.context.stopping;
+    const makesWay = this.#listener?.addr.port === next.localPort;
+    if (makesWay) await this.close(); // for itself, under another host
     for (let attempt = 1;; attempt++) {
       try {
-        const { stopping } = this.#context;
-        return this.#unlessClosed(
-          await listen(route, this.#resettable, stopping),
-        );
+        return await listen(next, this.#resettable, signal);
       } catch (error) {
-        if (this.#context.stopping.aborted) throw stoppedError();
+        signal.throwIfAborted();
         const isInUse = (error as Error).cause instanceof Deno.errors.AddrInUse;
-        const wasOwn = route.localPort === this.#lastPort;
-        if (!isInUse || !wasOwn || attempt === REGAIN_ATTEMPTS) throw error;
-        await sleep(REGAIN_PAUSE_MS, new AbortController().signal);
+        const wasOwn = next.localPort === this.#lastPort;
+        if (isInUse && wasOwn && attempt < REGAIN_ATTEMPTS) {
+          await sleep(REGAIN_PAUSE_MS, signal);
+          continue;
+        }
+        const disable = () => this.update({ enabled: false });
+        if (makesWay) await this.update({}).catch(disable); // back to its host
+        throw error;
       }
-    }
-  }
-
-  #unlessClosed(listener: Listener): Listener {
-    if (!this.#closed) return listener;
-    listener.close();
-    throw stoppedError();
-  }
-
-  /** Listens elsewhere, but leaves it to the caller to take the listener. */
-  async #relisten(next: Route): Promise<Listener> {
-    const makesWay = this.#listening?.listener.addr.port === next.localPort;
-    if (makesWay) await this.#unlisten(); // for itself, under another host
-    try {
-      return await this.#listen(next);
-    } catch (error) {
-      if (!makesWay || this.#closed) throw error;
-      try {
-        this.#take(this.#unlessClosed(await this.#listen(this.#route)));
-        this.run();
-      } catch {
-        // The first failure is the one to tell of.
-        this.#route = { ...this.#route, enabled: false };
-        await this.cut("cut");
-      }
-      throw error;
     }
   }
 
   #take(listener: Listener): void {
-    this.#listening = { listener, stopped: new AbortController() };
+    this.#listener = listener;
     const { hostname: host, port: localPort } = listener.addr;
-    this.#route = { ...this.#route, host, localPort };
-  }
-
-  async #unlisten(): Promise<void> {
-    const listening = this.#listening;
-    this.#listening = undefined;
-    this.#lastPort = listening?.listener.addr.port ?? this.#lastPort;
-    listening?.stopped.abort();
-    await listening?.listener.close();
-  }
-
-  async #accept(listener: Listener, stopped: AbortSignal): Promise<void> {
-    for (;;) {
-      let client: Socket;
-      try {
-        client = await listener.accept();
-      } catch (error) {
-        if (stopped.aborted) return;
-        const { name: route } = this.#route;
-        const cause = causeOf(error);
-        this.#context.emit({ event: "accept_failed", route, cause });
-        // Descriptors that have run out will be given back in a moment. A
-        // client that has already left must not make the next one wait.
-        if (!isDisconnect(error)) await sleep(ACCEPT_PAUSE_MS, stopped);
-        continue;
-      }
-      if (stopped.aborted) return client.close();
-      this.#admit(client);
-    }
+    this.route = { ...this.route, host, localPort };
   }
 
   #admit(client: Socket): void {
     const connection = new Connection(
       client,
-      this.#route,
-      ++this.#numbers,
-      this.#context.seed,
+      this.route,
+      ++this.lastNumber,
+      this.context.seed,
       this.#resettable,
       (event) => {
         this.#count(event, connection);
-        this.#context.emit(event);
+        this.context.emit(event);
       },
     );
-    const bytes = this.#bytes;
+    const id = ++this.context.lastId;
+    const counts = this.#counts;
     // It is alive before it tells anyone, who may stop the proxy on hearing it.
     const ended = Promise.resolve().then(() => connection.run()).then(() => {
-      addBytes(bytes, connection);
-      this.connections.delete(connection);
+      addBytes(counts, connection);
+      this.connections.delete(id);
     });
-    this.connections.set(connection, {
-      id: this.#context.nextId(),
-      ended,
-      bytes,
-    });
+    this.connections.set(id, { connection, ended, counts });
   }
 
   #count(told: ConnectionEvent, connection: Connection): void {
-    switch (told.event) {
-      case "dropped":
-        return tally(this.#faults, "dropRate");
-      case "timed_out":
-        return tally(this.#faults, "timeoutRate");
-      case "delayed":
-        return tally(this.#faults, "latencyMs");
-      case "connected":
-        this.#dials.count++;
-        this.#dials.totalMs += told.dialMs;
-        DIAL_BOUNDS_MS.forEach((bound, i) => {
-          if (told.dialMs <= bound) this.#dials.within[i]++;
-        });
-        for (const { type } of connection.acting) tally(this.#faults, type);
-        return;
-      case "closed":
-        return tally(this.#ended, told.why);
-    }
+    const { ended, faults, dials } = this.#counts;
+    if (told.event === "dropped") tally(faults, "dropRate");
+    if (told.event === "timed_out") tally(faults, "timeoutRate");
+    if (told.event === "delayed") tally(faults, "latencyMs");
+    if (told.event === "closed") tally(ended, told.why);
+    if (told.event !== "connected") return;
+    dials.count++;
+    dials.totalMs += told.dialMs;
+    DIAL_BOUNDS_MS.forEach((bound, i) => {
+      if (told.dialMs <= bound) dials.within[i]++;
+    });
+    for (const { type } of connection.acting) tally(faults, type);
   }
 }
 
-/** Whether a toxic asks for sockets that can send a RST. */
+function listenAddressOf(
+  { host: hostname, localPort: port }: Pick<Route, "host" | "localPort">,
+): string {
+  return addressOf(ofLocalhost({ hostname, port }));
+}
+
 function needsReset({ type, toxicity }: Toxic): boolean {
   return type === "reset_peer" && toxicity > 0;
 }
 
-function stoppedError(): Error {
-  return new Deno.errors.BadResource("the proxy is stopped");
+function notResettable(what: string): Error {
+  return new Deno.errors.NotSupported(
+    `${what} cannot be reset; start the proxy with resettable: true`,
+  );
 }
 
 /**
- * A running proxy.
+ * A running proxy. Toxics change at once, and routes in turn, one after the
+ * other. After `drain` or `stop` toxics can still be changed, and connections
+ * cut, but no route. A `reset_peer` needs a proxy that is `resettable`
+ * ({@linkcode StartOptions}), or a route that has had one from the start.
  *
- * ```ts ignore
- * await using proxy = await ChaosProxy.start({
- *   routes: [{ name: "cache", localPort: 0, upstream: "localhost:6379" }],
- * });
- * const client = await Deno.connect({ port: proxy.route("cache").localPort });
- * proxy.addToxic("cache", { type: "latency", attributes: { latency: 200 } });
- * ```
- *
- * Its routes and their toxics can be changed while it runs. Toxics change at
- * once; changes of routes take their turn, one after the other. After `drain` or
- * `stop` toxics can still be changed, and connections cut, but no route. A
- * `reset_peer` needs a proxy that is `resettable` ({@linkcode StartOptions}), or
- * a route that has had one from the start.
+ * A method that throws has changed nothing, unless it says otherwise. It throws
+ * {@linkcode ConfigError} or `RangeError` if a value is not valid,
+ * {@linkcode ListenError} if an address cannot be listened on, and of
+ * `Deno.errors` `NotFound`, `AlreadyExists`, `NotSupported` if a connection
+ * cannot be reset, and `BadResource` if a route cannot change any more.
  */
 export class ChaosProxy implements AsyncDisposable {
   static #isWarm = false;
   readonly #drainTimeoutMs: number;
   readonly #context: ProxyContext;
   readonly #routes = new Map<string, LiveRoute>();
-  readonly #stopping = new AbortController();
   #turn: Promise<unknown> = Promise.resolve();
   #cutSoFar = 0;
 
   private constructor(
-    config: Config,
-    { onEvent, resettable = false }: StartOptions,
+    { seed = randomSeed(), drainTimeoutMs }: Config,
+    { onEvent = () => {}, resettable = false }: StartOptions,
   ) {
-    this.#drainTimeoutMs = config.drainTimeoutMs;
-    let ids = 0;
-    this.#context = {
-      seed: config.seed ?? randomSeed(),
-      resettable,
-      stopping: this.#stopping.signal,
-      emit: onEvent ?? (() => {}),
-      nextId: () => ++ids,
-    };
-    for (const route of config.routes) {
-      this.#routes.set(route.name, new LiveRoute(route, this.#context));
-    }
+    this.#drainTimeoutMs = drainTimeoutMs;
+    const stopping = new AbortController();
+    this.#context = { seed, lastId: 0, resettable, stopping, emit: onEvent };
   }
 
   /**
-   * Listens on all routes, and forwards from then on.
-   *
-   * @param config As in a configuration file; what is left out takes its
-   * default, and there may be no route yet. Its `api` is for
-   * {@linkcode serveApi}.
-   * @param options Who is told of what happens, and the kind of sockets.
-   * @throws {ConfigError} If the configuration is not valid.
-   * @throws {ListenError} If a route cannot be listened on; then none is.
+   * Listens on all routes, or on none, and forwards from then on. There may be
+   * no route yet. The `api` of the config is for {@linkcode serveApi}.
    */
   static async start(
     config: ConfigOptions,
@@ -3323,26 +3197,15 @@ export class ChaosProxy implements AsyncDisposable {
     const checked = checkConfig(config, "config");
     if (!this.#isWarm) await this.#warmUp(options.resettable);
     const proxy = new ChaosProxy(checked, options);
-    const routes = [...proxy.#routes.values()];
-    try {
-      for (const route of routes) await route.open();
-      proxy.#refuseCircle(proxy.routes); // with the ports that were taken
-    } catch (error) {
-      await Promise.all(routes.map((route) => route.close()));
-      throw error;
-    }
+    const routes = await proxy.#open(checked.routes);
+    const { seed, emit } = proxy.#context;
     for (const route of checked.routes) {
       const warnings = firstOf(warningsOf(route));
       if (warnings.length === 0) continue;
-      const { name } = route;
-      proxy.#context.emit({ event: "config_warning", route: name, warnings });
+      emit({ event: "config_warning", route: route.name, warnings });
     }
     for (const route of routes) route.run();
-    proxy.#context.emit({
-      event: "started",
-      routes: routes.length,
-      seed: proxy.seed,
-    });
+    emit({ event: "started", routes: routes.length, seed });
     return proxy;
   }
 
@@ -3394,48 +3257,31 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** The routes as they stand, with the addresses really taken. */
   get routes(): readonly Route[] {
-    return Array.from(this.#routes.values(), ({ route }) => route);
+    return [...this.#routes.values().map(({ route }) => route)];
   }
 
   /** How many connections are in flight. */
   get connections(): number {
-    return Array.from(this.#routes.values(), (route) => route.connections.size)
-      .reduce((sum, each) => sum + each, 0);
+    return this.#routes.values()
+      .reduce((sum, { connections }) => sum + connections.size, 0);
   }
 
-  /**
-   * A route as it stands.
-   *
-   * @throws {Deno.errors.NotFound} If there is none of that name.
-   */
+  /** A route as it stands. */
   route(name: string): Route {
     return this.#find(name).route;
   }
 
-  /**
-   * Adds a route, with its toxics, and listens on it.
-   *
-   * @throws {ConfigError} If it is not valid.
-   * @throws {Deno.errors.AlreadyExists} If there is one of that name.
-   * @throws {ListenError} If it cannot be listened on; then it is not added.
-   * @throws {Deno.errors.BadResource} If the proxy is stopped.
-   */
+  /** Adds a route, with its toxics, and listens on it. */
   async addRoute(options: RouteOptions): Promise<Route> {
     const [route] = checkedRoutes([options]);
     return await this.#inTurn(() => this.#add(route));
   }
 
   /**
-   * Changes a route. What is left out stays as it is, and so do its toxics; a
-   * `localPort` of 0 takes a new free port.
-   * With another listen address or upstream, or disabled, its connections are
-   * cut. The rates and delays are those of connections to come.
-   *
-   * @throws {ConfigError} If the changes are not valid.
-   * @throws {Deno.errors.NotFound} If there is no route of that name.
-   * @throws {ListenError} If it cannot be listened on. It stays as it was then,
-   * or is disabled, where it has lost its port on the way to another host.
-   * @throws {Deno.errors.BadResource} If the proxy is stopped.
+   * Changes a route; a `localPort` of 0 takes a new free port. With another
+   * address or upstream, or disabled, its connections are cut. Rates and delays
+   * are for connections to come. If it cannot be listened on, it stays as it was;
+   * but on the way to another host it may lose its port, and is disabled then.
    */
   async updateRoute(
     name: string,
@@ -3449,12 +3295,7 @@ export class ChaosProxy implements AsyncDisposable {
     return await this.#inTurn(() => this.#change(this.#find(name), checked));
   }
 
-  /**
-   * Removes a route, and cuts its connections.
-   *
-   * @throws {Deno.errors.NotFound} If there is none of that name.
-   * @throws {Deno.errors.BadResource} If the proxy is stopped.
-   */
+  /** Removes a route, and cuts its connections. */
   async removeRoute(name: string): Promise<void> {
     await this.#inTurn(async () => {
       const route = this.#find(name);
@@ -3466,69 +3307,37 @@ export class ChaosProxy implements AsyncDisposable {
 
   /**
    * Adds each of these routes, or puts it in the place of one of that name that
-   * listens or forwards elsewhere. One that listens and forwards there already
-   * is left alone, with its toxics and connections.
-   *
-   * @returns Each of them, as it stands now.
-   * @throws {ConfigError} If one is not valid; then nothing is changed.
-   * @throws {ListenError} If one cannot be listened on; those before it are
-   * there by then, the others are not.
-   * @throws {Deno.errors.NotSupported} If one that is there is to have a
-   * `reset_peer`, and its connections cannot be reset.
-   * @throws {Deno.errors.BadResource} If the proxy is stopped.
+   * listens or forwards elsewhere; one that does neither is left alone, with its
+   * toxics and connections. If one fails, those before it are there by then.
    */
   async populate(options: readonly RouteOptions[]): Promise<Route[]> {
     const routes = checkedRoutes(options);
-    return await this.#inTurn(async () => {
-      const populated: Route[] = [];
-      for (const route of routes) {
-        const there = this.#routes.get(route.name);
-        if (there === undefined) {
-          populated.push(await this.#add(route));
-        } else if (
-          there.isAt(route) && there.route.upstream === route.upstream
-        ) {
-          populated.push(there.route);
-        } else {
-          populated.push(await this.#change(there, route, true));
-        }
-      }
-      return populated;
-    });
+    return await this.#inTurn(() =>
+      Array.fromAsync(routes, (route) => {
+        const live = this.#routes.get(route.name);
+        if (!live) return this.#add(route);
+        const isSame = live.isAt(route) &&
+          live.route.upstream === route.upstream;
+        return isSame ? live.route : this.#change(live, route, true);
+      })
+    );
   }
 
-  /**
-   * Enables every route, and removes all toxics.
-   *
-   * @throws {ListenError} If one cannot be listened on; the others are.
-   * @throws {Deno.errors.BadResource} If the proxy is stopped.
-   */
+  /** Removes all toxics, and enables every route that can be listened on. */
   async reset(): Promise<void> {
     await this.#inTurn(async () => {
       const failures: unknown[] = [];
       for (const route of this.#routes.values()) {
         route.setToxics([]);
         if (route.route.enabled) continue;
-        try {
-          await this.#change(route, { enabled: true });
-        } catch (error) {
-          failures.push(error);
-        }
+        await this.#change(route, { enabled: true })
+          .catch((error) => failures.push(error));
       }
       if (failures.length > 0) throw failures[0];
     });
   }
 
-  /**
-   * Adds a toxic behind those that a route has, on its connections of now and
-   * those to come, as far as the seed has it act on them.
-   *
-   * @throws {ConfigError} If it is not valid.
-   * @throws {Deno.errors.NotFound} If there is no route of that name.
-   * @throws {Deno.errors.AlreadyExists} If the route has one of its name.
-   * @throws {Deno.errors.NotSupported} If it is a `reset_peer`, and the route's
-   * connections cannot be reset.
-   */
+  /** Adds a toxic behind those that a route has, also on open connections. */
   addToxic(route: string, options: ToxicOptions): Toxic {
     const live = this.#find(route);
     const toxic = validate("toxic", (place) => checkToxic(options, place));
@@ -3547,14 +3356,7 @@ export class ChaosProxy implements AsyncDisposable {
     return toxic;
   }
 
-  /**
-   * Changes a toxic's toxicity and those of its attributes that are given, also
-   * on open connections. What it holds is scheduled again, from when it came.
-   *
-   * @throws {ConfigError} If the changes are not valid.
-   * @throws {Deno.errors.NotFound} If there is no such route or toxic.
-   * @throws {Deno.errors.NotSupported} As `addToxic` does.
-   */
+  /** Changes what is given of a toxic, and schedules again what it holds. */
   updateToxic(
     route: string,
     name: string,
@@ -3562,33 +3364,18 @@ export class ChaosProxy implements AsyncDisposable {
   ): Toxic {
     const { live, toxic } = this.#findToxic(route, name);
     const { toxicity, attributes } = TOXIC_FIELDS;
+    const fields = optional({ toxicity, attributes });
     const changed = validate("toxic", (place) => {
-      const { toxicity: share, attributes: given } = checkFields(
-        changes,
-        place,
-        optional({ toxicity, attributes }),
-      );
-      return checkToxic(
-        {
-          ...toxic,
-          toxicity: share ?? toxic.toxicity,
-          attributes: { ...toxic.attributes, ...given },
-        },
-        place,
-      );
+      const given = checkFields(changes, place, fields);
+      given.attributes = { ...toxic.attributes, ...given.attributes };
+      return checkToxic({ ...toxic, ...given }, place);
     });
-    live.setToxics(
-      live.route.toxics.map((each) => each === toxic ? changed : each),
-    );
+    const { toxics } = live.route;
+    live.setToxics(toxics.with(toxics.indexOf(toxic), changed));
     return changed;
   }
 
-  /**
-   * Removes a toxic; what it holds is released. The connections on which a
-   * `timeout` acted are closed.
-   *
-   * @throws {Deno.errors.NotFound} If there is no such route or toxic.
-   */
+  /** Removes a toxic and releases what it holds; a `timeout` closes instead. */
   removeToxic(route: string, name: string): void {
     const { live, toxic } = this.#findToxic(route, name);
     live.setToxics(live.route.toxics.filter((each) => each !== toxic));
@@ -3596,91 +3383,63 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** The connections in flight. */
   liveConnections(): LiveConnection[] {
-    return Array.from(this.#routes.values()).flatMap((route) => route.list());
+    return [...this.#routes.values().flatMap((route) => route.list())];
   }
 
-  /**
-   * Cuts a connection.
-   *
-   * @param id Its id among {@linkcode ChaosProxy.liveConnections}.
-   * @param how `reset` sends a RST to both sides.
-   * @throws {Deno.errors.NotFound} If there is none of that id any more.
-   * @throws {Deno.errors.NotSupported} If it is to be reset, but cannot be.
-   */
+  /** Cuts a connection; `reset` sends a RST to both sides. */
   cutConnection(id: number, how: "close" | "reset" = "close"): void {
-    for (const { connections } of this.#routes.values()) {
-      for (const [connection, alive] of connections) {
-        if (alive.id !== id) continue;
-        if (how === "close" || connection.resettable) {
-          return connection.end({ why: "cut" }, how);
-        }
-        throw new Deno.errors.NotSupported(
-          `connection ${id} cannot be reset; ` +
-            "start the proxy with resettable: true",
-        );
-      }
+    const connection = this.#routes.values()
+      .map(({ connections }) => connections.get(id)?.connection)
+      .find((each) => each !== undefined);
+    if (!connection) {
+      throw new Deno.errors.NotFound(`there is no connection ${id}`);
     }
-    throw new Deno.errors.NotFound(`there is no connection ${id}`);
+    if (how === "reset" && !connection.resettable) {
+      throw notResettable(`connection ${id}`);
+    }
+    connection.end({ why: "cut" }, how);
   }
 
   /**
-   * Has the decisions for connections to come follow from a seed, and counts
-   * the connections of each route from 1 again, so that a run can be repeated.
-   * Open connections keep to the seed with which they came.
-   *
-   * @param seed An integer from 0 to 2^53 - 1. Default: a random one.
-   * @throws {RangeError} If it is out of range.
+   * Has connections to come follow from a seed, 0 to 2^53 - 1 or a random one,
+   * and counts them from 1 again by route, so that a run can be repeated.
    */
   reseed(seed: number = randomSeed()): void {
-    const { guard } = CONFIG_FIELDS.seed;
-    if (!guard.is(seed)) {
-      throw new RangeError(
-        `seed: expected ${guard.expected}, found ${describe(seed)}`,
-      );
-    }
+    const problems: string[] = [];
+    checkFields({ seed }, "", { seed: CONFIG_FIELDS.seed }, problems);
+    if (problems.length > 0) throw new RangeError(problems[0]);
     this.#context.seed = seed;
-    for (const route of this.#routes.values()) route.renumber();
+    for (const route of this.#routes.values()) route.lastNumber = 0;
     this.#context.emit({ event: "reseeded", seed });
   }
 
   /** What has come of the connections so far, by route. */
   stats(): RouteStats[] {
-    return Array.from(this.#routes.values(), (route) => route.stats());
+    return [...this.#routes.values().map((route) => route.stats())];
   }
 
   /**
    * Stops accepting at once, and waits for the connections in flight to end.
-   *
-   * @param timeoutMs How long to wait, in milliseconds, 0 to 2147483647, before
-   * what is left is cut; 0: for ever. Default: the configured `drainTimeoutMs`.
-   * @returns How many connections were cut meanwhile.
-   * @throws {RangeError} If `timeoutMs` is out of range.
+   * Those left after `timeoutMs`, 0 to 2147483647, are cut; 0: never. Default:
+   * the configured `drainTimeoutMs`. Returns how many were cut meanwhile.
    */
   async drain(timeoutMs: number = this.#drainTimeoutMs): Promise<number> {
-    if (!milliseconds.is(timeoutMs)) {
-      throw new RangeError(
-        `timeoutMs: expected ${milliseconds.expected}, found ${timeoutMs}`,
-      );
-    }
+    const problems: string[] = [];
+    const fields = { timeoutMs: { guard: milliseconds } };
+    checkFields({ timeoutMs }, "", fields, problems);
+    if (problems.length > 0) throw new RangeError(problems[0]);
     const start = performance.now();
     const cutBefore = this.#cutSoFar;
     const stopped = this.#stopAccepting();
-    this.#context.emit({
-      event: "draining",
-      connections: this.connections,
-      timeoutMs,
-    });
-    const ended = new AbortController();
-    const allEnded = this.#allEnded().then(() => ended.abort());
-    if (timeoutMs > 0) await sleep(timeoutMs, ended.signal);
-    else await allEnded;
+    const { emit } = this.#context;
+    emit({ event: "draining", connections: this.connections, timeoutMs });
+    const wait = new AbortController();
+    const ended = this.#all((each) => each.ended()).then(() => wait.abort());
+    await (timeoutMs > 0 ? sleep(timeoutMs, wait.signal) : ended);
     await Promise.all([stopped, this.#cut()]);
     const cut = this.#cutSoFar - cutBefore;
-    this.#context.emit({
-      event: "drained",
-      cut,
-      durationMs: toMicroseconds(performance.now() - start),
-    });
+    const durationMs = toMicroseconds(performance.now() - start);
+    emit({ event: "drained", cut, durationMs });
     return cut;
   }
 
@@ -3708,24 +3467,28 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   async #add(route: Route): Promise<Route> {
-    if (this.#routes.has(route.name)) {
-      throw new Deno.errors.AlreadyExists(
-        `there is a route ${route.name} already`,
-      );
+    const { name } = route;
+    if (this.#routes.has(name)) {
+      throw new Deno.errors.AlreadyExists(`there is a route ${name} already`);
     }
-    const live = new LiveRoute(route, this.#context);
-    await live.open();
-    try {
-      if (this.#stopping.signal.aborted) throw stoppedError();
-      this.#refuseCircle([...this.routes, live.route]);
-    } catch (error) {
-      await live.close();
-      throw error;
-    }
-    this.#routes.set(route.name, live);
-    this.#tell("route_added", live);
+    const [live] = await this.#open([route]);
+    live.tell("route_added");
     live.run();
     return live.route;
+  }
+
+  async #open(routes: readonly Route[]): Promise<LiveRoute[]> {
+    const opened = routes.map((route) => new LiveRoute(route, this.#context));
+    try {
+      for (const route of opened) await route.open();
+      this.#context.stopping.signal.throwIfAborted();
+      this.#refuseCircle(opened.map(({ route }) => route)); // at their ports
+    } catch (error) {
+      await Promise.all(opened.map((route) => route.close()));
+      throw error;
+    }
+    for (const live of opened) this.#routes.set(live.route.name, live);
+    return opened;
   }
 
   async #change(
@@ -3733,66 +3496,45 @@ export class ChaosProxy implements AsyncDisposable {
     changes: Partial<Route>,
     restart = false,
   ): Promise<Route> {
-    const before = live.route;
-    this.#refuseCircle(
-      this.routes.map((route) =>
-        route === before ? { ...route, ...changes } : route
-      ),
-    );
-    try {
-      await live.update(changes, restart);
-      return live.route;
-    } finally {
-      if (live.route !== before) this.#tell("route_changed", live);
-    }
+    this.#refuseCircle([{ ...live.route, ...changes }]);
+    await live.update(changes, restart);
+    return live.route;
   }
 
-  #refuseCircle(routes: readonly Route[]): void {
+  /** Refuses these, in place of the routes of their names. */
+  #refuseCircle(changed: readonly Route[]): void {
+    const all = [...this.routes, ...changed];
+    const routes = [...new Map(all.map((each) => [each.name, each])).values()];
     const circle = findCircle(routes);
-    if (circle) {
-      const { name } = routes[circle.index];
-      throw new ConfigError(`route ${name}`, [circle.problem]);
-    }
-  }
-
-  #tell(event: "route_added" | "route_changed", { route }: LiveRoute): void {
-    this.#context.emit({
-      event,
-      route: route.name,
-      upstream: route.upstream,
-      enabled: route.enabled,
-      faults: describeFaults(route),
-    });
+    if (!circle) return;
+    const { name } = routes[circle.index];
+    throw new ConfigError(`route ${name}`, [circle.problem]);
   }
 
   /** Listening takes time: changes of routes wait for each other. */
   #inTurn<T>(change: () => Promise<T>): Promise<T> {
     const changed = this.#turn.then(() => {
-      if (this.#stopping.signal.aborted) throw stoppedError();
+      this.#context.stopping.signal.throwIfAborted();
       return change();
     });
     this.#turn = changed.catch(() => {}); // its caller is told
     return changed;
   }
 
-  async #stopAccepting(): Promise<void> {
-    this.#stopping.abort();
-    const routes = [...this.#routes.values()];
-    await Promise.all(routes.map((route) => route.close()));
+  /** Resolves when each route has done it, and the change under way is over. */
+  async #all(work: (route: LiveRoute) => Promise<void>): Promise<void> {
+    await Promise.all([this.#turn, ...this.#routes.values().map(work)]);
   }
 
-  async #allEnded(): Promise<void> {
-    const routes = [...this.#routes.values()];
-    await Promise.all([this.#turn, ...routes.map((route) => route.ended())]);
+  #stopAccepting(): Promise<void> {
+    const error = new Deno.errors.BadResource("the proxy is stopped");
+    this.#context.stopping.abort(error);
+    return this.#all((route) => route.close());
   }
 
-  async #cut(): Promise<void> {
+  #cut(): Promise<void> {
     this.#cutSoFar += this.connections;
-    const routes = [...this.#routes.values()];
-    await Promise.all([
-      this.#turn,
-      ...routes.map((route) => route.cut("drain")),
-    ]);
+    return this.#all((route) => route.cut("drain"));
   }
 }
 
@@ -3803,23 +3545,20 @@ function randomSeed(): number {
   return crypto.getRandomValues(new Uint32Array(1))[0];
 }
 
-/** A route's faults in words. */
 function describeFaults(route: Route): string {
   const { dropRate, timeoutRate, timeoutMs, latencyMs, jitterMs } = route;
-  const faults: string[] = route.enabled ? [] : ["disabled"];
-  if (dropRate > 0) faults.push(`drop ${percent(dropRate)}`);
-  if (timeoutRate > 0) {
-    const length = timeoutMs > 0
-      ? `for ${timeoutMs} ms`
-      : "until the client leaves";
-    faults.push(`time out ${percent(timeoutRate)} ${length}`);
-  }
-  if (latencyMs > 0 || jitterMs > 0) {
-    const spread = jitterMs > 0 ? `±${jitterMs}` : "";
-    faults.push(`latency ${latencyMs}${spread} ms`);
-  }
-  faults.push(...route.toxics.map(describeToxic));
-  return faults.join(", ") || "no faults";
+  const length = timeoutMs > 0
+    ? `for ${timeoutMs} ms`
+    : "until the client leaves";
+  const spread = jitterMs > 0 ? `±${jitterMs}` : "";
+  const faults = [
+    !route.enabled && "disabled",
+    dropRate > 0 && `drop ${percent(dropRate)}`,
+    timeoutRate > 0 && `time out ${percent(timeoutRate)} ${length}`,
+    (latencyMs > 0 || jitterMs > 0) && `latency ${latencyMs}${spread} ms`,
+    ...route.toxics.map(describeToxic),
+  ];
+  return faults.filter(Boolean).join(", ") || "no faults";
 }
 
 // ---- Control API: Toxiproxy's protocol, over the proxy ------------------------
