@@ -2798,9 +2798,9 @@ export type ProxyEvent =
   }
   | { event: "toxic_removed"; route: string; toxic: string }
   | { event: "reseeded"; seed: number }
-  /** No more are accepted; those in flight are waited for, so long (0: for ever). */
+  /** Waits for the connections in flight, for so long; 0: for ever. */
   | { event: "draining"; connections: number; timeoutMs: number }
-  /** No connection is left; so many did not end in time, and were cut. */
+  /** No connection is left; so many had to be cut. */
   | { event: "drained"; cut: number; durationMs: number };
 
 /** How to start a {@linkcode ChaosProxy}. */
@@ -2808,10 +2808,9 @@ export interface StartOptions {
   /** Told of all that happens, as it happens; must not throw. */
   onEvent?: (event: ProxyEvent) => void;
   /**
-   * Whether a `reset_peer` can be added while the proxy runs, and connections
-   * cut by a RST. It takes Node's sockets. They are slower, and a side that ends
-   * its stream before it has sent a byte is reset once it is sent more than the
-   * system buffers. Default: only on routes configured with a `reset_peer`.
+   * Whether every connection can be reset. It takes Node's sockets: slower, and
+   * a side that ends its stream before its first byte is reset if it is sent more
+   * than the system buffers. Default: only on routes with a `reset_peer`.
    */
   resettable?: boolean;
 }
@@ -2851,7 +2850,7 @@ export interface RouteStats {
   ended: Partial<Record<Outcome, number>>;
   /** How often a fault was injected into one or began to act, by its kind. */
   faults: Partial<Record<FaultKind, number>>;
-  /** How long it took to reach the upstream: within {@linkcode DIAL_BOUNDS_MS}. */
+  /** Upstreams reached: in all, and within each {@linkcode DIAL_BOUNDS_MS}. */
   dials: { count: number; totalMs: number; within: number[] };
   /** Bytes that were read, from the client (upstream) or from the upstream. */
   received: Record<Stream, number>;
@@ -2867,7 +2866,7 @@ export const DIAL_BOUNDS_MS: readonly number[] = [
 
 type Counts = Omit<RouteStats, "route" | "open">;
 
-function tally<K extends string>(
+function tally<K extends PropertyKey>(
   counts: Partial<Record<K, number>>,
   key: K,
 ): void {
@@ -3125,17 +3124,17 @@ class LiveRoute {
     this.connections.set(id, { connection, ended, counts });
   }
 
-  #count(told: ConnectionEvent, connection: Connection): void {
+  #count(event: ConnectionEvent, connection: Connection): void {
     const { ended, faults, dials } = this.#counts;
-    if (told.event === "dropped") tally(faults, "dropRate");
-    if (told.event === "timed_out") tally(faults, "timeoutRate");
-    if (told.event === "delayed") tally(faults, "latencyMs");
-    if (told.event === "closed") tally(ended, told.why);
-    if (told.event !== "connected") return;
+    if (event.event === "dropped") tally(faults, "dropRate");
+    if (event.event === "timed_out") tally(faults, "timeoutRate");
+    if (event.event === "delayed") tally(faults, "latencyMs");
+    if (event.event === "closed") tally(ended, event.why);
+    if (event.event !== "connected") return;
     dials.count++;
-    dials.totalMs += told.dialMs;
+    dials.totalMs += event.dialMs;
     DIAL_BOUNDS_MS.forEach((bound, i) => {
-      if (told.dialMs <= bound) dials.within[i]++;
+      if (event.dialMs <= bound) tally(dials.within, i);
     });
     for (const { type } of connection.acting) tally(faults, type);
   }
@@ -3197,15 +3196,15 @@ export class ChaosProxy implements AsyncDisposable {
     const checked = checkConfig(config, "config");
     if (!this.#isWarm) await this.#warmUp(options.resettable);
     const proxy = new ChaosProxy(checked, options);
-    const routes = await proxy.#open(checked.routes);
+    await proxy.#open(checked.routes);
     const { seed, emit } = proxy.#context;
     for (const route of checked.routes) {
       const warnings = firstOf(warningsOf(route));
       if (warnings.length === 0) continue;
       emit({ event: "config_warning", route: route.name, warnings });
     }
-    for (const route of routes) route.run();
-    emit({ event: "started", routes: routes.length, seed });
+    for (const route of proxy.#routes.values()) route.run();
+    emit({ event: "started", routes: proxy.#routes.size, seed });
     return proxy;
   }
 
@@ -3280,8 +3279,8 @@ export class ChaosProxy implements AsyncDisposable {
   /**
    * Changes a route; a `localPort` of 0 takes a new free port. With another
    * address or upstream, or disabled, its connections are cut. Rates and delays
-   * are for connections to come. If it cannot be listened on, it stays as it was;
-   * but on the way to another host it may lose its port, and is disabled then.
+   * are for those to come. If it cannot be listened on, it stays as it was; but
+   * on the way to another host it may lose its port, and is disabled then.
    */
   async updateRoute(
     name: string,
@@ -3307,8 +3306,8 @@ export class ChaosProxy implements AsyncDisposable {
 
   /**
    * Adds each of these routes, or puts it in the place of one of that name that
-   * listens or forwards elsewhere; one that does neither is left alone, with its
-   * toxics and connections. If one fails, those before it are there by then.
+   * listens or forwards elsewhere. One that is there already is left alone, with
+   * its toxics and connections. If one fails, those before it are in place.
    */
   async populate(options: readonly RouteOptions[]): Promise<Route[]> {
     const routes = checkedRoutes(options);
@@ -3443,7 +3442,7 @@ export class ChaosProxy implements AsyncDisposable {
     return cut;
   }
 
-  /** Stops at once: closes the listeners, and cuts the connections in flight. */
+  /** Stops at once: closes the listeners, cuts the connections in flight. */
   async stop(): Promise<void> {
     await Promise.all([this.#stopAccepting(), this.#cut()]);
   }
@@ -3471,13 +3470,15 @@ export class ChaosProxy implements AsyncDisposable {
     if (this.#routes.has(name)) {
       throw new Deno.errors.AlreadyExists(`there is a route ${name} already`);
     }
-    const [live] = await this.#open([route]);
+    await this.#open([route]);
+    const live = this.#find(name);
     live.tell("route_added");
     live.run();
     return live.route;
   }
 
-  async #open(routes: readonly Route[]): Promise<LiveRoute[]> {
+  /** Listens on new routes, on all or on none; nothing is accepted yet. */
+  async #open(routes: readonly Route[]): Promise<void> {
     const opened = routes.map((route) => new LiveRoute(route, this.#context));
     try {
       for (const route of opened) await route.open();
@@ -3488,7 +3489,6 @@ export class ChaosProxy implements AsyncDisposable {
       throw error;
     }
     for (const live of opened) this.#routes.set(live.route.name, live);
-    return opened;
   }
 
   async #change(
