@@ -3563,14 +3563,14 @@ function describeFaults(route: Route): string {
 
 // ---- Control API: Toxiproxy's protocol, over the proxy ------------------------
 
-/** What the control API tells of itself. */
+/** An event of the control API. */
 export type ApiEvent =
-  /** It can be called, at the address really taken. */
+  /** It listens, at the address really taken. */
   | { event: "api_listening"; address: string }
-  /** It has been called, and has answered. */
+  /** It has answered a call. */
   | {
     event: "api";
-    /** What the answer's `X-Toxiproxy-Request-Id` says. */
+    /** The answer's `X-Toxiproxy-Request-Id`. */
     request: string;
     method: string;
     path: string;
@@ -3584,24 +3584,18 @@ export type ApiEvent =
   /** It could not accept a call; it will listen again. */
   | { event: "api_failed"; cause: string };
 
-/** How the control API is to be. */
+/** Options of the control API. */
 export interface ApiOptions {
-  /** Told of each call, as it is answered; must not throw. */
+  /** Called with each event; must not throw. */
   onEvent?: (event: ApiEvent) => void;
 }
 
-/** The version of Toxiproxy whose protocol this is. */
-const PROTOCOL_VERSION = "2.12.0";
 const MAX_BODY_BYTES = 1024 * 1024;
 const MAX_HEADER_LENGTH = 2000; // what every client takes
 
-/** An answer that is no success. */
+/** An answer other than success. */
 class Refusal extends Error {
-  constructor(
-    readonly status: number,
-    message: string,
-    readonly headers: Record<string, string> = {},
-  ) {
+  constructor(readonly status: number, message: string, readonly headers = {}) {
     super(message);
   }
 }
@@ -3610,154 +3604,115 @@ class Refusal extends Error {
 interface Call {
   readonly proxy: ChaosProxy;
   readonly request: Request;
-  /** What stands in the path where its pattern has a name. */
-  readonly named: Record<string, string | undefined>;
-  /** Where what is ignored in the body is noted. */
+  /** The segments of the path that its pattern names, still encoded. */
+  readonly named: { proxy?: string; toxic?: string; id?: string };
+  /** What is ignored in the body. */
   readonly ignored: string[];
 }
 
-type Answer = (call: Call) => Response | Promise<Response>;
-
-/** What is answered, by the pattern of the path and by method. */
-const CALLS: Record<string, Record<string, Answer>> = {
-  "/proxies": {
-    GET: ({ proxy }) =>
-      json(Object.fromEntries(
-        proxy.routes.map((route) => [route.name, asProxy(route)]),
-      )),
-    async POST(call) {
-      const body = await readBody(call.request);
-      requireFields(call, body, PROXY_FIELDS);
-      const route = checkBody(call, (place) => checkRoute(body, place));
-      return json(asProxy(await call.proxy.addRoute(route as Route)), 201);
-    },
+/**
+ * The calls by method and pattern of the path. Each returns a response, a value
+ * to send as JSON, or nothing, which is 204.
+ */
+const CALLS: Record<string, (call: Call) => unknown> = {
+  "GET /proxies": ({ proxy }) =>
+    Object.fromEntries(proxy.routes.map((each) => [each.name, asProxy(each)])),
+  async "POST /proxies"(call) {
+    const body = await readBody(call.request);
+    requireFields(call, body, PROXY_FIELDS);
+    const route = checkBody(call, (place) => checkRoute(body, place));
+    return json(asProxy(await call.proxy.addRoute(route as Route)), 201);
   },
-  "/populate": {
-    async POST(call) {
-      const body = await readBody(call.request);
-      if (!Array.isArray(body)) {
-        throw badBody([`expected a list of proxies, found ${describe(body)}`]);
-      }
-      body.forEach((each, index) =>
-        requireFields(call, each, PROXY_FIELDS, index)
-      );
-      const routes = checkBody(call, (place) => checkRoutes(body, place));
-      const proxies = (await call.proxy.populate(routes)).map(asProxy);
-      return json({ proxies }, 201);
-    },
+  async "POST /populate"(call) {
+    const body = await readBody(call.request);
+    if (!Array.isArray(body)) {
+      throw badBody([`expected a list of proxies, found ${describe(body)}`]);
+    }
+    body.forEach((each, index) =>
+      requireFields(call, each, PROXY_FIELDS, index)
+    );
+    const routes = checkBody(call, (place) => checkRoutes(body, place));
+    const proxies = (await call.proxy.populate(routes)).map(asProxy);
+    return json({ proxies }, 201);
   },
-  "/proxies/:proxy": {
-    GET: (call) => json(asProxy(routeOf(call))),
-    POST: updateProxy,
-    PATCH: updateProxy,
-    async DELETE(call) {
-      await call.proxy.removeRoute(routeOf(call).name);
-      return nothing();
-    },
+  "GET /proxies/:proxy": (call) => asProxy(routeOf(call)),
+  "POST /proxies/:proxy": updateProxy,
+  "PATCH /proxies/:proxy": updateProxy,
+  "DELETE /proxies/:proxy": (call) =>
+    call.proxy.removeRoute(routeOf(call).name),
+  "GET /proxies/:proxy/toxics": (call) => routeOf(call).toxics,
+  async "POST /proxies/:proxy/toxics"(call) {
+    const written = await readBody(call.request);
+    const body = checkBody(call, (place) => normalizeToxic(written, place));
+    const route = routeOf(call); // it may have gone meanwhile
+    const { type, stream } = isRecord(body) ? body : {};
+    const { guard } = TOXIC_FIELDS.stream;
+    if (typeof stream === "string" && !guard.is(stream)) {
+      const choices = guard.expected;
+      throw new Refusal(400, `stream was invalid, can be either ${choices}`);
+    }
+    if (isRecord(body) && !TOXIC_FIELDS.type.guard.is(type)) {
+      const meant = nearest(String(type), Object.keys(TOXICS));
+      const hint = meant ? `; did you mean ${meant}?` : "";
+      throw new Refusal(400, `invalid toxic type${hint}`);
+    }
+    const toxic = checkBody(call, (place) => checkToxic(body, place));
+    if (route.toxics.some(({ name }) => name === toxic.name)) {
+      throw new Refusal(409, "toxic already exists");
+    }
+    return call.proxy.addToxic(route.name, toxic);
   },
-  "/proxies/:proxy/toxics": {
-    GET: (call) => json(routeOf(call).toxics),
-    async POST(call) {
-      const written = await readBody(call.request);
-      const body = checkBody(call, (place) => normalizeToxic(written, place));
-      const route = routeOf(call); // it may have gone meanwhile
-      const { type, stream } = isRecord(body) ? body : {};
-      if (typeof stream === "string" && !TOXIC_FIELDS.stream.guard.is(stream)) {
-        throw new Refusal(
-          400,
-          "stream was invalid, can be either upstream or downstream",
-        );
-      }
-      if (isRecord(body) && !TOXIC_FIELDS.type.guard.is(type)) {
-        const meant = nearest(String(type), Object.keys(TOXICS));
-        const hint = meant ? `; did you mean ${meant}?` : "";
-        throw new Refusal(400, `invalid toxic type${hint}`);
-      }
-      const toxic = checkBody(call, (place) => checkToxic(body, place));
-      if (route.toxics.some(({ name }) => name === toxic.name)) {
-        throw new Refusal(409, "toxic already exists");
-      }
-      return json(call.proxy.addToxic(route.name, toxic));
-    },
+  "GET /proxies/:proxy/toxics/:toxic": (call) => toxicOf(call).toxic,
+  "POST /proxies/:proxy/toxics/:toxic": updateToxic,
+  "PATCH /proxies/:proxy/toxics/:toxic": updateToxic,
+  "DELETE /proxies/:proxy/toxics/:toxic"(call) {
+    const { route, toxic } = toxicOf(call);
+    call.proxy.removeToxic(route, toxic.name);
   },
-  "/proxies/:proxy/toxics/:toxic": {
-    GET: (call) => json(toxicOf(call).toxic),
-    POST: updateToxic,
-    PATCH: updateToxic,
-    DELETE(call) {
-      const { route, toxic } = toxicOf(call);
-      call.proxy.removeToxic(route, toxic.name);
-      return nothing();
-    },
+  "POST /reset": ({ proxy }) => proxy.reset(),
+  "GET /version": () => ({
+    version: "2.12.0", // of Toxiproxy, whose protocol this is
+    name: "chaos-proxy",
+    chaosProxyVersion: deno.version,
+  }),
+  "GET /metrics": ({ proxy }) =>
+    new Response(metrics(proxy.stats()), {
+      headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
+    }),
+  "GET /connections": ({ proxy }) =>
+    proxy.liveConnections().map((
+      { id, number, route: proxy, ...rest },
+    ) => ({ id, number, proxy, ...rest })),
+  "DELETE /connections/:id"({ proxy, request, named }) {
+    const id = Number(decode(named.id));
+    if (!proxy.liveConnections().some((each) => each.id === id)) {
+      throw new Refusal(404, "connection not found");
+    }
+    const reset = new URL(request.url).searchParams.get("reset") ?? "0";
+    if (reset !== "0" && reset !== "1") {
+      const found = describe(reset);
+      throw new Refusal(400, `reset: expected 0 or 1, found ${found}`);
+    }
+    proxy.cutConnection(id, reset === "1" ? "reset" : "close");
   },
-  "/reset": {
-    async POST({ proxy }) {
-      await proxy.reset();
-      return nothing();
-    },
-  },
-  "/version": {
-    GET: () =>
-      json({
-        version: PROTOCOL_VERSION,
-        name: "chaos-proxy",
-        chaosProxyVersion: deno.version,
-      }),
-  },
-  "/metrics": {
-    GET: ({ proxy }) =>
-      new Response(metrics(proxy.stats()), {
-        headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
-      }),
-  },
-  "/connections": {
-    GET: ({ proxy }) =>
-      json(
-        proxy.liveConnections().map(({ id, number, route, ...rest }) => ({
-          id,
-          number,
-          proxy: route,
-          ...rest,
-        })),
-      ),
-  },
-  "/connections/:id": {
-    DELETE({ proxy, request, named }) {
-      const id = Number(named.id);
-      if (!proxy.liveConnections().some((each) => each.id === id)) {
-        throw new Refusal(404, "connection not found");
-      }
-      const reset = new URL(request.url).searchParams.get("reset") ?? "0";
-      if (reset !== "0" && reset !== "1") {
-        throw new Refusal(
-          400,
-          `reset: expected 0 or 1, found ${describe(reset)}`,
-        );
-      }
-      proxy.cutConnection(id, reset === "1" ? "reset" : "close");
-      return nothing();
-    },
-  },
-  "/seed": {
-    GET: ({ proxy }) => json({ seed: proxy.seed }),
-    async PUT(call) {
-      const body = recordOf(await readBody(call.request));
-      const fields = { seed: { guard: CONFIG_FIELDS.seed.guard } };
-      requireFields(call, body, fields);
-      const { seed } = checkBody(
-        call,
-        (place) => checkFields(normalize(body, place, fields), place, fields),
-      );
-      call.proxy.reseed(seed);
-      return json({ seed: call.proxy.seed });
-    },
+  "GET /seed": ({ proxy }) => ({ seed: proxy.seed }),
+  async "PUT /seed"(call) {
+    const body = recordOf(await readBody(call.request));
+    const fields = { seed: { guard: CONFIG_FIELDS.seed.guard } };
+    requireFields(call, body, fields);
+    const { seed } = checkBody(
+      call,
+      (place) => checkFields(normalize(body, place, fields), place, fields),
+    );
+    call.proxy.reseed(seed);
+    return { seed: call.proxy.seed };
   },
 };
 
-const PATHS = Object.entries(CALLS).map(([pathname, answers]) => ({
-  pattern: new URLPattern({ pathname }),
-  answers,
-}));
+const PATTERNS = Object.entries(CALLS).map(([call, answer]) => {
+  const [method, pathname] = call.split(" ");
+  return { method, pattern: new URLPattern({ pathname }), answer };
+});
 
 async function updateProxy(call: Call): Promise<Response> {
   const { name } = routeOf(call);
@@ -3809,18 +3764,19 @@ function recordOf(body: unknown): Record<string, unknown> {
 }
 
 function routeOf({ proxy, named }: Call): Route {
-  return proxy.route(named.proxy ?? "");
+  return proxy.route(decode(named.proxy));
 }
 
 function toxicOf(call: Call): { route: string; toxic: Toxic } {
   const { name: route, toxics } = routeOf(call);
-  const toxic = toxics.find(({ name }) => name === call.named.toxic);
+  const named = decode(call.named.toxic);
+  const toxic = toxics.find(({ name }) => name === named);
   if (toxic) return { route, toxic };
   throw new Refusal(404, "toxic not found");
 }
 
 /** A route in Toxiproxy's words. */
-function asProxy({ host, localPort, toxics, ...rest }: Route): unknown {
+function asProxy({ host, localPort, toxics, ...rest }: Route) {
   const { name, upstream, enabled, ...beyond } = rest;
   const listen = addressOf({ hostname: host, port: localPort });
   return { name, listen, upstream, enabled, toxics, ...beyond };
@@ -3828,10 +3784,6 @@ function asProxy({ host, localPort, toxics, ...rest }: Route): unknown {
 
 function json(value: unknown, status = 200): Response {
   return Response.json(value, { status });
-}
-
-function nothing(): Response {
-  return new Response(null, { status: 204 });
 }
 
 function badBody(problems: readonly string[]): Refusal {
@@ -3880,16 +3832,11 @@ function checkBody<T>({ ignored }: Call, check: (place: Place) => T): T {
 }
 
 /**
- * The control API as a function, to be served wherever one likes:
- * {@linkcode serveApi} does so at an address of its own.
+ * The control API as a function, which {@linkcode serveApi} serves. It speaks
+ * Toxiproxy 2's protocol, and refuses requests that a web page may have sent.
  *
- * It speaks Toxiproxy 2's protocol, and refuses what a browser sends on behalf
- * of a web page, so that no page can drive it through its visitor.
- *
- * @param proxy The proxy to be controlled.
- * @param options Who is told of the calls; and `loopback`, to refuse what is
- * addressed to another name than `localhost`, as by a page whose name leads
- * here. Default: true.
+ * @param options With `loopback`, it refuses requests to a host name other than
+ * `localhost`: a web page may have made that name resolve to here. Default: true.
  */
 export function controlApi(
   proxy: ChaosProxy,
@@ -3903,21 +3850,19 @@ export function controlApi(
     let answer: Response;
     let error: string | undefined;
     try {
-      answer = await answerOf(proxy, request, loopback, ignored);
+      answer = await answerOf({ proxy, request, named: {}, ignored }, loopback);
     } catch (cause) {
       const { status, message, headers } = refusalFor(cause);
       error = message;
-      answer = headers["content-type"]
+      answer = Object.hasOwn(headers, "content-type")
         ? new Response(`${error}\n`, { status, headers })
         : Response.json({ error, status }, { status, headers });
     }
     answer.headers.set("x-toxiproxy-request-id", id);
     if (ignored.length > 0) {
-      const named = firstOf(ignored).join(", ").replaceAll("…", "...");
-      answer.headers.set(
-        "x-chaos-proxy-ignored",
-        named.replace(/[^ -~]/g, "?").slice(0, MAX_HEADER_LENGTH),
-      );
+      const listed = firstOf(ignored).join(", ").replaceAll("…", "...")
+        .replace(/[^ -~]/g, "?").slice(0, MAX_HEADER_LENGTH);
+      answer.headers.set("x-chaos-proxy-ignored", listed);
     }
     onEvent({
       event: "api",
@@ -3934,105 +3879,86 @@ export function controlApi(
 }
 
 /** @throws {Refusal} And whatever the proxy throws. */
-function answerOf(
-  proxy: ChaosProxy,
-  request: Request,
-  loopback: boolean,
-  ignored: string[],
-): Response | Promise<Response> {
-  if (!URL.canParse(request.url)) {
+async function answerOf(call: Call, loopback: boolean): Promise<Response> {
+  const { headers, method } = call.request;
+  const url = URL.parse(call.request.url);
+  if (url === null) {
     throw new Refusal(400, "expected a Host that is a host name or an address");
   }
-  refuseBrowsers(request, loopback);
-  const { pathname } = new URL(request.url);
-  for (const { pattern, answers } of PATHS) {
-    const groups = pattern.exec({ pathname })?.pathname.groups;
-    if (groups === undefined) continue;
-    const answer = Object.hasOwn(answers, request.method)
-      ? answers[request.method]
-      : undefined;
-    if (!answer) {
-      const allow = Object.keys(answers).join(", ");
-      throw new Refusal(
-        405,
-        `${request.method} is not for ${pathname}, which takes ${allow}`,
-        { allow },
-      );
-    }
-    const named = Object.fromEntries(
-      Object.entries(groups).map(([name, text = ""]) => [name, decode(text)]),
-    );
-    return answer({ proxy, request, named, ignored });
+  const foreign = whyForeign(headers, url, loopback);
+  if (foreign !== undefined) throw new Refusal(403, foreign);
+  const { pathname } = url;
+  const matches = PATTERNS.filter(({ pattern }) => pattern.test({ pathname }));
+  if (matches.length === 0) {
+    // In the words of Go, and as text: Toxiproxy's clients tell it by that.
+    throw new Refusal(404, "404 page not found", {
+      "content-type": "text/plain; charset=utf-8",
+    });
   }
-  // In the words of Go, and as text: Toxiproxy's clients tell it by that.
-  throw new Refusal(404, "404 page not found", {
-    "content-type": "text/plain; charset=utf-8",
-  });
+  const match = matches.find((each) => each.method === method);
+  if (match === undefined) {
+    const allow = matches.map((each) => each.method).join(", ");
+    const problem = `${method} is not for ${pathname}, which takes ${allow}`;
+    throw new Refusal(405, problem, { allow });
+  }
+  const named = match.pattern.exec({ pathname })?.pathname.groups ?? {};
+  const answer = await match.answer({ ...call, named });
+  if (answer === undefined) return new Response(null, { status: 204 });
+  return answer instanceof Response ? answer : json(answer);
 }
 
-/** @throws {Refusal} If a request may come from a web page. */
-function refuseBrowsers({ headers, url }: Request, loopback: boolean): void {
+/** Why a web page may have sent a request; `undefined` if none can have. */
+function whyForeign(headers: Headers, url: URL, loopback: boolean) {
   if (headers.get("user-agent")?.startsWith("Mozilla/")) {
-    throw new Refusal(403, "requests from browsers are refused");
+    return "requests from browsers are refused";
   }
-  const { origin: own, hostname } = new URL(url);
   const origin = headers.get("origin");
-  // A page's owner can have a name of his lead here, but no address.
-  const isSafe = /^(?:localhost\.?|\d+(?:\.\d+){3}|\[.*\])$/.test(hostname);
-  if (origin !== null && (origin !== own || !isSafe)) {
-    throw new Refusal(403, `requests from the origin ${origin} are refused`);
+  const found = describe(url.hostname);
+  // The owner of a page can make a name resolve to here, but not an address.
+  const isSafe = /^(?:localhost\.?|\d+(?:\.\d+){3}|\[.*\])$/.test(url.hostname);
+  if (origin !== null && (origin !== url.origin || !isSafe)) {
+    return `requests from the origin ${origin} are refused`;
   }
   if (loopback && !isSafe) {
-    throw new Refusal(
-      403,
-      `expected localhost or an IP address as Host, found ${
-        describe(hostname)
-      }`,
-    );
+    return `expected localhost or an IP address as Host, found ${found}`;
   }
 }
 
-function decode(segment: string): string {
+function decode(segment = ""): string {
   try {
     return decodeURIComponent(segment);
   } catch {
-    return segment; // which names nothing
+    return segment; // it is not encoded, such as `100%`
   }
 }
 
-/** What an error comes to in the protocol. */
+/** The answers to errors of the proxy, by the name of the error. */
+const REFUSALS: Record<string, [status: number, message?: string]> = {
+  NotFound: [404, "proxy not found"],
+  AlreadyExists: [409, "proxy already exists"],
+  BadResource: [503, "the proxy is shutting down"],
+  NotSupported: [501],
+};
+
 function refusalFor(error: unknown): Refusal {
   if (error instanceof Refusal) return error;
   if (error instanceof ConfigError) return badBody(error.problems);
-  if (error instanceof Deno.errors.NotFound) {
-    return new Refusal(404, "proxy not found");
-  }
-  if (error instanceof Deno.errors.AlreadyExists) {
-    return new Refusal(409, "proxy already exists");
-  }
-  if (error instanceof Deno.errors.BadResource) {
-    return new Refusal(503, "the proxy is shutting down");
-  }
-  if (error instanceof Deno.errors.NotSupported) {
-    return new Refusal(501, causeOf(error));
-  }
-  if (
-    error instanceof ListenError && error.cause instanceof Deno.errors.AddrInUse
-  ) {
+  const { AddrInUse } = Deno.errors;
+  if (error instanceof ListenError && error.cause instanceof AddrInUse) {
     const { address } = error;
-    return new Refusal(
-      500,
-      `listen tcp ${address}: bind: address already in use`, // in Go's words
-    );
+    const inGo = `listen tcp ${address}: bind: address already in use`;
+    return new Refusal(500, inGo);
   }
-  return new Refusal(500, causeOf(error));
+  const { name } = error as Error;
+  const [status, message = causeOf(error)] = REFUSALS[name] ?? [500];
+  return new Refusal(status, message);
 }
 
-/** A control API that listens. */
+/** A control API that is served. */
 export interface ApiServer extends AsyncDisposable {
   /** Where it listens, `host:port`, the port really taken. */
   readonly address: string;
-  /** Listens no more; calls under way are cut off. */
+  /** Stops listening; cuts off calls under way. */
   close(): Promise<void>;
 }
 
@@ -4040,10 +3966,8 @@ export interface ApiServer extends AsyncDisposable {
  * Serves the control API, see {@linkcode controlApi}, until it is closed. It
  * goes on while the proxy drains, and after.
  *
- * @param proxy The proxy to be controlled.
  * @param address Where to listen: a port, on 127.0.0.1, or `host:port`; port 0
  * takes a free one. Default: 8474, as Toxiproxy does.
- * @param options Who is told of the calls.
  * @throws {TypeError} If the address is none.
  * @throws {ListenError} If it cannot be listened on.
  */
@@ -4059,11 +3983,9 @@ export function serveApi(
     );
   }
   const stop = new AbortController();
+  const options = { signal: stop.signal, onListen: () => {} };
   const serve = (at: Address) =>
-    Deno.serve(
-      { ...at, signal: stop.signal, onListen: () => {} },
-      (request) => answer(request),
-    );
+    Deno.serve({ ...at, ...options }, (request) => answer(request));
   let server: Deno.HttpServer<Deno.NetAddr>;
   try {
     server = serve(ofLocalhost(asked));
@@ -4074,28 +3996,17 @@ export function serveApi(
   const loopback = isLoopback(addr.hostname); // however it was written
   const answer = controlApi(proxy, { onEvent, loopback });
   onEvent({ event: "api_listening", address: addressOf(addr) });
-  const serveAgain = () => {
-    try {
-      server = serve(addr);
-      return true;
-    } catch (error) {
-      onEvent({ event: "api_failed", cause: causeOf(error) });
-      return false;
-    }
-  };
-  // One that finds no descriptor ends for good, and has to be followed.
+  // A server that finds no file descriptor ends for good; another follows.
   const served = (async () => {
-    for (;;) {
+    let next = () => server;
+    while (!stop.signal.aborted) {
       try {
-        await server.finished;
-        return;
+        return await next().finished;
       } catch (error) {
         onEvent({ event: "api_failed", cause: causeOf(error) });
       }
-      do {
-        await sleep(ACCEPT_PAUSE_MS, stop.signal);
-        if (stop.signal.aborted) return;
-      } while (!serveAgain());
+      await sleep(ACCEPT_PAUSE_MS, stop.signal);
+      next = () => serve(addr);
     }
   })();
   const close = () => {
@@ -4105,103 +4016,76 @@ export function serveApi(
   return { address: addressOf(addr), close, [Symbol.asyncDispose]: close };
 }
 
-/** What Prometheus is told, in its text format. */
+/** The metrics, in the text format of Prometheus. */
 function metrics(stats: RouteStats[]): string {
+  const counts = (of: "ended" | "faults", label: string) =>
+    stats.flatMap(({ route: { name: proxy }, [of]: counted }) =>
+      Object.entries(counted).map(([key, value]) =>
+        sample({ proxy, [label]: key }, value)
+      )
+    );
   const bytes = (of: "received" | "sent") =>
-    stats.flatMap(({ route, ...counted }) =>
-      Object.entries(counted[of]).map(([direction, value]) =>
-        sample({
-          direction,
-          listener: addressOf({
-            hostname: route.host,
-            port: route.localPort,
-          }),
-          proxy: route.name,
-          upstream: route.upstream,
-        }, value)
-      )
-    );
-  const counts = (key: string, of: "ended" | "faults") =>
-    stats.flatMap(({ route, ...counted }) =>
-      Object.entries(counted[of]).map(([kind, value]) =>
-        sample({ proxy: route.name, [key]: kind }, value)
-      )
-    );
-  const dials = stats.flatMap(({ route: { name: proxy }, dials }) => [
-    ...dials.within.map((value, i) =>
-      sample({ proxy, le: `${DIAL_BOUNDS_MS[i] / 1000}` }, value, "_bucket")
-    ),
-    sample({ proxy, le: "+Inf" }, dials.count, "_bucket"),
-    sample({ proxy }, dials.totalMs / 1000, "_sum"),
-    sample({ proxy }, dials.count, "_count"),
-  ]);
-  return [
-    family(
-      "toxiproxy_proxy_received_bytes_total",
-      "counter",
+    stats.flatMap(({ route, [of]: counted }) => {
+      const { name: proxy, listen: listener, upstream } = asProxy(route);
+      return Object.entries(counted).map(([direction, value]) =>
+        sample({ direction, listener, proxy, upstream }, value)
+      );
+    });
+  // By type and name.
+  const families: Record<string, [help: string, samples: string[]]> = {
+    "counter toxiproxy_proxy_received_bytes_total": [
       "Bytes read: upstream, from clients; downstream, from the upstream.",
       bytes("received"),
-    ),
-    family(
-      "toxiproxy_proxy_sent_bytes_total",
-      "counter",
+    ],
+    "counter toxiproxy_proxy_sent_bytes_total": [
       "Bytes written: upstream, to the upstream; downstream, to clients.",
       bytes("sent"),
-    ),
-    family(
-      "chaos_proxy_connections_total",
-      "counter",
+    ],
+    "counter chaos_proxy_connections_total": [
       "Connections that have ended, by why.",
-      counts("outcome", "ended"),
-    ),
-    family(
-      "chaos_proxy_connections_open",
-      "gauge",
+      counts("ended", "outcome"),
+    ],
+    "gauge chaos_proxy_connections_open": [
       "Connections in flight.",
       stats.map(({ route, open }) => sample({ proxy: route.name }, open)),
-    ),
-    family(
-      "chaos_proxy_dial_seconds",
-      "histogram",
+    ],
+    "histogram chaos_proxy_dial_seconds": [
       "How long it took to reach the upstream.",
-      dials,
-    ),
-    family(
-      "chaos_proxy_faults_total",
-      "counter",
+      stats.flatMap(({ route: { name: proxy }, dials }) => [
+        ...DIAL_BOUNDS_MS.map((bound, i) => {
+          const le = `${bound / 1000}`;
+          return sample({ proxy, le }, dials.within[i] ?? 0, "_bucket");
+        }),
+        sample({ proxy, le: "+Inf" }, dials.count, "_bucket"),
+        sample({ proxy }, dials.totalMs / 1000, "_sum"),
+        sample({ proxy }, dials.count, "_count"),
+      ]),
+    ],
+    "counter chaos_proxy_faults_total": [
       "How often a fault was injected into a connection, by its kind.",
-      counts("kind", "faults"),
-    ),
-    family("chaos_proxy_build_info", "gauge", "What is running.", [
-      sample({ version: deno.version, deno: Deno.version.deno }, 1),
-    ]),
-  ].join("");
+      counts("faults", "kind"),
+    ],
+    "gauge chaos_proxy_build_info": [
+      "What is running.",
+      [sample({ version: deno.version, deno: Deno.version.deno }, 1)],
+    ],
+  };
+  return Object.entries(families).flatMap(([family, [help, samples]]) => {
+    const [type, name] = family.split(" ");
+    return [
+      `# HELP ${name} ${help}\n`,
+      `# TYPE ${name} ${type}\n`,
+      ...samples.map((each) => `${name}${each}\n`),
+    ];
+  }).join("");
 }
 
-/** A metric with its samples, each of which begins behind its name. */
-function family(
-  name: string,
-  type: string,
-  help: string,
-  samples: string[],
-): string {
-  return [
-    `# HELP ${name} ${help}`,
-    `# TYPE ${name} ${type}`,
-    ...samples.map((each) => name + each),
-  ].join("\n") + "\n";
-}
-
-function sample(
-  labels: Record<string, string>,
-  value: number,
-  suffix = "",
-): string {
-  const listed = Object.entries(labels).map(([name, text]) => {
-    const escaped = text.replace(/[\\"]/g, "\\$&").replaceAll("\n", "\\n");
-    return `${name}="${escaped}"`;
-  });
-  return `${suffix}{${listed.join(",")}} ${value}`;
+/** A sample of a metric, without the metric's name before it. */
+function sample(labels: Record<string, string>, value: number, suffix = "") {
+  // Of what these labels can hold, Prometheus escapes the same as JSON.
+  const listed = Object.entries(labels)
+    .map(([name, text]) => `${name}=${JSON.stringify(text)}`);
+  return `${suffix}{${listed}} ${value}`;
 }
 
 // ---- Logging: an event, a line ----------------------------------------------
