@@ -101,6 +101,13 @@ function validate<T>(
   throw new ConfigError(source, place.problems);
 }
 
+/** @throws {RangeError} If an argument, which its key names, is not valid. */
+function checkArgument<T>(argument: T, fields: Fields<T>): void {
+  const place = new Place("", []);
+  checkFields(argument, place, fields);
+  if (place.problems.length > 0) throw new RangeError(place.problems[0]);
+}
+
 /** A type guard, and how to tell people what it wants. */
 interface Guard<T> {
   readonly expected: string;
@@ -3404,9 +3411,7 @@ export class ChaosProxy implements AsyncDisposable {
    * and counts them from 1 again by route, so that a run can be repeated.
    */
   reseed(seed: number = randomSeed()): void {
-    const problems: string[] = [];
-    checkFields({ seed }, "", { seed: CONFIG_FIELDS.seed }, problems);
-    if (problems.length > 0) throw new RangeError(problems[0]);
+    checkArgument({ seed }, { seed: CONFIG_FIELDS.seed });
     this.#context.seed = seed;
     for (const route of this.#routes.values()) route.lastNumber = 0;
     this.#context.emit({ event: "reseeded", seed });
@@ -3423,10 +3428,7 @@ export class ChaosProxy implements AsyncDisposable {
    * the configured `drainTimeoutMs`. Returns how many were cut meanwhile.
    */
   async drain(timeoutMs: number = this.#drainTimeoutMs): Promise<number> {
-    const problems: string[] = [];
-    const fields = { timeoutMs: { guard: milliseconds } };
-    checkFields({ timeoutMs }, "", fields, problems);
-    if (problems.length > 0) throw new RangeError(problems[0]);
+    checkArgument({ timeoutMs }, { timeoutMs: { guard: milliseconds } });
     const start = performance.now();
     const cutBefore = this.#cutSoFar;
     const stopped = this.#stopAccepting();
@@ -4090,10 +4092,8 @@ function sample(labels: Record<string, string>, value: number, suffix = "") {
 
 // ---- Logging: an event, a line ----------------------------------------------
 
-const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
-type LogLevel = typeof LOG_LEVELS[number];
-const LOG_FORMATS = ["text", "json"] as const;
-type LogFormat = typeof LOG_FORMATS[number];
+type LogLevel = "debug" | "info" | "warn" | "error";
+type LogFormat = "text" | "json";
 
 /** All that is logged. */
 type LogEvent =
@@ -4104,16 +4104,89 @@ type LogEvent =
   /** A SIGHUP came, which ends other programs; nothing was done. */
   | { event: "sighup_ignored" };
 
-/** Of those that are not for information. */
-const LEVEL_OF: Partial<Record<LogEvent["event"], LogLevel>> = {
-  upstream_failed: "warn",
-  accept_failed: "warn",
-  config_warning: "warn",
-  api: "debug",
-  api_failed: "warn",
-  log_dropped: "warn",
-  sighup_ignored: "warn",
+type EventName = LogEvent["event"];
+type EventOf<E extends EventName> = LogEvent & { event: E };
+type EventSource = { event: EventName } & Partial<ConnectionId>;
+
+/** What a line of text says after the name of an event. */
+const TEXTS: { [E in EventName]: (event: EventOf<E>) => string } = {
+  listening: ({ address, upstream, faults }) =>
+    ` ${address} -> ${upstream} (${faults})`,
+  started: ({ routes, seed }) => ` ${count(routes, "route")}, seed ${seed}`,
+  accepted: ({ upstream }) => ` -> ${upstream}`,
+  dropped: () => "",
+  timed_out: ({ timeoutMs }) =>
+    timeoutMs > 0 ? ` for ${timeoutMs} ms` : " until the client leaves",
+  delayed: ({ delayMs }) => ` ${delayMs} ms`,
+  connected: ({ upstream, address, dialMs, toxics }) =>
+    ` ${upstream} at ${address} in ${dialMs} ms` +
+    (toxics.length > 0 ? ` with ${toxics.join(", ")}` : ""),
+  upstream_failed: ({ upstream, cause }) => ` ${upstream}: ${cause}`,
+  closed({ why, cause, toxic, bytesUp, bytesDown, durationMs }) {
+    const by = toxic ?? cause;
+    return ` by ${why}${by ? ` (${by})` : ""}, ` +
+      `${bytesUp} B up, ${bytesDown} B down, ${durationMs} ms`;
+  },
+  config_warning: ({ warnings }) => ` ${warnings.join(", ")}`,
+  accept_failed: ({ cause }) => ` ${cause}`,
+  route_added: ({ upstream, faults }) => ` -> ${upstream} (${faults})`,
+  route_changed: ({ upstream, faults }) => ` -> ${upstream} (${faults})`,
+  route_removed: () => "",
+  toxic_added: ({ toxic, effect }) => ` ${toxic} (${effect})`,
+  toxic_changed: ({ toxic, effect }) => ` ${toxic} (${effect})`,
+  toxic_removed: ({ toxic }) => ` ${toxic}`,
+  reseeded: ({ seed }) => ` with ${seed}`,
+  api_listening: ({ address }) =>
+    ` ${address}${
+      isOpen(address) ? "; whoever reaches it can control it" : ""
+    }`,
+  api: ({ method, path, status, error, durationMs, request, ignored }) =>
+    ` ${method} ${path}: ${status}${error ? ` ${error}` : ""}, ` +
+    `${durationMs} ms, ${request}` +
+    (ignored ? `, ignored ${ignored.join(", ")}` : ""),
+  api_failed: ({ cause }) => ` ${cause}`,
+  draining: ({ connections, timeoutMs }) =>
+    ` ${count(connections, "connection")} in flight` +
+    (timeoutMs > 0 ? ` for up to ${timeoutMs} ms` : "") +
+    "; a second signal ends it at once",
+  drained: ({ cut, durationMs }) =>
+    cut > 0
+      ? ` ${count(cut, "connection")} cut after ${durationMs} ms`
+      : ` in ${durationMs} ms`,
+  log_dropped: ({ lines }) => ` ${count(lines, "line")}`,
+  sighup_ignored: () => "; nothing was done",
 };
+
+/** The events that are logged as warnings, and when. */
+const WARNS: { [E in EventName]?: (event: EventOf<E>) => boolean } = {
+  upstream_failed: () => true,
+  config_warning: () => true,
+  accept_failed: () => true,
+  api_listening: ({ address }) => isOpen(address),
+  api: ({ ignored }) => ignored !== undefined,
+  api_failed: () => true,
+  drained: ({ cut }) => cut > 0,
+  log_dropped: () => true,
+  sighup_ignored: () => true,
+};
+
+function levelOf<E extends EventName>(name: E, event: EventOf<E>): LogLevel {
+  if (WARNS[name]?.(event)) return "warn";
+  return name === "api" ? "debug" : "info";
+}
+
+function textOf<E extends EventName>(name: E, event: EventOf<E>): string {
+  return name + TEXTS[name](event);
+}
+
+/** Whether others than this machine may reach an address. */
+function isOpen(address: string): boolean {
+  return !isLoopback(splitAddress(address)?.hostname ?? "");
+}
+
+function count(number: number, what: string): string {
+  return `${number} ${what}${number === 1 ? "" : "s"}`;
+}
 
 const MAX_QUEUED_CHARACTERS = 1024 * 1024;
 const LINES_A_WRITE = 64;
@@ -4128,23 +4201,18 @@ const MAX_STALL_MS = 500;
 class LineWriter {
   /** Called as soon as lines can be written again after some were dropped. */
   onDropped: (lines: number) => void = () => {};
-  readonly #output: Pick<typeof Deno.stdout, "write">;
-  readonly #onFirstFailure: (error: unknown) => void;
   #lines: string[] = [];
   #characters = 0;
   #dropped = 0;
-  #failures = 0;
   #writes = 0;
   #running: Promise<void> | undefined;
   #retries = true;
 
   constructor(
-    output: Pick<typeof Deno.stdout, "write">,
-    onFirstFailure: (error: unknown) => void = () => {},
-  ) {
-    this.#output = output;
-    this.#onFirstFailure = onFirstFailure;
-  }
+    readonly output: Pick<typeof Deno.stdout, "write">,
+    /** Called when a write fails for the first time. */
+    public onFailure?: (error: unknown) => void,
+  ) {}
 
   write(line: string): void {
     if (this.#dropped > 0 || this.#characters > MAX_QUEUED_CHARACTERS) {
@@ -4152,7 +4220,7 @@ class LineWriter {
       return;
     }
     this.#lines.push(`${line}\n`);
-    this.#characters += line.length;
+    this.#characters += line.length + 1;
     this.#running ??= this.#run();
   }
 
@@ -4170,35 +4238,32 @@ class LineWriter {
   }
 
   async #run(): Promise<void> {
-    while (this.#lines.length > 0) {
-      const lines = this.#lines.splice(0, LINES_A_WRITE);
-      if (!await this.#writeAll(new TextEncoder().encode(lines.join("")))) {
-        break;
+    let bytes = new Uint8Array();
+    while (bytes.length > 0 || this.#lines.length > 0) {
+      if (bytes.length === 0) bytes = this.#take();
+      try {
+        bytes = bytes.subarray(await this.output.write(bytes));
+        this.#writes++;
+      } catch (error) {
+        this.onFailure?.(error);
+        this.onFailure = undefined;
+        if (!this.#retries) break;
+        await sleep(WRITE_RETRY_MS, new AbortController().signal);
       }
-      for (const line of lines) this.#characters -= line.length - 1;
-      const dropped = this.#dropped;
-      if (dropped === 0 || this.#characters > MAX_QUEUED_CHARACTERS / 2) {
-        continue;
-      }
-      this.#dropped = 0;
-      this.onDropped(dropped);
     }
     this.#running = undefined;
   }
 
-  /** Tries until all of it is written; `false` if that was given up. */
-  async #writeAll(bytes: Uint8Array): Promise<boolean> {
-    while (bytes.length > 0) {
-      try {
-        bytes = bytes.subarray(await this.#output.write(bytes));
-        this.#writes++;
-      } catch (error) {
-        if (this.#failures++ === 0) this.#onFirstFailure(error);
-        if (!this.#retries) return false;
-        await sleep(WRITE_RETRY_MS, new AbortController().signal);
-      }
+  /** Takes lines from the queue; tells of those dropped once half is free. */
+  #take(): Uint8Array<ArrayBuffer> {
+    const text = this.#lines.splice(0, LINES_A_WRITE).join("");
+    this.#characters -= text.length;
+    if (this.#dropped > 0 && this.#characters <= MAX_QUEUED_CHARACTERS / 2) {
+      const dropped = this.#dropped;
+      this.#dropped = 0;
+      this.onDropped(dropped);
     }
-    return true;
+    return new TextEncoder().encode(text);
   }
 }
 
@@ -4215,153 +4280,44 @@ class LineHandler extends BaseHandler {
   }
 }
 
-/** Makes what writes events of a level and above, a line each. */
+/** Returns a function that logs the events of a level and above. */
 function eventLogger(
   level: LogLevel,
   format: LogFormat,
   routes: readonly Route[],
 ): (event: LogEvent) => void {
-  let width = longest(routes.map(({ name }) => name));
-  const handler = new LineHandler("DEBUG", {
-    formatter: format === "json" ? jsonLine : (record) => {
-      const event = record.args[0] as LogEvent;
-      if ("route" in event) width = Math.max(width, event.route.length);
-      return textLine(record, width);
-    },
-  });
-  const logger = new Logger("chaos-proxy", upper(level), {
-    handlers: [handler],
-  });
+  let width = Math.max(0, ...routes.map(({ name }) => name.length));
+  const formatter = ({ datetime, levelName, args }: LogRecord): string => {
+    const event = args[0] as LogEvent;
+    const time = datetime.toISOString();
+    if (format === "json") {
+      return JSON.stringify({ time, level: levelName.toLowerCase(), ...event });
+    }
+    const { route = "", connection, client = "" }: EventSource = event;
+    const number = connection === undefined ? "" : `#${connection}`;
+    width = Math.max(width, route.length);
+    return [
+      time,
+      levelName.padEnd(5),
+      route.padEnd(width),
+      number.padEnd(6),
+      client.padEnd(21),
+      textOf(event.event, event),
+    ].join(" ");
+  };
+  const handlers = [new LineHandler("DEBUG", { formatter })];
+  const upper = level.toUpperCase() as Uppercase<LogLevel>;
+  const logger = new Logger("chaos-proxy", upper, { handlers });
   const log = (event: LogEvent): void => {
-    logger[levelOf(event)](event.event, event);
+    logger[levelOf(event.event, event)](event.event, event);
   };
   stdout.onDropped = (lines) => log({ event: "log_dropped", lines });
   return log;
 }
 
-function levelOf(event: LogEvent): LogLevel {
-  return (event.event === "drained" && event.cut > 0) ||
-      (event.event === "api" && event.ignored) ||
-      (event.event === "api_listening" && isOpen(event.address))
-    ? "warn"
-    : LEVEL_OF[event.event] ?? "info";
-}
-
-/** Whether others than this machine may reach an address. */
-function isOpen(address: string): boolean {
-  return !isLoopback(splitAddress(address)?.hostname ?? "");
-}
-
-function upper(level: LogLevel): Uppercase<LogLevel> {
-  return level.toUpperCase() as Uppercase<LogLevel>;
-}
-
-function jsonLine({ datetime, levelName, args }: LogRecord): string {
-  const time = datetime.toISOString();
-  return JSON.stringify({
-    time,
-    level: levelName.toLowerCase(),
-    ...(args[0] as LogEvent),
-  });
-}
-
-function textLine(record: LogRecord, width: number): string {
-  const event = record.args[0] as LogEvent;
-  const route = "route" in event ? event.route : "";
-  const [number, client] = "connection" in event
-    ? [`#${event.connection}`, event.client]
-    : ["", ""];
-  return [
-    record.datetime.toISOString(),
-    record.levelName.padEnd(5),
-    route.padEnd(width),
-    number.padEnd(6),
-    client.padEnd(21),
-    inWords(event),
-  ].join(" ");
-}
-
-function inWords(event: LogEvent): string {
-  switch (event.event) {
-    case "listening":
-      return `listening ${event.address} -> ${event.upstream} (${event.faults})`;
-    case "started":
-      return `started ${count(event.routes, "route")}, seed ${event.seed}`;
-    case "accepted":
-      return `accepted -> ${event.upstream}`;
-    case "dropped":
-      return "dropped";
-    case "timed_out":
-      return event.timeoutMs > 0
-        ? `timed_out for ${event.timeoutMs} ms`
-        : "timed_out until the client leaves";
-    case "delayed":
-      return `delayed ${event.delayMs} ms`;
-    case "connected":
-      return `connected ${event.upstream} at ${event.address} in ${event.dialMs} ms` +
-        (event.toxics.length > 0 ? ` with ${event.toxics.join(", ")}` : "");
-    case "upstream_failed":
-      return `upstream_failed ${event.upstream}: ${event.cause}`;
-    case "closed": {
-      const by = event.toxic ?? event.cause;
-      return `closed by ${event.why}${by ? ` (${by})` : ""}, ` +
-        `${event.bytesUp} B up, ${event.bytesDown} B down, ${event.durationMs} ms`;
-    }
-    case "config_warning":
-      return `config_warning ${event.warnings.join(", ")}`;
-    case "accept_failed":
-      return `accept_failed ${event.cause}`;
-    case "route_added":
-    case "route_changed":
-      return `${event.event} -> ${event.upstream} (${event.faults})`;
-    case "route_removed":
-      return "route_removed";
-    case "toxic_added":
-    case "toxic_changed":
-      return `${event.event} ${event.toxic} (${event.effect})`;
-    case "toxic_removed":
-      return `toxic_removed ${event.toxic}`;
-    case "reseeded":
-      return `reseeded with ${event.seed}`;
-    case "api_listening":
-      return `api_listening ${event.address}` +
-        (isOpen(event.address) ? "; whoever reaches it can control it" : "");
-    case "api":
-      return `api ${event.method} ${event.path}: ${event.status}` +
-        `${event.error ? ` ${event.error}` : ""}, ${event.durationMs} ms, ` +
-        event.request +
-        (event.ignored ? `, ignored ${event.ignored.join(", ")}` : "");
-    case "api_failed":
-      return `api_failed ${event.cause}`;
-    case "draining":
-      return `draining ${count(event.connections, "connection")} in flight` +
-        (event.timeoutMs > 0 ? ` for up to ${event.timeoutMs} ms` : "") +
-        "; a second signal ends it at once";
-    case "sighup_ignored":
-      return "sighup_ignored; nothing was done";
-    case "log_dropped":
-      return `log_dropped ${count(event.lines, "line")}`;
-    case "drained":
-      return event.cut > 0
-        ? `drained ${
-          count(event.cut, "connection")
-        } cut after ${event.durationMs} ms`
-        : `drained in ${event.durationMs} ms`;
-  }
-}
-
-/** The length of the longest of some texts, however many they are. */
-function longest(texts: readonly string[]): number {
-  return texts.reduce((most, { length }) => Math.max(most, length), 0);
-}
-
-function count(number: number, what: string): string {
-  return `${number} ${what}${number === 1 ? "" : "s"}`;
-}
-
 // ---- CLI: arguments, load, run, signals, exit codes --------------------------
 
-const DEMO = { hostname: "127.0.0.1", port: 18000 };
+const DEMO = { hostname: LOOPBACK, port: 18000 };
 
 const HELP =
   `chaos-proxy ${deno.version}: forwards TCP connections by local port, injecting faults
@@ -4387,54 +4343,41 @@ Example:
 
 SIGINT and SIGTERM wait for the connections in flight, up to the drain timeout;
 a later second one ends at once. Exit codes: 0 ended; 1 failed while running, or
-had to cut connections; 2 a wrong argument or config.
-`;
+had to cut connections; 2 a wrong argument or config.`;
 
 /** The command line is wrong. */
 class UsageError extends Error {
-  override name = "UsageError";
+  constructor(problem: string) {
+    super(`${problem}; see chaos-proxy --help`);
+  }
 }
 
-interface CommandLine {
-  action: "help" | "version" | "check" | "run";
-  /** Absent, there is nothing but what comes by the API. */
-  config: string | undefined;
-  demo: boolean;
-  given: Pick<Config, "seed" | "api"> & { drainTimeoutMs?: number };
-  logLevel: LogLevel;
-  logFormat: LogFormat;
-}
-
+const LOG_LEVEL = oneOf<LogLevel>("debug", "info", "warn", "error");
+const LOG_FORMAT = oneOf<LogFormat>("text", "json");
 const FLAGS = ["check", "demo", "help", "version"] as const;
 const SETTINGS = [
-  "api",
-  "config",
-  "drain-timeout",
-  "host",
-  "log-format",
-  "log-level",
-  "port",
-  "seed",
+  ...["api", "drain-timeout", "log-format", "log-level"] as const,
+  ...["config", "host", "port", "seed"] as const, // also toxiproxy-server's
 ] as const;
 /** Those of toxiproxy-server, which may begin with one dash. */
 const TOXIPROXY_OPTION = /^-(host|port|config|seed|version|\w+-metrics)(?==|$)/;
 const METRICS_OPTION = /^--(?:proxy|runtime)-metrics(?:=(?:true|false))?$/;
-const TOXIPROXY_API = { hostname: "localhost", port: 8474 };
+
+type CommandLine = ReturnType<typeof readCommandLine>;
 
 /** @throws {UsageError} If an argument is unknown, missing or wrong. */
-function readCommandLine(written: string[]): CommandLine {
-  const operands: string[] = [];
+function readCommandLine(written: string[]) {
   const end = written.includes("--") ? written.indexOf("--") : written.length;
-  const given = joinNegatives(written.slice(0, end))
+  const options = joinNegatives(written.slice(0, end))
     .map((arg) => arg.replace(TOXIPROXY_OPTION, "--$1"))
     .filter((arg) => !METRICS_OPTION.test(arg)); // they are always on
-  const args = [...given, ...written.slice(end)];
   for (const flag of FLAGS) {
-    if (given.some((arg) => arg.startsWith(`--${flag}=`))) {
+    if (options.some((arg) => arg.startsWith(`--${flag}=`))) {
       throw new UsageError(`--${flag} takes no value`);
     }
   }
-  const flags = parseArgs(args, {
+  const operands: string[] = [];
+  const flags = parseArgs([...options, ...written.slice(end)], {
     boolean: FLAGS,
     string: SETTINGS,
     alias: { help: "h", version: "V" },
@@ -4444,58 +4387,50 @@ function readCommandLine(written: string[]): CommandLine {
       return false;
     },
   });
-  for (const each of flags._) operands.push(String(each)); // those after `--`
+  operands.push(...flags._.map(String)); // those after `--`
   if (flags.config !== undefined) operands.push(flags.config);
   const api = readApi(flags);
-  const action = flags.help
-    ? "help"
-    : flags.version
-    ? "version"
-    : flags.check
-    ? "check"
-    : "run";
-  const runs = action === "check" || action === "run";
-  const needsConfig = runs && !flags.demo &&
-    (action === "check" || api === undefined);
-  if (needsConfig && operands.length === 0) {
-    throw new UsageError(
-      action === "check"
-        ? "expected a config file, found no argument"
-        : "expected a config file, or --api 8474 to be controlled by the API " +
-          "alone, found no argument",
-    );
+  const action = (["help", "version", "check"] as const)
+    .find((each) => flags[each]) ?? "run";
+  if (action === "run" || action === "check") {
+    const isEnough = flags.demo || (action === "run" && api !== undefined);
+    if (operands.length === 0 && !isEnough) {
+      const other = action === "run"
+        ? "or --api 8474 to be controlled by the API alone, "
+        : "";
+      throw new UsageError(`expected a config file, ${other}found no argument`);
+    }
+    if (operands.length > 1) {
+      throw new UsageError(
+        `expected one config file, found ${operands.length}: ` +
+          operands.join(", "),
+      );
+    }
   }
-  if (runs && operands.length > 1) {
-    throw new UsageError(
-      `expected one config file, found ${operands.length}: ${
-        operands.join(", ")
-      }`,
-    );
-  }
+  const { seed, "drain-timeout": drain } = flags;
+  const { "log-level": level = "info", "log-format": format = "text" } = flags;
   return {
     action,
-    config: operands[0],
+    config: operands.at(0),
     demo: flags.demo,
+    /** Whether all routes come by the API. */
+    isDriven: operands.length === 0 && !flags.demo,
+    /** Takes precedence over the config. */
     given: {
-      ...(flags.seed !== undefined && {
-        seed: readInteger("seed", flags.seed, CONFIG_FIELDS.seed.guard),
+      ...(seed !== undefined && {
+        seed: readOption("--seed", seed, CONFIG_FIELDS.seed.guard),
       }),
-      ...(flags["drain-timeout"] !== undefined && {
-        drainTimeoutMs: readInteger(
-          "drain-timeout",
-          flags["drain-timeout"],
-          milliseconds,
-        ),
+      ...(drain !== undefined && {
+        drainTimeoutMs: readOption("--drain-timeout", drain, milliseconds),
       }),
       ...(api !== undefined && { api }),
     },
-    logLevel: readChoice("log-level", flags["log-level"], LOG_LEVELS) ?? "info",
-    logFormat: readChoice("log-format", flags["log-format"], LOG_FORMATS) ??
-      "text",
+    logLevel: readOption("--log-level", level, LOG_LEVEL),
+    logFormat: readOption("--log-format", format, LOG_FORMAT),
   };
 }
 
-/** Joins an option and a number below zero, which is refused as its value. */
+/** Joins an option and a negative number, which is then refused as its value. */
 function joinNegatives(args: readonly string[]): string[] {
   return args.reduce<string[]>((joined, arg) => {
     const option = joined.at(-1) ?? "";
@@ -4509,146 +4444,106 @@ function joinNegatives(args: readonly string[]): string[] {
 function unknownOption(arg: string): UsageError {
   const name = arg.replace(/=.*/s, "");
   const known = [...FLAGS, ...SETTINGS].map((each) => `--${each}`);
-  if (known.includes(name)) {
-    return new UsageError(`${name} needs a value`);
-  }
+  if (known.includes(name)) return new UsageError(`${name} needs a value`);
   const meant = nearest(name, known);
-  return new UsageError(
-    `unknown option ${name}` + (meant ? `; did you mean ${meant}?` : ""),
-  );
+  const hint = meant ? `; did you mean ${meant}?` : "";
+  return new UsageError(`unknown option ${name}${hint}`);
 }
 
-/** The API's address; toxiproxy-server has one unless it is told otherwise. */
+/** The API's address; the options of toxiproxy-server have a default for it. */
 function readApi(
-  { api, host, port, config }: Record<string, unknown>,
-): string | undefined {
-  const isServer = host !== undefined || port !== undefined;
-  if (api !== undefined && isServer) {
+  { api, host, port, config }: { [name in typeof SETTINGS[number]]?: string },
+): number | string | undefined {
+  if (api !== undefined && (host ?? port) !== undefined) {
     throw new UsageError("--api and --host or --port contradict each other");
   }
-  if (api === undefined && !isServer && config === undefined) return undefined;
-  const { hostname, port: usual } = TOXIPROXY_API;
-  const text = api ??
-    addressOf({ hostname: `${host ?? hostname}`, port: Number(port ?? usual) });
-  if (apiAddress.is(text)) return String(text);
-  throw new UsageError(
-    `${api === undefined ? "--host and --port" : "--api"}: ` +
-      `expected ${apiAddress.expected}, found ${describe(text)}`,
-  );
+  if (api !== undefined) return readOption("--api", api, apiAddress);
+  if ((host ?? port ?? config) === undefined) return undefined;
+  const address = { hostname: host ?? "localhost", port: Number(port ?? 8474) };
+  return readOption("--host and --port", addressOf(address), apiAddress);
 }
 
-function readInteger(
-  option: string,
-  text: string,
-  guard: Guard<number>,
-): number {
-  const value = /^\d+$/.test(text) ? Number(text) : undefined;
+/** @throws {UsageError} If an option's value is not what it takes. */
+function readOption<T>(option: string, text: string, guard: Guard<T>): T {
+  const value = guard.is(text) || !/^\d+$/.test(text) ? text : Number(text);
   if (guard.is(value)) return value;
   throw new UsageError(
-    `--${option}: expected ${guard.expected}, found ${describe(text)}`,
+    `${option}: expected ${guard.expected}, found ${describe(text)}`,
   );
 }
 
-function readChoice<T extends string>(
-  option: string,
-  text: string | undefined,
-  choices: readonly T[],
-): T | undefined {
-  const choice = choices.find((each) => each === text);
-  if (text === undefined || choice !== undefined) return choice;
-  throw new UsageError(
-    `--${option}: expected ${choices.join(" or ")}, found ${describe(text)}`,
-  );
-}
-
-/** @throws {ConfigError} If the file cannot be read, or holds no good config. */
-async function loadConfig(
-  path: string,
-  given: CommandLine["given"],
-): Promise<Config> {
-  let bytes: Uint8Array;
+/** @throws {ConfigError} If the file cannot be read, is too long or no text. */
+async function readText(path: string): Promise<string> {
   try {
-    bytes = await readAtMost(path, MAX_CONFIG_BYTES + 1);
+    const { isDirectory } = await Deno.stat(path);
+    if (isDirectory) throw new Deno.errors.IsADirectory();
+    using file = await Deno.open(path);
+    const bytes = new Uint8Array(MAX_CONFIG_BYTES + 1); // it may have no end
+    let length = 0;
+    for (let size; (size = await file.read(bytes.subarray(length)));) {
+      length += size;
+    }
+    if (length > MAX_CONFIG_BYTES) {
+      throw new RangeError("expected at most 1 MiB of text, found more");
+    }
+    const decoder = new TextDecoder("utf-8", { fatal: true });
+    return decoder.decode(bytes.subarray(0, length));
   } catch (error) {
-    throw new ConfigError(path, [whyUnreadable(error)]);
+    const { name } = error as Error;
+    throw new ConfigError(path, [UNREADABLE[name] ?? causeOf(error)]);
   }
-  if (bytes.length > MAX_CONFIG_BYTES) {
-    throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
-  }
-  return parseConfig(decodeText(bytes, path), path, given);
 }
 
-/** Reads no more than that, of whatever the path names: it may have no end. */
-async function readAtMost(path: string, limit: number): Promise<Uint8Array> {
-  if ((await Deno.stat(path)).isDirectory) throw new Deno.errors.IsADirectory();
-  using file = await Deno.open(path);
-  const bytes = new Uint8Array(limit);
-  let length = 0;
-  while (length < limit) {
-    const size = await file.read(bytes.subarray(length));
-    if (size === null) break;
-    length += size;
-  }
-  return bytes.subarray(0, length);
-}
+const UNREADABLE: Record<string, string> = {
+  NotFound: "there is no such file",
+  IsADirectory: "expected a YAML or JSON file, found a directory",
+  PermissionDenied: "there is no permission to read the file",
+  TypeError: "expected text in UTF-8, found other bytes",
+};
 
-function whyUnreadable(error: unknown): string {
-  if (error instanceof Deno.errors.NotFound) return "there is no such file";
-  if (error instanceof Deno.errors.IsADirectory) {
-    return "expected a YAML or JSON file, found a directory";
-  }
-  if (error instanceof Deno.errors.PermissionDenied) {
-    return "there is no permission to read the file";
-  }
-  return causeOf(error);
-}
-
-/** A table of the routes and what is injected on them. */
+/** A table of the routes and their faults. */
 function summarize(config: Config, path: string): string {
-  const rows = [
-    ["ROUTE", "LISTEN", "UPSTREAM", "FAULTS"],
-    ...config.routes.map((route) => [
-      route.name,
-      addressOf({ hostname: route.host, port: route.localPort }),
-      route.upstream,
-      describeFaults(route),
-    ]),
-  ];
-  const widths = rows[0].map((_, column) =>
-    longest(rows.map((row) => row[column]))
+  const { routes, seed, drainTimeoutMs, api } = config;
+  const summary = [
+    `${path}: ${count(routes.length, "route")}`,
+    seed === undefined ? "a random seed" : `seed ${seed}`,
+    drainTimeoutMs > 0
+      ? `drain within ${drainTimeoutMs} ms`
+      : "drain without a limit",
+    ...(api === undefined ? [] : [`api ${api}`]),
+  ].join(", ");
+  const columns = [
+    ["ROUTE", ...routes.map(({ name }) => name)],
+    ["LISTEN", ...routes.map((route) => asProxy(route).listen)],
+    ["UPSTREAM", ...routes.map(({ upstream }) => upstream)],
+    ["FAULTS", ...routes.map(describeFaults)],
+  ].map((cells) => {
+    const width = Math.max(...cells.map(({ length }) => length));
+    return cells.map((cell) => cell.padEnd(width));
+  });
+  const table = Array.from(
+    { length: routes.length + 1 },
+    (_, row) => columns.map((cells) => cells[row]).join("  ").trimEnd(),
   );
-  const table = rows.map((row) =>
-    row.map((cell, column) => cell.padEnd(widths[column])).join("  ").trimEnd()
-  );
-  const warnings = firstOf(config.routes.flatMap(warningsOf));
-  table.push(...warnings.map((each) => `warning: ${each}`));
-  const seed = config.seed === undefined
-    ? "a random seed"
-    : `seed ${config.seed}`;
-  const drain = config.drainTimeoutMs > 0
-    ? `drain within ${config.drainTimeoutMs} ms`
-    : "drain without a limit";
-  const routes = count(config.routes.length, "route");
-  const api = config.api === undefined ? "" : `, api ${config.api}`;
-  return [`${path}: ${routes}, ${seed}, ${drain}${api}`, ...table].join("\n");
+  const warnings = firstOf(routes.flatMap(warningsOf))
+    .map((each) => `warning: ${each}`);
+  return [summary, ...table, ...warnings].join("\n");
 }
 
 /**
- * Serves what the example config forwards to, until the signal is aborted.
+ * Serves what the example config forwards to, for as long as the process runs.
  *
  * @throws {ListenError} If its port cannot be listened on.
  */
-function serveDemo(signal: AbortSignal): void {
+function serveDemo(): void {
   try {
-    Deno.serve({ ...DEMO, signal, onListen: () => {} }, async (request) => {
+    Deno.serve({ ...DEMO, onListen: () => {} }, async (request) => {
       if (request.body === null) {
         return new Response("Hello from behind the proxy!\n");
       }
-      try {
-        return new Response(await request.arrayBuffer());
-      } catch {
-        return new Response(null, { status: 400 }); // its client has left
-      }
+      // It fails if the client leaves meanwhile.
+      const echo = await request.arrayBuffer().catch(() => null);
+      return new Response(echo, { status: echo ? 200 : 400 });
     });
   } catch (error) {
     throw new ListenError("demo upstream", DEMO, error);
@@ -4660,41 +4555,27 @@ async function run(config: Config, line: CommandLine): Promise<number> {
   const stop = signal();
   const onEvent = eventLogger(line.logLevel, line.logFormat, config.routes);
   const isDemo = ({ upstream }: Route) => upstream === addressOf(DEMO);
-  const demo = new AbortController();
-  if (line.demo && config.routes.some(isDemo)) serveDemo(demo.signal);
-  try {
-    const { api } = config;
-    const resettable = api !== undefined; // by whatever may come to be asked
-    const options = { onEvent, resettable };
-    await using proxy = await ChaosProxy.start(config, options);
-    await using _api = api === undefined
-      ? null
-      : serveApi(proxy, api, { onEvent });
-    if (Deno.build.os !== "windows") {
-      Deno.addSignalListener(
-        "SIGHUP",
-        () => onEvent({ event: "sighup_ignored" }),
-      );
-    }
-    await stop;
-    signal(performance.now() + SAME_SIGNAL_MS).then(async () => {
-      stderr.write("chaos-proxy: ended at once by a second signal");
-      await stderr.flush();
-      Deno.exit(1);
-    });
-    const cut = await proxy.drain();
-    // Test suites stop a proxy that is driven by the API as they stop Toxiproxy.
-    const isDriven = line.config === undefined && !line.demo;
-    return cut > 0 && !isDriven ? 1 : 0;
-  } finally {
-    demo.abort();
-  }
+  if (line.demo && config.routes.some(isDemo)) serveDemo();
+  const { api } = config;
+  const resettable = api !== undefined; // by whatever may come to be asked
+  await using proxy = await ChaosProxy.start(config, { onEvent, resettable });
+  await using _api = api ? serveApi(proxy, api, { onEvent }) : null;
+  const onHangUp = () => onEvent({ event: "sighup_ignored" });
+  if (!IS_WINDOWS) Deno.addSignalListener("SIGHUP", onHangUp);
+  await stop;
+  signal(performance.now() + SAME_SIGNAL_MS).then(async () => {
+    stderr.write("chaos-proxy: ended at once by a second signal");
+    await stderr.flush();
+    Deno.exit(1);
+  });
+  const cut = await proxy.drain();
+  // Test suites stop a proxy that is driven by the API as they stop Toxiproxy.
+  return cut > 0 && !line.isDriven ? 1 : 0;
 }
 
 const SAME_SIGNAL_MS = 500;
-const SIGNALS: readonly Deno.Signal[] = Deno.build.os === "windows"
-  ? ["SIGINT", "SIGBREAK"]
-  : ["SIGINT", "SIGTERM"];
+const IS_WINDOWS = Deno.build.os === "windows";
+const SIGNALS = ["SIGINT", IS_WINDOWS ? "SIGBREAK" : "SIGTERM"] as const;
 
 /**
  * Waits for a signal to stop, from now on or from a time on: a terminal and the
@@ -4713,37 +4594,24 @@ function signal(from = 0): Promise<void> {
 async function main(args: string[]): Promise<number> {
   try {
     const line = readCommandLine(args);
-    switch (line.action) {
-      case "help":
-        console.log(HELP.trimEnd());
-        return 0;
-      case "version":
-        console.log(`chaos-proxy ${deno.version}`);
-        return 0;
+    const { action, given } = line;
+    if (action === "help" || action === "version") {
+      console.log(action === "help" ? HELP : `chaos-proxy ${deno.version}`);
+      return 0;
     }
     const path = line.config ?? "config.example.yaml";
-    const config = line.config !== undefined
-      ? await loadConfig(path, line.given)
-      : line.demo
-      ? parseConfig(example, path, line.given)
-      : checkConfig({ drainTimeoutMs: 1000, ...line.given }, "config", {});
-    if (line.action === "run") return await run(config, line);
+    const text = line.config === undefined ? example : await readText(path);
+    const config = line.isDriven
+      ? checkConfig({ drainTimeoutMs: 1000, ...given }, "config", {})
+      : parseConfig(text, path, given);
+    if (action === "run") return await run(config, line);
     console.log(summarize(config, path));
     return 0;
   } catch (error) {
-    if (error instanceof UsageError) {
-      stderr.write(`chaos-proxy: ${error.message}; see chaos-proxy --help`);
-      return 2;
-    }
-    if (error instanceof ConfigError) {
-      stderr.write(`chaos-proxy: ${error.message}`);
-      return 2;
-    }
-    if (error instanceof ListenError) {
-      stderr.write(`chaos-proxy: ${error.message}`);
-      return 1;
-    }
-    throw error;
+    const isUsage = error instanceof UsageError || error instanceof ConfigError;
+    if (!isUsage && !(error instanceof ListenError)) throw error;
+    stderr.write(`chaos-proxy: ${error.message}`);
+    return isUsage ? 2 : 1;
   }
 }
 
