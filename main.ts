@@ -4137,9 +4137,8 @@ const TEXTS: { [E in EventName]: (event: EventOf<E>) => string } = {
   toxic_removed: ({ toxic }) => ` ${toxic}`,
   reseeded: ({ seed }) => ` with ${seed}`,
   api_listening: ({ address }) =>
-    ` ${address}${
-      isOpen(address) ? "; whoever reaches it can control it" : ""
-    }`,
+    ` ${address}` +
+    (isOpen(address) ? "; whoever reaches it can control it" : ""),
   api: ({ method, path, status, error, durationMs, request, ignored }) =>
     ` ${method} ${path}: ${status}${error ? ` ${error}` : ""}, ` +
     `${durationMs} ms, ${request}` +
@@ -4280,13 +4279,11 @@ class LineHandler extends BaseHandler {
   }
 }
 
-/** Returns a function that logs the events of a level and above. */
-function eventLogger(
-  level: LogLevel,
-  format: LogFormat,
-  routes: readonly Route[],
-): (event: LogEvent) => void {
-  let width = Math.max(0, ...routes.map(({ name }) => name.length));
+/**
+ * Returns a function that logs the events of a level and above; in text the
+ * names of routes are aligned to a width, which grows as needed.
+ */
+function eventLogger(level: LogLevel, format: LogFormat, width: number) {
   const formatter = ({ datetime, levelName, args }: LogRecord): string => {
     const event = args[0] as LogEvent;
     const time = datetime.toISOString();
@@ -4553,7 +4550,8 @@ function serveDemo(): void {
 /** Runs until a signal ends it; resolves to the exit code. */
 async function run(config: Config, line: CommandLine): Promise<number> {
   const stop = signal();
-  const onEvent = eventLogger(line.logLevel, line.logFormat, config.routes);
+  const width = Math.max(0, ...config.routes.map(({ name }) => name.length));
+  const onEvent = eventLogger(line.logLevel, line.logFormat, width);
   const isDemo = ({ upstream }: Route) => upstream === addressOf(DEMO);
   if (line.demo && config.routes.some(isDemo)) serveDemo();
   const { api } = config;
