@@ -4106,7 +4106,9 @@ type LogEvent =
 
 type EventName = LogEvent["event"];
 type EventOf<E extends EventName> = LogEvent & { event: E };
-type EventSource = { event: EventName } & Partial<ConnectionId>;
+type EventSource =
+  & { event: EventName }
+  & Partial<Pick<ConnectionEvent, "route" | "connection" | "client">>;
 
 /** What a line of text says after the name of an event. */
 const TEXTS: { [E in EventName]: (event: EventOf<E>) => string } = {
