@@ -1142,17 +1142,6 @@ export function parseConfig(
   );
 }
 
-/** @throws {ConfigError} If the bytes are not UTF-8. */
-function decodeText(bytes: Uint8Array, source: string): string {
-  try {
-    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch {
-    throw new ConfigError(source, [
-      "expected text in UTF-8, found other bytes",
-    ]);
-  }
-}
-
 const LINE_END = /\r\n|\r|\n/;
 
 function readYaml(text: string, path: string): unknown {
@@ -3803,8 +3792,14 @@ async function readBody(request: Request): Promise<unknown> {
     }
     chunks.push(chunk);
   }
-  const bytes = await new Blob(chunks).bytes();
-  return readJson(decodeText(bytes, "body"), "body");
+  const decoder = new TextDecoder("utf-8", { fatal: true });
+  let text;
+  try {
+    text = decoder.decode(await new Blob(chunks).bytes());
+  } catch {
+    throw badBody(["expected text in UTF-8, found other bytes"]);
+  }
+  return readJson(text, "body");
 }
 
 /** @throws {Refusal} If a required field is not there, or empty. */
