@@ -15,19 +15,31 @@ import {
   type Route,
   type RouteOptions,
 } from "../main.ts";
-import { echo, isDisconnect, readAll, send, WatchedProxy } from "./helpers.ts";
+import {
+  echo,
+  readAll,
+  send,
+  unlessDisconnected,
+  WatchedProxy,
+} from "./helpers.ts";
 
 const COUNT = 10_000;
 const SEEDS = [0, 1, 2, 42, 2 ** 32, Number.MAX_SAFE_INTEGER];
+const JITTER = { latencyMs: 9, jitterMs: 5 };
+const WIDE_JITTER = { latencyMs: 200, jitterMs: 100 };
 
 function routeWith(options: Partial<RouteOptions>): Route {
   const route = { localPort: 1, name: "db", upstream: "a:1", ...options };
   return parseConfig(JSON.stringify({ routes: [route] })).routes[0];
 }
 
-function decisions(seed: number, options: Partial<RouteOptions>): Decision[] {
+function decisions(
+  seed: number,
+  options: Partial<RouteOptions>,
+  length = COUNT,
+): Decision[] {
   const route = routeWith(options);
-  return Array.from({ length: COUNT }, (_, i) => decide(seed, route, i + 1));
+  return Array.from({ length }, (_, i) => decide(seed, route, i + 1));
 }
 
 function delays(seed: number, options: Partial<RouteOptions>): number[] {
@@ -52,43 +64,44 @@ function mean(values: number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
-function correlation(a: number[], b: number[]): number {
+function variance(values: number[]): number {
+  const average = mean(values);
+  return mean(values.map((value) => (value - average) ** 2));
+}
+
+/** That two series have no more to do with each other than chance brings. */
+function assertUnrelated(a: number[], b: number[]): void {
   const [meanA, meanB] = [mean(a), mean(b)];
   const covariance = mean(a.map((x, i) => (x - meanA) * (b[i] - meanB)));
-  const variance = (of: number[], around: number) =>
-    mean(of.map((x) => (x - around) ** 2));
-  return covariance / Math.sqrt(variance(a, meanA) * variance(b, meanB));
+  const correlation = covariance / Math.sqrt(variance(a) * variance(b));
+  assertLess(Math.abs(correlation), 4 / Math.sqrt(a.length));
 }
 
 const RATES = [0.001, 0.01, 0.05, 0.3, 0.5, 0.9, 0.999];
 
-Deno.test("the share of dropped connections is dropRate", () => {
+Deno.test("the share of connections dropped is dropRate, of the others never answered timeoutRate", () => {
   for (const seed of SEEDS) {
-    for (const dropRate of RATES) {
-      const found = decisions(seed, { dropRate, timeoutRate: 0.5 });
-      assertShare(count(found, "drop"), COUNT, dropRate);
-    }
-  }
-});
-
-Deno.test("of those not dropped, the share never answered is timeoutRate", () => {
-  for (const seed of SEEDS) {
-    for (const timeoutRate of RATES) {
-      const found = decisions(seed, { dropRate: 0.25, timeoutRate });
-      const notDropped = COUNT - count(found, "drop");
-      assertShare(count(found, "timeout"), notDropped, timeoutRate);
+    for (const rate of RATES) {
+      const drops = decisions(seed, { dropRate: rate, timeoutRate: 0.5 });
+      assertShare(count(drops, "drop"), COUNT, rate);
+      const holds = decisions(seed, { dropRate: 0.25, timeoutRate: rate });
+      const notDropped = COUNT - count(holds, "drop");
+      assertShare(count(holds, "timeout"), notDropped, rate);
     }
   }
 });
 
 Deno.test("a rate of 0 is never, a rate of 1 always", () => {
   for (const seed of SEEDS) {
-    const none = decisions(seed, {});
-    assertEquals(count(none, "forward"), COUNT);
-    const dropped = decisions(seed, { dropRate: 1, timeoutRate: 1 });
-    assertEquals(count(dropped, "drop"), COUNT);
-    const held = decisions(seed, { timeoutRate: 1 });
-    assertEquals(count(held, "timeout"), COUNT);
+    for (
+      const [kind, options] of [
+        ["forward", {}],
+        ["drop", { dropRate: 1, timeoutRate: 1 }],
+        ["timeout", { timeoutRate: 1 }],
+      ] as const
+    ) {
+      assertEquals(count(decisions(seed, options), kind), COUNT);
+    }
   }
 });
 
@@ -96,14 +109,10 @@ Deno.test("jitter is uniform around the latency", () => {
   const [latencyMs, jitterMs, bins] = [200, 50, 20];
   for (const seed of SEEDS) {
     const found = delays(seed, { latencyMs, jitterMs });
-    const average = mean(found);
-    const variance = mean(found.map((delay) => (delay - average) ** 2));
+    const off = Math.abs(mean(found) - latencyMs);
     const deviation = jitterMs / Math.sqrt(3);
-    assertLess(
-      Math.abs(average - latencyMs),
-      4 * deviation / Math.sqrt(COUNT),
-    );
-    assertLess(Math.abs(variance / deviation ** 2 - 1), 0.05);
+    assertLess(off, 4 * deviation / Math.sqrt(COUNT));
+    assertLess(Math.abs(variance(found) / deviation ** 2 - 1), 0.05);
     assertGreaterOrEqual(Math.min(...found), latencyMs - jitterMs);
     assertLessOrEqual(Math.max(...found), latencyMs + jitterMs);
 
@@ -112,11 +121,7 @@ Deno.test("jitter is uniform around the latency", () => {
       const place = (delay - latencyMs + jitterMs) / (2 * jitterMs);
       binned[Math.min(bins - 1, Math.floor(place * bins))]++;
     }
-    const expected = COUNT / bins;
-    const chiSquare = binned.reduce(
-      (sum, each) => sum + (each - expected) ** 2 / expected,
-      0,
-    );
+    const chiSquare = bins * variance(binned) / (COUNT / bins);
     assertLess(chiSquare, 50); // 19 degrees of freedom: once in 7,000 seeds
     assertGreater(chiSquare, 4); // nor more even than chance would have it
   }
@@ -131,12 +136,7 @@ Deno.test("a delay is never below 0, and without jitter always the same", () => 
 });
 
 Deno.test("the same seed decides the same, whatever was decided before", () => {
-  const options = {
-    dropRate: 0.2,
-    timeoutRate: 0.2,
-    latencyMs: 9,
-    jitterMs: 5,
-  };
+  const options = { dropRate: 0.2, timeoutRate: 0.2, ...JITTER };
   const route = routeWith(options);
   const first = decisions(42, options);
   assertEquals(decisions(42, options), first);
@@ -147,30 +147,19 @@ Deno.test("the same seed decides the same, whatever was decided before", () => {
 });
 
 Deno.test("only the name and the faults of a route count", () => {
-  const options = {
-    dropRate: 0.3,
-    timeoutRate: 0.3,
-    latencyMs: 9,
-    jitterMs: 5,
-  };
+  const options = { dropRate: 0.3, timeoutRate: 0.3, ...JITTER };
+  const address = { localPort: 2, host: "::1", upstream: "b:2" };
+  const times = { timeoutMs: 1, connectTimeoutMs: 1 };
   assertEquals(
-    decisions(42, {
-      ...options,
-      localPort: 2,
-      host: "::1",
-      upstream: "b:2",
-      timeoutMs: 1,
-      connectTimeoutMs: 1,
-    }),
+    decisions(42, { ...options, ...address, ...times }),
     decisions(42, options),
   );
 });
 
 Deno.test("a fault that is switched on or off leaves the others as they are", () => {
-  const jitter = { latencyMs: 9, jitterMs: 5 };
-  const plain = decisions(42, jitter);
-  const some = decisions(42, { ...jitter, dropRate: 0.2, timeoutRate: 0.2 });
-  const more = decisions(42, { ...jitter, dropRate: 0.3, timeoutRate: 0.2 });
+  const plain = decisions(42, JITTER);
+  const some = decisions(42, { ...JITTER, dropRate: 0.2, timeoutRate: 0.2 });
+  const more = decisions(42, { ...JITTER, dropRate: 0.3, timeoutRate: 0.2 });
   for (let i = 0; i < COUNT; i++) {
     if (some[i].kind === "forward") assertEquals(some[i], plain[i]);
     if (some[i].kind === "drop") assertEquals(more[i].kind, "drop");
@@ -178,58 +167,45 @@ Deno.test("a fault that is switched on or off leaves the others as they are", ()
   }
 });
 
-const OTHERS: [seed: number, name: string][] = [
-  [43, "db"],
-  [41, "db"],
-  [0, "db"],
-  [42 + 2 ** 32, "db"],
-  [2 ** 53 - 1, "db"],
-  [4, "2db"],
-  [42, "da"],
-  [42, "Db"],
-  [42, "db1"],
-  [42, "bd"],
-  [42, "42"],
-];
-
 Deno.test("another seed, or another name, decides independently", () => {
   const drops = (seed: number, name: string) =>
     decisions(seed, { name, dropRate: 0.5 }).map(({ kind }) => kind);
   const jitters = (seed: number, name: string) =>
-    delays(seed, { name, latencyMs: 200, jitterMs: 100 });
+    delays(seed, { name, ...WIDE_JITTER });
   const [dropped, delayed] = [drops(42, "db"), jitters(42, "db")];
-  for (const [seed, name] of OTHERS) {
+  const assertIndependent = (seed: number, name: string) => {
     const other = drops(seed, name);
     const agreed = other.filter((kind, i) => kind === dropped[i]).length;
     assertShare(agreed, COUNT, 0.5);
-    const related = correlation(delayed, jitters(seed, name));
-    assertLess(Math.abs(related), 4 / Math.sqrt(COUNT));
-  }
+    assertUnrelated(delayed, jitters(seed, name));
+  };
+  const seeds = [43, 41, 0, 42 + 2 ** 32, 2 ** 53 - 1];
+  for (const seed of seeds) assertIndependent(seed, "db");
+  const names = ["da", "Db", "db1", "bd", "42"];
+  for (const name of names) assertIndependent(42, name);
+  assertIndependent(4, "2db");
 });
 
 Deno.test("neighbouring connections have nothing to do with each other", () => {
   for (const seed of SEEDS) {
-    const delayed = delays(seed, { latencyMs: 200, jitterMs: 100 });
-    const dropped = decisions(seed, { dropRate: 0.5 })
-      .map(({ kind }) => Number(kind === "drop"));
-    const held = decisions(seed, { timeoutRate: 0.5 })
-      .map(({ kind }) => Number(kind === "timeout"));
+    const are = (kind: string, options: Partial<RouteOptions>) =>
+      decisions(seed, options).map((each) => Number(each.kind === kind));
+    const delayed = delays(seed, WIDE_JITTER);
+    const dropped = are("drop", { dropRate: 0.5 });
+    const held = are("timeout", { timeoutRate: 0.5 });
     for (const lag of [1, 2, 10, 64, 100, 256]) {
       for (const draws of [delayed, dropped, held]) {
-        const related = correlation(draws.slice(lag), draws.slice(0, -lag));
-        assertLess(Math.abs(related), 4 / Math.sqrt(COUNT - lag));
+        assertUnrelated(draws.slice(lag), draws.slice(0, -lag));
       }
     }
-    for (
-      const [a, b] of [[delayed, dropped], [delayed, held], [dropped, held]]
-    ) {
-      assertLess(Math.abs(correlation(a, b)), 4 / Math.sqrt(COUNT));
-    }
+    assertUnrelated(delayed, dropped);
+    assertUnrelated(delayed, held);
+    assertUnrelated(dropped, held);
   }
 });
 
 Deno.test("seeds in a row are as good as any", () => {
-  const route = routeWith({ dropRate: 0.05, latencyMs: 200, jitterMs: 100 });
+  const route = routeWith({ dropRate: 0.05, ...WIDE_JITTER });
   const first = Array.from({ length: COUNT }, (_, i) => decide(i, route, 1));
   assertShare(count(first, "drop"), COUNT, 0.05);
   const delayed = first.flatMap((decision) =>
@@ -237,8 +213,7 @@ Deno.test("seeds in a row are as good as any", () => {
   );
   const late = delayed.filter((delay) => delay > 200).length;
   assertShare(late, delayed.length, 0.5);
-  const related = correlation(delayed.slice(1), delayed.slice(0, -1));
-  assertLess(Math.abs(related), 4 / Math.sqrt(delayed.length));
+  assertUnrelated(delayed.slice(1), delayed.slice(0, -1));
 });
 
 /** Whoever changes these changes what every seed in use means. */
@@ -251,17 +226,11 @@ const GOLDEN = [
 ];
 
 Deno.test("seed 42 decides what it has always decided", () => {
-  const route = routeWith({
-    name: "golden",
-    dropRate: 0.2,
-    timeoutRate: 0.2,
-    latencyMs: 150,
-    jitterMs: 50,
-  });
-  const first = GOLDEN.map((_, i) => {
-    const decision = decide(42, route, i + 1);
-    return decision.kind === "forward" ? decision.delayMs : decision.kind;
-  });
+  const rates = { dropRate: 0.2, timeoutRate: 0.2 };
+  const route = { name: "golden", ...rates, latencyMs: 150, jitterMs: 50 };
+  const first = decisions(42, route, GOLDEN.length).map((decision) =>
+    decision.kind === "forward" ? decision.delayMs : decision.kind
+  );
   assertEquals(first, GOLDEN);
 });
 
@@ -275,7 +244,7 @@ const FAULTS: Partial<RouteOptions> = {
 };
 
 /** The decisions by connection number, as the proxy logged them. */
-async function fatesSeen(
+async function decisionsSeen(
   seed: number,
   connections: number,
   atOnce: number,
@@ -283,29 +252,22 @@ async function fatesSeen(
   await using upstream = echo();
   await using watched = await WatchedProxy.to(upstream, FAULTS, { seed });
   for (let done = 0; done < connections; done += atOnce) {
-    await Promise.all(
-      Array.from({ length: atOnce }, () => converse(watched)),
-    );
+    await Promise.all(Array.from({ length: atOnce }, () => converse(watched)));
   }
-  const closed = await watched.log.first("closed", connections);
-  assertEquals(watched.log.of("accepted").length, connections);
-  const seen: Decision[] = closed.map(() => ({
-    kind: "forward",
-    delayMs: 0,
-    toxics: [],
-  }));
-  for (const { connection } of watched.log.of("dropped")) {
-    seen[connection - 1] = { kind: "drop" };
+  const { log } = watched;
+  await log.first("closed", connections);
+  assertEquals(log.of("accepted").length, connections);
+  const seen = new Array<Decision>(connections)
+    .fill({ kind: "forward", delayMs: 0, toxics: [] });
+  for (const event of log.all) {
+    const index = "connection" in event ? event.connection - 1 : NaN;
+    if (event.event === "dropped") seen[index] = { kind: "drop" };
+    if (event.event === "timed_out") seen[index] = { kind: "timeout" };
+    if (event.event !== "delayed") continue;
+    seen[index] = { kind: "forward", delayMs: event.delayMs, toxics: [] };
   }
-  for (const { connection } of watched.log.of("timed_out")) {
-    seen[connection - 1] = { kind: "timeout" };
-  }
-  for (const { connection, delayMs } of watched.log.of("delayed")) {
-    seen[connection - 1] = { kind: "forward", delayMs, toxics: [] };
-  }
-  const forwarded = seen.filter(({ kind }) => kind === "forward").length;
-  assertEquals(watched.log.of("connected").length, forwarded);
-  assertEquals(upstream.accepted, forwarded);
+  assertEquals(log.of("connected").length, count(seen, "forward"));
+  assertEquals(upstream.accepted, count(seen, "forward"));
   return seen;
 }
 
@@ -317,25 +279,23 @@ async function converse(watched: WatchedProxy): Promise<void> {
     await client.closeWrite();
     await readAll(client);
   } catch (error) {
-    if (!isDisconnect(error)) throw error;
+    unlessDisconnected(error);
   }
 }
 
 Deno.test("connection by connection, one at a time as 100 at once", async () => {
   const [oneByOne, together, other] = await Promise.all([
-    fatesSeen(42, 300, 1),
-    fatesSeen(42, 300, 100),
-    fatesSeen(43, 300, 100),
+    decisionsSeen(42, 300, 1),
+    decisionsSeen(42, 300, 100),
+    decisionsSeen(43, 300, 100),
   ]);
-  const route = routeWith(FAULTS);
-  const decided = oneByOne.map((_, i) => decide(42, route, i + 1));
+  const decided = decisions(42, FAULTS, 300);
   assertEquals(oneByOne, decided);
   assertEquals(together, decided);
-  assertEquals(other, other.map((_, i) => decide(43, route, i + 1)));
-  const kinds = new Set(decided.map(({ kind }) => kind));
-  assertEquals(kinds, new Set(["drop", "timeout", "forward"]));
-  const agreed = decided.filter((decision, i) =>
-    decision.kind === other[i].kind
-  );
+  assertEquals(other, decisions(43, FAULTS, 300));
+  for (const kind of ["drop", "timeout", "forward"] as const) {
+    assertGreater(count(decided, kind), 0);
+  }
+  const agreed = decided.filter(({ kind }, i) => kind === other[i].kind);
   assertLess(agreed.length, 200);
 });
