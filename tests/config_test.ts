@@ -19,6 +19,8 @@ import {
   parseConfig,
 } from "../main.ts";
 
+const JSON_PATH = "config.json";
+const BOTH_PATHS = ["config.yaml", JSON_PATH];
 const GOOD = { localPort: 8080, upstream: "localhost:5432" };
 
 function failure(text: string, path = "config.yaml"): ConfigError {
@@ -29,6 +31,17 @@ function problems(text: string, path?: string): string[] {
   return [...failure(text, path).problems];
 }
 
+/** That a text has one problem, and which. */
+function assertProblem(text: string, problem: string, path?: string): void {
+  assertEquals(problems(text, path), [problem], text);
+}
+
+/** How a text's first problem ends, which is with what to do. */
+function assertHint(text: string, end: string, path?: string): void {
+  const [problem] = problems(text, path);
+  assert(problem.endsWith(end), `${problem}, not ${end}`);
+}
+
 /** A config of one route, with a field as it is written in YAML. */
 function withField(field: string, yaml: string): string {
   const fields = { localPort: "8080", upstream: "localhost:5432" };
@@ -37,9 +50,44 @@ function withField(field: string, yaml: string): string {
   return `routes:\n  - ${lines.join("\n    ")}\n`;
 }
 
+/** The same, with a field beside the routes. */
+function withTopField(field: string, yaml: string): string {
+  return `${field}: ${yaml}\n${withField("name", "a")}`;
+}
+
 function withRoutes(...routes: Record<string, unknown>[]): string {
   const all = routes.map((route) => ({ upstream: "localhost:5432", ...route }));
   return JSON.stringify({ routes: all });
+}
+
+/** A field's path, and a config with it, as it is written in YAML. */
+function placed(field: string, yaml: string): [path: string, text: string] {
+  return ["seed", "drainTimeoutMs"].includes(field)
+    ? [field, withTopField(field, yaml)]
+    : [`routes[0].${field}`, withField(field, yaml)];
+}
+
+function assertTaken(field: string, value: unknown): void {
+  const [, text] = placed(field, JSON.stringify(value));
+  const config = parseConfig(text);
+  const found = { ...config, ...config.routes[0] };
+  assertEquals({ ...found, [field]: value }, found);
+}
+
+/** That a field does not take what YAML has, and what is expected and found. */
+function assertRefused(
+  field: string,
+  yaml: string,
+  expected: string,
+  found: string,
+): void {
+  const [path, text] = placed(field, yaml);
+  assertProblem(text, `${path}: expected ${expected}, found ${found}`);
+}
+
+/** What is parted by white space. */
+function words(text: string): string[] {
+  return text.trim().split(/\s+/);
 }
 
 // ---- Good ones ---------------------------------------------------------------
@@ -63,7 +111,7 @@ const DEFAULTS = {
 Deno.test("what is left out takes its default", () => {
   const expected = { drainTimeoutMs: 30_000, routes: [DEFAULTS] };
   assertEquals(parseConfig(withField("localPort", "8080")), expected);
-  assertEquals(parseConfig(withRoutes(GOOD), "config.json"), expected);
+  assertEquals(parseConfig(withRoutes(GOOD), JSON_PATH), expected);
 });
 
 Deno.test("what is written is kept", () => {
@@ -93,10 +141,9 @@ Deno.test("what is written is kept", () => {
       }],
     }],
   };
-  const json = JSON.stringify(written);
-  assertEquals(parseConfig(json, "config.json"), written);
-  assertEquals(parseConfig(json, "config.yaml"), written);
-  assertEquals(parseConfig(json), written);
+  for (const path of [...BOTH_PATHS, undefined]) {
+    assertEquals(parseConfig(JSON.stringify(written), path), written);
+  }
 });
 
 Deno.test("JSON is told by the file's name, in any case", () => {
@@ -109,8 +156,7 @@ Deno.test("the example is a good config, and shows every field", async () => {
   const text = await Deno.readTextFile(
     new URL("../config.example.yaml", import.meta.url),
   );
-  const { routes } = parseConfig(text);
-  assertGreater(routes.length, 1);
+  assertGreater(parseConfig(text).routes.length, 1);
   for (const field of ["seed", "drainTimeoutMs", ...Object.keys(DEFAULTS)]) {
     assertStringIncludes(text, `${field}:`);
   }
@@ -127,16 +173,13 @@ Deno.test("programs are told as files are", async () => {
     message,
     "config: routes[0].dropRate: expected a number from 0 to 1, found NaN",
   );
+  const route = (strange: object) => ({ routes: [{ ...GOOD, ...strange }] });
   const strange = [
-    undefined,
-    null,
-    Symbol("x"),
-    new Map(),
-    new Date(),
+    ...[undefined, null, Symbol("x"), new Map(), new Date()],
     { routes: new Array(1) },
-    { routes: [{ ...GOOD, localPort: 1n }] },
-    { routes: [{ ...GOOD, upstream: () => "localhost:5432" }] },
-    { routes: [{ ...GOOD, host: Symbol("x") }] },
+    route({ localPort: 1n }),
+    route({ upstream: () => "localhost:5432" }),
+    route({ host: Symbol("x") }),
     { routes: [Object.create(GOOD)] },
   ];
   for (const config of strange) await start(config);
@@ -144,25 +187,32 @@ Deno.test("programs are told as files are", async () => {
 
 // ---- Wrong values ------------------------------------------------------------
 
-const MS = "an integer from 0 to 2147483647";
-const EXPECTED: Record<string, string> = {
-  localPort: "an integer from 0 to 65535",
-  dropRate: "a number from 0 to 1",
-  timeoutRate: "a number from 0 to 1",
+const MAX_MS = 2147483647;
+const SHARE = [0, 1, 0.0001] as const;
+const MS = [0, MAX_MS, 1] as const;
+/** The least and the most that a field takes, and what is just beyond. */
+const RANGES: Record<string, readonly [number, number, step: number]> = {
+  localPort: [0, 65535, 1],
+  dropRate: SHARE,
+  timeoutRate: SHARE,
   timeoutMs: MS,
   latencyMs: MS,
   jitterMs: MS,
-  connectTimeoutMs: "an integer from 1 to 2147483647",
-  halfCloseTimeoutMs: "an integer from 0 to 2147483647",
+  connectTimeoutMs: [1, MAX_MS, 1],
+  halfCloseTimeoutMs: MS,
 };
-const NEVER_A_NUMBER = {
-  ".nan": ".nan",
-  ".inf": ".inf",
-  "-.inf": "-.inf",
-  "-1": "-1",
-  "-0.5": "-0.5",
-  "1.5": "1.5",
-  "1e300": "1e300",
+const ALL_RANGES: typeof RANGES = {
+  ...RANGES,
+  seed: [0, Number.MAX_SAFE_INTEGER, 1],
+  drainTimeoutMs: MS,
+};
+
+function expectedOf(field: string): string {
+  const [min, max, step] = ALL_RANGES[field];
+  return `${step === 1 ? "an integer" : "a number"} from ${min} to ${max}`;
+}
+
+const NEVER_A_NUMBER: Record<string, string> = {
   "9007199254740993": "9007199254740992",
   "'1'": '"1"; remove the quotes',
   '" 1 "': '" 1 "; remove the quotes',
@@ -171,226 +221,100 @@ const NEVER_A_NUMBER = {
   "' '": '" "',
   "abc": '"abc"',
   "5h": '"5h"',
-  "true": "true",
-  "null": "null",
   "~": "null",
   "": "null",
   "[1]": "a list",
   "{ a: 1 }": "a mapping",
   "2024-01-01": "a date",
 };
+for (const each of words(".nan .inf -.inf -1 -0.5 1.5 1e300 true null")) {
+  NEVER_A_NUMBER[each] = each;
+}
 
 Deno.test("a number field takes no other kind of value", () => {
-  for (const [field, expected] of Object.entries(EXPECTED)) {
+  for (const field of Object.keys(ALL_RANGES)) {
     for (const [yaml, found] of Object.entries(NEVER_A_NUMBER)) {
-      assertEquals(problems(withField(field, yaml)), [
-        `routes[0].${field}: expected ${expected}, found ${found}`,
-      ]);
+      assertRefused(field, yaml, expectedOf(field), found);
     }
   }
 });
 
 Deno.test("a number field takes its bounds, and nothing beyond", () => {
-  const bounds: Record<string, [below: number, good: number[], above: number]> =
-    {
-      localPort: [-1, [0, 65535], 65536],
-      dropRate: [-0.0001, [0, 0.5, 1], 1.0001],
-      timeoutRate: [-0.0001, [0, 0.5, 1], 1.0001],
-      timeoutMs: [-1, [0, 2147483647], 2147483648],
-      latencyMs: [-1, [0, 2147483647], 2147483648],
-      jitterMs: [-1, [0, 2147483647], 2147483648],
-      connectTimeoutMs: [0, [1, 2147483647], 2147483648],
-      halfCloseTimeoutMs: [-1, [0, 2147483647], 2147483648],
-    };
-  for (const [field, [below, good, above]] of Object.entries(bounds)) {
-    for (const value of good) {
-      const [route] = parseConfig(withField(field, `${value}`)).routes;
-      assertEquals(Object.entries(route).find(([key]) => key === field), [
-        field,
-        value,
-      ]);
-    }
-    for (const value of [below, above]) {
-      assertEquals(problems(withField(field, `${value}`)), [
-        `routes[0].${field}: expected ${EXPECTED[field]}, found ${value}`,
-      ]);
+  for (const [field, [min, max, step]] of Object.entries(ALL_RANGES)) {
+    for (const value of [min, max]) assertTaken(field, value);
+    if (step < 1) assertTaken(field, 0.5);
+    for (const value of [min - step, max + step]) {
+      assertRefused(field, `${value}`, expectedOf(field), `${value}`);
     }
   }
 });
 
-Deno.test("a seed is an integer, as large as one can be", () => {
-  const rest = withField("localPort", "8080");
-  const expected =
-    "seed: expected an integer from 0 to 9007199254740991, found";
-  for (const seed of [0, 42, Number.MAX_SAFE_INTEGER]) {
-    assertEquals(parseConfig(`seed: ${seed}\n${rest}`).seed, seed);
-  }
-  assertEquals(parseConfig(rest).seed, undefined);
-  const bad = {
-    "-1": "-1",
-    "1.5": "1.5",
-    "9007199254740992": "9007199254740992",
-    ".nan": ".nan",
-    "'42'": '"42"; remove the quotes',
-    "random": '"random"',
-    "null": "null",
-  };
-  for (const [yaml, found] of Object.entries(bad)) {
-    assertEquals(problems(`seed: ${yaml}\n${rest}`), [`${expected} ${found}`]);
-  }
-  assertEquals(problems(`drainTimeoutMs: -1\n${rest}`), [
-    `drainTimeoutMs: expected ${MS}, found -1`,
-  ]);
-});
+const UPSTREAM = "host:port or [ipv6]:port, the port from 1 to 65535";
 
 Deno.test("an upstream is a host and a port", () => {
-  const good = [
-    "localhost:1",
-    "localhost:65535",
-    "db.example.com:5432",
-    "my_service:80",
-    "xn--bcher-kva.example:80",
-    "a-b.c-d:80",
-    "127.0.0.1:5432",
-    "[::1]:5432",
-    "[2001:DB8::1]:5432",
-    "[::ffff:127.0.0.1]:80",
-  ];
-  for (const upstream of good) {
-    const { routes } = parseConfig(withRoutes({ localPort: 2, upstream }));
-    assertEquals(routes[0].upstream, upstream);
-  }
-  const bad = [
-    "",
-    " ",
-    "localhost",
-    "localhost:",
-    ":5432",
-    "localhost:0",
-    "localhost:65536",
-    "localhost:123456",
-    "localhost:-1",
-    "localhost:+1",
-    "localhost:1.5",
-    "localhost:1e3",
-    "localhost:0x50",
-    "localhost:http",
-    "localhost: 80",
-    "localhost :80",
-    " localhost:80",
-    "localhost:80 ",
-    "localhost:80\n",
-    "local\nhost:80",
-    "http://localhost:80",
-    "tcp://localhost:80",
-    "localhost:80/",
-    "localhost:80/path",
-    "localhost:80?x",
-    "user@localhost:80",
-    "http://user@",
-    "localhost:80,localhost:81",
-    "*:80",
-    "::1",
-    "::1:80",
-    "[::1]",
-    "[::1]80",
-    "[::1:80",
-    "[::g]:80",
-    "[]:80",
-    "[localhost]:80",
-    "256.0.0.1:80",
-    "1.2.3.4.5:80",
-    "bücher.example:80",
-    "local%68ost:80",
-    "localhost:８０",
-  ];
-  const expected = "host:port or [ipv6]:port, the port from 1 to 65535";
+  const good = words(`
+    localhost:1 localhost:65535 db.example.com:5432 my_service:80 a-b.c-d:80
+    xn--bcher-kva.example:80 127.0.0.1:5432 [::1]:5432 [2001:DB8::1]:5432
+    [::ffff:127.0.0.1]:80
+  `);
+  for (const upstream of good) assertTaken("upstream", upstream);
+  const bad = words(`
+    localhost localhost: :5432 localhost:0 localhost:65536 localhost:123456
+    localhost:-1 localhost:+1 localhost:1.5 localhost:1e3 localhost:0x50
+    localhost:http localhost:80/ localhost:80/path localhost:80?x
+    localhost:80,localhost:81 http://localhost:80 tcp://localhost:80
+    user@localhost:80 http://user@ *:80 ::1 ::1:80 [::1] [::1]80 [::1:80
+    [::g]:80 []:80 [localhost]:80 256.0.0.1:80 1.2.3.4.5:80
+    bücher.example:80 local%68ost:80 localhost:８０
+  `).concat(
+    ["", " ", "localhost: 80", "localhost :80", " localhost:80"],
+    ["localhost:80 ", "localhost:80\n", "local\nhost:80"],
+  );
   for (const upstream of bad) {
-    const [problem, ...others] = problems(
-      withRoutes({ localPort: 1, upstream }),
-    );
-    const found = JSON.stringify(upstream);
-    const start = `routes[0].upstream: expected ${expected}, found ${found}`;
-    assert(problem.startsWith(start), problem);
-    assertEquals(others, []);
+    const found = problems(withRoutes({ localPort: 1, upstream }));
+    const start = `routes[0].upstream: expected ${UPSTREAM}, found ${
+      JSON.stringify(upstream)
+    }`;
+    assert(found.length === 1 && found[0].startsWith(start), `${found}`);
   }
-  const others = {
-    "5432": "5432",
-    "null": "null",
-    "[]": "a list",
-    "{ host: a, port: 1 }": "a mapping",
-  };
+  const others = { "5432": "5432", "null": "null", "[]": "a list" };
   for (const [yaml, found] of Object.entries(others)) {
-    assertEquals(problems(withField("upstream", yaml)), [
-      `routes[0].upstream: expected ${expected}, found ${found}`,
-    ]);
+    assertRefused("upstream", yaml, UPSTREAM, found);
   }
+  assertRefused("upstream", "{ host: a, port: 1 }", UPSTREAM, "a mapping");
 });
 
 Deno.test("a host is a name or an IP address, without a port", () => {
+  const good = words("localhost 0.0.0.0 127.0.0.1 :: ::1 a-b.c");
+  for (const host of good) assertTaken("host", host);
+  const bad = words("* localhost:80 127.0.0.1:80 [::1]:80 ::g 256.0.0.1");
+  const expected = "a host name or an IP address";
   for (
-    const host of ["localhost", "0.0.0.0", "127.0.0.1", "::", "::1", "a-b.c"]
+    const host of [...bad, "", 5, null].map((each) => JSON.stringify(each))
   ) {
-    const { routes } = parseConfig(withRoutes({ localPort: 1, host }));
-    assertEquals(routes[0].host, host);
+    assertRefused("host", host, expected, host);
   }
-  const bad = [
-    "",
-    "*",
-    "localhost:80",
-    "127.0.0.1:80",
-    "[::1]:80",
-    "::g",
-    "256.0.0.1",
-    5,
-    null,
-    ["127.0.0.1"],
-  ];
-  for (const host of bad) {
-    const found = Array.isArray(host) ? "a list" : JSON.stringify(host);
-    assertEquals(problems(withRoutes({ localPort: 1, host })), [
-      `routes[0].host: expected a host name or an IP address, found ${found}`,
-    ]);
-  }
+  assertRefused("host", '["127.0.0.1"]', expected, "a list");
 });
 
 Deno.test("a name is short, and one word", () => {
-  for (
-    const name of [
-      ...["a", "db-1", "x".repeat(255), "größe", "😀", "__proto__"],
-      ...["...", ".a", "..a", "%2e"],
-    ]
-  ) {
-    const { routes } = parseConfig(withRoutes({ localPort: 1, name }));
-    assertEquals(routes[0].name, name);
+  const good = words("a db-1 größe 😀 __proto__ ... .a ..a %2e");
+  for (const name of [...good, "x".repeat(255)]) assertTaken("name", name);
+  const expected = "1 to 255 characters without white space, not . or ..";
+  const bad = ["", " ", ".", "..", "\u0000", "\u001b[31m", 5, null];
+  for (const name of bad.map((each) => JSON.stringify(each))) {
+    assertRefused("name", name, expected, name);
   }
-  const tooLong = "x".repeat(256);
-  const bad: [name: unknown, found: string][] = [
-    ["", '""'],
-    [" ", '" "'],
-    [".", '"."'],
-    ["..", '".."'],
-    ["\u0000", '"\\u0000"'],
-    ["\u001b[31m", '"\\u001b[31m"'],
-    [tooLong, `"${tooLong.slice(0, 56)}…"`],
-    [5, "5"],
-    [null, "null"],
-  ];
-  for (const [name, found] of bad) {
-    assertEquals(problems(withRoutes({ localPort: 1, name })), [
-      `routes[0].name: expected 1 to 255 characters without white space, not . or .., found ${found}`,
-    ]);
-  }
+  const long = "x".repeat(56);
+  assertRefused("name", "x".repeat(256), expected, `"${long}…"`);
 });
 
 Deno.test("routes are a list of mappings", () => {
-  const list = "routes: expected a list of routes, at least one, found";
-  assertEquals(problems("routes: []"), [`${list} a list`]);
-  assertEquals(problems("routes:"), [`${list} null`]);
-  assertEquals(problems("routes: db"), [`${list} "db"`]);
-  assertEquals(problems("{}"), [
-    "routes: missing; expected a list of routes, at least one",
-  ]);
+  const list = "expected a list of routes, at least one";
+  assertProblem("routes: []", `routes: ${list}, found a list`);
+  assertProblem("routes:", `routes: ${list}, found null`);
+  assertProblem("routes: db", `routes: ${list}, found "db"`);
+  assertProblem("{}", `routes: missing; ${list}`);
   const mapping = "expected a mapping with localPort and upstream, found";
   assertEquals(problems("routes: [1, null, [], x]"), [
     `routes[0]: ${mapping} 1`,
@@ -400,7 +324,7 @@ Deno.test("routes are a list of mappings", () => {
   ]);
   assertEquals(problems("routes: [{}]"), [
     "routes[0].localPort: missing; expected an integer from 0 to 65535",
-    "routes[0].upstream: missing; expected host:port or [ipv6]:port, the port from 1 to 65535",
+    `routes[0].upstream: missing; expected ${UPSTREAM}`,
   ]);
 });
 
@@ -413,26 +337,19 @@ routes:
   - { name: a, localPort: 15432, upstream: "localhost:5432", dropRat: 0.1 }
   - { name: b, localPort: 15432, upstream: localhost, dropRate: 2 }
 `;
-  assertEquals(
-    failure(text, "some/where.yaml").message,
-    `some/where.yaml: 8 problems
-  seeds: unknown key; did you mean seed?
-  drainTimeoutMs: expected ${MS}, found "soon"
-  routes[0].localPort: expected an integer from 0 to 65535, found "abc"
-  routes[1].dropRat: unknown key; did you mean dropRate?
-  routes[2].upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found "localhost"
-  routes[2].dropRate: expected a number from 0 to 1, found 2
-  routes[1].name: a is already taken by routes[0]
-  routes[2].localPort: 15432 is already taken by routes[1]`,
-  );
-});
-
-Deno.test("a single problem stands on one line", () => {
-  const { message, name } = failure("routes: 5", "x.yaml");
+  const { name, message } = failure(text, "some/where.yaml");
   assertEquals(name, "ConfigError");
   assertEquals(
     message,
-    "x.yaml: routes: expected a list of routes, at least one, found 5",
+    `some/where.yaml: 8 problems
+  seeds: unknown key; did you mean seed?
+  drainTimeoutMs: expected an integer from 0 to ${MAX_MS}, found "soon"
+  routes[0].localPort: expected an integer from 0 to 65535, found "abc"
+  routes[1].dropRat: unknown key; did you mean dropRate?
+  routes[2].upstream: expected ${UPSTREAM}, found "localhost"
+  routes[2].dropRate: expected a number from 0 to 1, found 2
+  routes[1].name: a is already taken by routes[0]
+  routes[2].localPort: 15432 is already taken by routes[1]`,
   );
 });
 
@@ -445,47 +362,41 @@ Deno.test("of very many problems the message shows the first", () => {
   assertEquals(lines.at(-1), "  … and 950 more");
 });
 
+const TOP_KEYS = "known are seed, drainTimeoutMs, api, routes";
+
 Deno.test("an unknown key is reported with what was probably meant", () => {
+  const known = `known are ${Object.keys(DEFAULTS).join(", ")}`;
   const meant = {
-    dropRat: "dropRate",
-    droprate: "dropRate",
-    drop_rate: "dropRate",
-    latency: "latencyMs",
-    jitter: "jitterMs",
-    localport: "localPort",
-    upstrem: "upstream",
-    Name: "name",
-    connectTimeout: "connectTimeoutMs",
+    dropRat: "did you mean dropRate?",
+    droprate: "did you mean dropRate?",
+    drop_rate: "did you mean dropRate?",
+    latency: "did you mean latencyMs?",
+    jitter: "did you mean jitterMs?",
+    localport: "did you mean localPort?",
+    upstrem: "did you mean upstream?",
+    Name: "did you mean name?",
+    connectTimeout: "did you mean connectTimeoutMs?",
+    bandwidth: known,
+    x: known,
+    listen: "write host and localPort",
   };
-  for (const [key, known] of Object.entries(meant)) {
-    assertEquals(problems(withField(key, "1")), [
-      `routes[0].${key}: unknown key; did you mean ${known}?`,
-    ]);
+  for (const [key, hint] of Object.entries(meant)) {
+    assertProblem(
+      withField(key, "1"),
+      `routes[0].${key}: unknown key; ${hint}`,
+    );
   }
-  const fields = Object.keys(DEFAULTS).join(", ");
-  for (const key of ["bandwidth", "x"]) {
-    assertEquals(problems(withField(key, "1")), [
-      `routes[0].${key}: unknown key; known are ${fields}`,
-    ]);
-  }
-  assertEquals(problems(`proxies: []\n${withField("name", "a")}`), [
-    "proxies: unknown key; known are seed, drainTimeoutMs, api, routes",
-  ]);
+  assertProblem(
+    withTopField("proxies", "[]"),
+    `proxies: unknown key; ${TOP_KEYS}`,
+  );
 });
 
 Deno.test("a key is shown so that it cannot mislead", () => {
-  const shown = {
-    '"a\\nb"': '"a\\nb"',
-    '""': '""',
-    '"a b"': '"a b"',
-    '"\\e[31m"': '"\\u001b[31m"',
-    '"a.b"': '"a.b"',
-  };
-  for (const [yaml, expected] of Object.entries(shown)) {
-    assertStringIncludes(
-      problems(withField(yaml, "1"))[0],
-      `routes[0].${expected}: unknown key`,
-    );
+  for (const key of ["a\nb", "", "a b", "\u001b[31m", "a.b"]) {
+    const json = JSON.stringify(key);
+    const [problem] = problems(withField(json, "1"));
+    assertStringIncludes(problem, `routes[0].${json}: unknown key`);
   }
   const long = problems(`? ${"x".repeat(100_000)}\n: 1\n`)[0];
   assertLess(long.length, 200);
@@ -494,12 +405,10 @@ Deno.test("a key is shown so that it cannot mislead", () => {
 Deno.test("keys of every object's prototype are keys like others", () => {
   const keys = ["__proto__", "constructor", "toString", "hasOwnProperty"];
   for (const key of keys) {
-    for (const path of ["config.yaml", "config.json"]) {
+    for (const path of BOTH_PATHS) {
       const inner = `{"localPort": 1, "upstream": "a:1"}`;
       const top = `{"${key}": {"routes": [${inner}]}, "routes": [${inner}]}`;
-      assertEquals(problems(top, path), [
-        `${key}: unknown key; known are seed, drainTimeoutMs, api, routes`,
-      ]);
+      assertProblem(top, `${key}: unknown key; ${TOP_KEYS}`, path);
       const nested = `{"routes": [{"${key}": ${inner}}]}`;
       assertEquals(problems(nested, path).map((each) => each.split(";")[0]), [
         `routes[0].${key}: unknown key`,
@@ -510,44 +419,30 @@ Deno.test("keys of every object's prototype are keys like others", () => {
   }
 });
 
-Deno.test("a port is taken once", () => {
-  const names = ["a", "b", "c", "d"];
-  const ports = [1, 2, 1, 1];
-  const routes = ports.map((localPort, i) => ({ localPort, name: names[i] }));
-  assertEquals(problems(withRoutes(...routes)), [
-    "routes[2].localPort: 1 is already taken by routes[0]",
-    "routes[3].localPort: 1 is already taken by routes[0]",
-  ]);
-  const unnamed = problems(withRoutes({ localPort: 1 }, { localPort: 1 }));
-  assertEquals(
-    unnamed[0],
-    "routes[1].localPort: 1 is already taken by routes[0]",
-  );
-});
-
-Deno.test("a name is taken once, also by default", () => {
-  assertEquals(
-    problems(
-      withRoutes({ name: "a", localPort: 1 }, { name: "a", localPort: 2 }),
-    ),
-    ["routes[1].name: a is already taken by routes[0]"],
-  );
-  assertEquals(
-    problems(withRoutes({ name: "2", localPort: 1 }, { localPort: 2 })),
-    ["routes[1].name: 2 (a name defaults to the port) is already taken by routes[0]"],
-  );
-  assertEquals(
-    problems(withRoutes({ localPort: 2 }, { name: "2", localPort: 1 })),
-    ["routes[1].name: 2 is already taken by routes[0]"],
-  );
-});
-
-Deno.test("any number of routes may take a free port", () => {
-  const routes = ["a", "b", "c"].map((name) => ({ name, localPort: 0 }));
-  const config = parseConfig(withRoutes(...routes));
-  assertEquals(config.routes.map((route) => route.localPort), [0, 0, 0]);
-  const [problem] = problems(withRoutes({ localPort: 0 }, { localPort: 0 }));
-  assertStringIncludes(problem, "routes[1].name: ");
+Deno.test("a port is taken once, and a name, also by default", () => {
+  const parse = (routes: string) =>
+    withRoutes(
+      ...words(routes).map((each) => {
+        const [port, name] = each.split("/");
+        return { localPort: Number(port), ...(name && { name }) };
+      }),
+    );
+  const taken = {
+    "1/a 2/b 1/c 1/d": ["[2].localPort: 1", "[3].localPort: 1"],
+    "1 1": ["[1].localPort: 1"],
+    "1/a 2/a": ["[1].name: a"],
+    "1/2 2": ["[1].name: 2 (a name defaults to the port)"],
+    "2 1/2": ["[1].name: 2"],
+    "0 0": ["[1].name: 0 (a name defaults to the port)"],
+  };
+  for (const [routes, expected] of Object.entries(taken)) {
+    assertEquals(
+      problems(parse(routes)),
+      expected.map((each) => `routes${each} is already taken by routes[0]`),
+    );
+  }
+  const { routes } = parseConfig(parse("0/a 0/b 0/c"));
+  assertEquals(routes.map(({ localPort }) => localPort), [0, 0, 0]);
 });
 
 // ---- Files -------------------------------------------------------------------
@@ -571,7 +466,7 @@ Deno.test("a file without routes is told apart", () => {
     "2024-01-01": `${mapping} a date`,
   };
   for (const [text, problem] of Object.entries(found)) {
-    assertEquals(problems(text), [problem]);
+    assertProblem(text, problem);
   }
   const foundInJson: Record<string, string> = {
     "": empty,
@@ -580,10 +475,11 @@ Deno.test("a file without routes is told apart", () => {
     "5": `${mapping} 5`,
     '"a"': `${mapping} "a"`,
     '[{"localPort": 1}]': `${mapping} a list`,
+    '["a"]': '[0]: expected a mapping with name and upstream, found "a"',
     "true": `${mapping} true`,
   };
   for (const [text, problem] of Object.entries(foundInJson)) {
-    assertEquals(problems(text, "config.json"), [problem]);
+    assertProblem(text, problem, JSON_PATH);
   }
 });
 
@@ -602,10 +498,15 @@ Deno.test("a byte order mark and any line ends are fine", () => {
 });
 
 Deno.test("a tab separates, but does not indent YAML", () => {
-  assertEquals(
-    parseConfig("routes:\n  -\tlocalPort:\t1\n    upstream: a:1").routes.length,
-    1,
-  );
+  const fine = {
+    "routes:\n  -\tlocalPort:\t1\n    upstream: a:1": "c.yaml",
+    "\t# why\nroutes: [\n\t{ localPort: 1, upstream: a:1 }\n\t]\n\t\n":
+      "c.yaml",
+    '{\t"routes":\t[\n\t\t{"localPort":1,"upstream":"a:1"}\n]}': "c.json",
+  };
+  for (const [text, path] of Object.entries(fine)) {
+    assertEquals(parseConfig(text, path).routes.length, 1);
+  }
   const indented = {
     "routes:\n\t- localPort: 1\n\t\tupstream: a:1\n": 2,
     "routes:\n  - localPort: 1\n\tupstream: a:1\n": 3,
@@ -614,32 +515,21 @@ Deno.test("a tab separates, but does not indent YAML", () => {
     "routes: [\n  1\n]\n\tseed: 1\n": 4,
   };
   for (const [text, line] of Object.entries(indented)) {
-    assertEquals(problems(text), [
+    assertProblem(
+      text,
       `line ${line}, column 1: invalid YAML: ` +
-      "a tab in the indentation; write spaces",
-    ]);
+        "a tab in the indentation; write spaces",
+    );
   }
-  const fine =
-    "\t# why\nroutes: [\n\t{ localPort: 1, upstream: a:1 }\n\t]\n\t\n";
-  assertEquals(parseConfig(fine).routes.length, 1);
-  assertEquals(
-    parseConfig(
-      '{\t"routes":\t[\n\t\t{"localPort":1,"upstream":"a:1"}\n]}',
-      "c.json",
-    )
-      .routes.length,
-    1,
-  );
 });
 
 Deno.test("a text has at most 1 MiB", () => {
   const config = withRoutes(GOOD);
   const full = config.padEnd(1024 * 1024);
-  for (const path of ["c.json", "c.yaml"]) {
+  for (const path of BOTH_PATHS) {
     assertEquals(parseConfig(full, path), parseConfig(config, path));
-    assertEquals(problems(full + " ", path), [
-      "expected at most 1 MiB of text, found more",
-    ]);
+    const tooLarge = failure(full + " ", path).problems;
+    assertEquals(tooLarge, ["expected at most 1 MiB of text, found more"]);
   }
 });
 
@@ -655,8 +545,10 @@ Deno.test("one YAML document may have its marks, several are an error", () => {
 
 // ---- YAML --------------------------------------------------------------------
 
+type Place = [line: number, column: number];
+
 /** The line and column of the only problem, a syntax error. */
-function place(text: string, path: string): [line: number, column: number] {
+function place(text: string, path = "config.yaml"): Place {
   const found = problems(text, path);
   assertEquals(found.length, 1);
   const kind = path.endsWith(".json") ? "JSON" : "YAML";
@@ -666,8 +558,15 @@ function place(text: string, path: string): [line: number, column: number] {
   return [Number(match[1]), Number(match[2])];
 }
 
+/** Where each of some texts has its error. */
+function placesOf(texts: object, path?: string): Record<string, Place> {
+  return Object.fromEntries(
+    Object.keys(texts).map((text) => [text, place(text, path)]),
+  );
+}
+
 Deno.test("an error in YAML names its line and column", () => {
-  const places: Record<string, [number, number]> = {
+  const places: Record<string, Place> = {
     "seed: 1\nroutes: [\n": [3, 1],
     "seed: 1\nroutes: }\n": [2, 9],
     "seed: 1\nseed: 2\n": [2, 1],
@@ -682,18 +581,14 @@ Deno.test("an error in YAML names its line and column", () => {
     "\ufeffroutes: }\n": [1, 9],
     "routes: [a b: {]}\n": [1, 16],
   };
-  const found = Object.keys(places).map((text) => [
-    text,
-    place(text, "config.yaml"),
-  ]);
-  assertEquals(Object.fromEntries(found), places);
+  assertEquals(placesOf(places), places);
   const lines = {
     "seed: 1\nroutes:\n  - { localPort: 1, localPort: 2 }\n": 3,
     "seed: 1\nroutes: \u0007\n": 2,
     "seed: 1\nroutes: \ud800\n": 2,
   };
   for (const [text, line] of Object.entries(lines)) {
-    assertEquals(place(text, "config.yaml")[0], line);
+    assertEquals(place(text)[0], line);
   }
 });
 
@@ -717,7 +612,7 @@ Deno.test("YAML's own tricks neither hang nor get through", () => {
   }
   assertLess(performance.now() - start, 10_000);
 
-  const recursive = [
+  const wrong = [
     "&a { routes: *a }",
     "&a { routes: [*a] }",
     "routes: &a [*a]",
@@ -725,19 +620,16 @@ Deno.test("YAML's own tricks neither hang nor get through", () => {
     "routes: [&a { localPort: *a, upstream: *a, name: *a }]",
     "&a [*a]",
     "&a { *a : 1 }",
+    ...["!!binary aGVsbG8=", "!!omap [routes: 1]", "!!set {a}"],
   ];
-  for (const text of recursive) problems(text);
-
-  const tagged = [
+  for (const text of wrong) problems(text);
+  const unknownTags = [
     "!!js/function 'function () {}'",
     "!!js/regexp /x/",
     "!!python/object:os.system x",
     "!<tag:example.com,2000:x> y",
   ];
-  for (const text of tagged) place(text, "config.yaml");
-  for (const text of ["!!binary aGVsbG8=", "!!omap [routes: 1]", "!!set {a}"]) {
-    problems(text);
-  }
+  for (const text of unknownTags) place(text);
 });
 
 Deno.test("anchors and merge keys save writing", () => {
@@ -757,7 +649,7 @@ routes:
       "routes[1].name: x is already taken by routes[0]",
     ],
   );
-  place("routes: [{ <<: 5, localPort: 1 }]", "config.yaml");
+  place("routes: [{ <<: 5, localPort: 1 }]");
 });
 
 Deno.test("nesting has an end", () => {
@@ -776,7 +668,7 @@ Deno.test("nesting has an end", () => {
     Array.from({ length: 1000 }, (_, i) => `${" ".repeat(i)}a:`).join("\n"),
   ];
   for (const text of nested) {
-    place(text, "config.json");
+    place(text, JSON_PATH);
     assertEquals(problems(text).length, 1);
   }
   for (const text of onlyYaml) problems(text);
@@ -785,7 +677,7 @@ Deno.test("nesting has an end", () => {
 // ---- JSON --------------------------------------------------------------------
 
 Deno.test("an error in JSON names its line and column", () => {
-  const places: Record<string, [number, number]> = {
+  const places: Record<string, Place> = {
     "{": [1, 2],
     "[1, 2": [1, 6],
     "{}}": [1, 3],
@@ -796,23 +688,8 @@ Deno.test("an error in JSON names its line and column", () => {
     '{"seed" 1}': [1, 9],
     "{seed: 1}": [1, 2],
     "{'seed': 1}": [1, 2],
-    "{\"seed\": '1'}": [1, 10],
     '// comment\n{"seed": 1}': [1, 1],
     '{\n  "seed": 1 // comment\n}': [2, 13],
-    '{"seed": /* x */ 1}': [1, 10],
-    '{"seed": NaN}': [1, 10],
-    '{"seed": Infinity}': [1, 10],
-    '{"seed": -Infinity}': [1, 10],
-    '{"seed": undefined}': [1, 10],
-    '{"seed": 01}': [1, 10],
-    '{"seed": +1}': [1, 10],
-    '{"seed": 1.}': [1, 10],
-    '{"seed": .5}': [1, 10],
-    '{"seed": 1e}': [1, 10],
-    '{"seed": 0x1}': [1, 10],
-    '{"seed": 1_000}': [1, 10],
-    '{"seed": True}': [1, 10],
-    '{"seed": nul}': [1, 10],
     '{\r\n  "seed": 1,\r\n  x\r\n}': [3, 3],
     '{\r  "seed": 1,\r  x\r}': [3, 3],
     '\ufeff{"seed": x}': [1, 10],
@@ -820,29 +697,22 @@ Deno.test("an error in JSON names its line and column", () => {
     '{"seed": 1,\n "s\\u0065ed": 2}': [2, 2],
     '{"routes": [{"name": "a", "name": "a"}]}': [1, 27],
   };
-  const found = Object.keys(places).map((text) => [
-    text,
-    place(text, "config.json"),
-  ]);
-  assertEquals(Object.fromEntries(found), places);
+  const bad = words(`
+    NaN Infinity -Infinity undefined True nul '1' 01 +1 1. .5 1e 0x1 1_000
+  `);
+  for (const value of [...bad, "/* x */ 1"]) {
+    places[`{"seed": ${value}}`] = [1, 10];
+  }
+  assertEquals(placesOf(places, JSON_PATH), places);
 });
 
 Deno.test("a malformed string in JSON is placed within its line", () => {
-  const strings = [
-    '"abc',
-    '"a\nb"',
-    '"a\tb"',
-    '"a\u0000b"',
-    '"\\q"',
-    '"\\u12g4"',
-    '"\\u{1}"',
-    '"\\',
-    '"a\\"',
-  ];
+  const strings = ['"abc', '"a\nb"', '"a\tb"', '"a\u0000b"', '"\\q"']
+    .concat(['"\\u12g4"', '"\\u{1}"', '"\\', '"a\\"']);
   for (const string of strings) {
     assertThrows(() => JSON.parse(string), SyntaxError);
     for (const [before, after] of [["[\n  ", "]"], ["{\n  ", ": 1}"]]) {
-      const [line, column] = place(before + string + after, "config.json");
+      const [line, column] = place(before + string + after, JSON_PATH);
       assertEquals(line, 2);
       assert(column >= 3 && column <= 8, `column ${column} of ${string}`);
     }
@@ -850,21 +720,11 @@ Deno.test("a malformed string in JSON is placed within its line", () => {
 });
 
 Deno.test("strings in JSON may hold all that JSON lets them", () => {
-  const strings = [
-    "\\u2028",
-    "\u2028",
-    "\u007f",
-    "\\ud800",
-    "\ud800",
-    "\ud83d\ude00",
-    '\\"',
-    "\\\\",
-    "\\/\\b\\f\\n\\r\\t",
-    "\\u00E9",
-  ];
+  const strings = ["\\u2028", "\u2028", "\u007f", "\\ud800", "\ud800"]
+    .concat(["\ud83d\ude00", '\\"', "\\\\", "\\/\\b\\f\\n\\r\\t", "\\u00E9"]);
   for (const string of strings) {
     const text = `{"seed": "${string}", "routes": []}`;
-    assertEquals(problems(text, "config.json"), [
+    assertEquals(problems(text, JSON_PATH), [
       `seed: expected an integer from 0 to 9007199254740991, found ${
         JSON.stringify(JSON.parse(`"${string}"`))
       }`,
@@ -925,73 +785,46 @@ const VALID_JSON = JSON.stringify(parseConfig(VALID_YAML), null, 1);
 /** The text, changed in a few places. */
 function mutate(text: string, random: (limit: number) => number): string {
   const pick = <T>(of: readonly T[]): T => of[random(of.length)];
-  const slice = () => {
-    const from = random(text.length + 1);
-    return [from, Math.min(text.length, from + random(12))];
-  };
   const values = [...text.matchAll(/[\w.:"'[\]-]+/g)];
   for (let times = 1 + random(3); times > 0; times--) {
-    const [from, to] = slice();
-    const [head, part, tail] = [
-      text.slice(0, from),
-      text.slice(from, to),
-      text.slice(to),
-    ];
-    switch (random(7)) {
-      case 0:
-        text = head + tail;
-        break;
-      case 1:
-        text = head + pick(CHARACTERS) + part + tail;
-        break;
-      case 2:
-        text = head + part + part + tail;
-        break;
-      case 3:
-        text = head + pick(CHARACTERS) + text.slice(from + 1);
-        break;
-      case 4:
-        text = head + pick(TOKENS) + part + tail;
-        break;
-      case 5: {
-        const { index, 0: value } = pick(values);
-        text = text.slice(0, index) + pick(values)[0] +
-          text.slice(index + value.length);
-        break;
-      }
-      case 6: {
-        const { index, 0: value } = pick(values);
-        text = text.slice(0, index) + pick(TOKENS) +
-          text.slice(index + value.length);
-        break;
-      }
-    }
+    const from = random(text.length + 1);
+    const [head, rest] = [text.slice(0, from), text.slice(from)];
+    const length = random(12);
+    const [part, tail] = [rest.slice(0, length), rest.slice(length)];
+    const replaceValue = (by: string) => {
+      const { index, 0: value } = pick(values);
+      return text.slice(0, index) + by + text.slice(index + value.length);
+    };
+    text = pick([
+      () => head + tail,
+      () => head + pick(CHARACTERS) + rest,
+      () => head + part + rest,
+      () => head + pick(CHARACTERS) + rest.slice(1),
+      () => head + pick(TOKENS) + rest,
+      () => replaceValue(pick(values)[0]),
+      () => replaceValue(pick(TOKENS)),
+    ])();
   }
   return text;
 }
 
 function assertValid(config: Config): void {
-  const within = (value: number, min: number, max: number, whole = true) =>
+  const within = (value: number, min: number, max: number, step = 1) =>
     assert(
       typeof value === "number" && value >= min && value <= max &&
-        (!whole || Number.isInteger(value)),
+        (step < 1 || Number.isInteger(value)),
       `${value} is not from ${min} to ${max}`,
     );
   const { seed, drainTimeoutMs, routes, ...none } = config;
   assertEquals(none, {});
   if (seed !== undefined) within(seed, 0, Number.MAX_SAFE_INTEGER);
-  within(drainTimeoutMs, 0, 2147483647);
+  within(drainTimeoutMs, 0, MAX_MS);
   assertGreater(routes.length, 0);
   for (const route of routes) {
     assertEquals(Object.keys(route).sort(), Object.keys(DEFAULTS).sort());
-    within(route.localPort, 0, 65535);
-    within(route.dropRate, 0, 1, false);
-    within(route.timeoutRate, 0, 1, false);
-    within(route.timeoutMs, 0, 2147483647);
-    within(route.latencyMs, 0, 2147483647);
-    within(route.jitterMs, 0, 2147483647);
-    within(route.connectTimeoutMs, 1, 2147483647);
-    within(route.halfCloseTimeoutMs, 0, 2147483647);
+    for (const [field, range] of Object.entries(RANGES)) {
+      within({ ...route }[field] as number, ...range);
+    }
     assertMatch(route.name, /^[^\s\p{C}]{1,255}$/u);
     assertMatch(route.host, /^[\w.:[\]-]+$/);
     assertMatch(route.upstream, /^(?:[\w.-]+|\[[\da-fA-F:.]+\]):\d{1,5}$/);
@@ -1003,55 +836,45 @@ function assertValid(config: Config): void {
   assertEquals(new Set(ports).size, ports.length);
 }
 
-/** How many mutations of a text are good and bad; all are one or the other. */
-function tryMutations(
-  text: string,
-  path: string,
-  times: number,
-): { good: number; bad: number } {
-  const random = randomIntegers(1);
-  const count = { good: 0, bad: 0 };
-  assertValid(parseConfig(text, path));
-  for (let i = 0; i < times; i++) {
-    const mutated = mutate(text, random);
-    try {
-      let config: Config;
-      try {
-        config = parseConfig(mutated, path);
-      } catch (error) {
-        assertInstanceOf(error, ConfigError);
-        assertGreater(error.problems.length, 0);
-        assert(error.problems.every((each) => each !== ""));
-        assert(error.message.startsWith(`${path}: `));
-        count.bad++;
-        continue;
-      }
-      assertValid(config);
-      count.good++;
-    } catch (cause) {
-      throw new Error(`mutation ${i}: ${JSON.stringify(mutated)}`, { cause });
-    }
+/** The problems of a text, none of which is a config that is valid. */
+function problemsIfAny(text: string, path: string): readonly string[] {
+  let config: Config;
+  try {
+    config = parseConfig(text, path);
+  } catch (error) {
+    assertInstanceOf(error, ConfigError);
+    assertGreater(error.problems.length, 0);
+    assert(error.problems.every((each) => each !== ""));
+    assert(error.message.startsWith(`${path}: `));
+    return error.problems;
   }
-  return count;
+  assertValid(config);
+  return [];
 }
 
-Deno.test("any mutation of YAML is a config or a ConfigError", () => {
-  const { good, bad } = tryMutations(VALID_YAML, "config.yaml", 5000);
-  assertGreater(good, 100);
-  assertGreater(bad, 500);
-});
-
-Deno.test("any mutation of JSON is a config or a ConfigError", () => {
-  const { good, bad } = tryMutations(VALID_JSON, "config.json", 5000);
-  assertGreater(good, 50);
-  assertGreater(bad, 500);
-});
-
-Deno.test("JSON as YAML is a config or a ConfigError, too", () => {
-  const { good, bad } = tryMutations(VALID_JSON, "config.yaml", 2000);
-  assertGreater(good, 20);
-  assertGreater(bad, 200);
-});
+for (
+  const [kind, text, path, times, minGood, minBad] of [
+    ["YAML", VALID_YAML, "config.yaml", 5000, 100, 500],
+    ["JSON", VALID_JSON, "config.json", 5000, 50, 500],
+    ["JSON as YAML", VALID_JSON, "config.yaml", 2000, 20, 200],
+  ] as const
+) {
+  Deno.test(`any mutation of ${kind} is a config or a ConfigError`, () => {
+    const random = randomIntegers(1);
+    assertEquals(problemsIfAny(text, path), []);
+    let good = 0;
+    for (let i = 0; i < times; i++) {
+      const mutated = mutate(text, random);
+      try {
+        if (problemsIfAny(mutated, path).length === 0) good++;
+      } catch (cause) {
+        throw new Error(`mutation ${i}: ${JSON.stringify(mutated)}`, { cause });
+      }
+    }
+    assertGreater(good, minGood);
+    assertGreater(times - good, minBad);
+  });
+}
 
 /** Whether an object in a JSON text, which must be valid, repeats a key. */
 function repeatsKey(text: string): boolean {
@@ -1066,6 +889,15 @@ function repeatsKey(text: string): boolean {
   return written > countKeys(JSON.parse(text));
 }
 
+function isJson(text: string): boolean {
+  try {
+    JSON.parse(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 Deno.test("a text is JSON exactly when JSON.parse says so", () => {
   const random = randomIntegers(2);
   const count = { valid: 0, invalid: 0, repeating: 0 };
@@ -1073,23 +905,11 @@ Deno.test("a text is JSON exactly when JSON.parse says so", () => {
   for (let i = 0; i < 10_000; i++) {
     const text = mutate(texts[i % 2], random);
     if (text.trim() === "") continue;
-    let valid = true;
-    try {
-      JSON.parse(text);
-    } catch {
-      valid = false;
-    }
+    const valid = isJson(text);
     const repeating = valid && repeatsKey(text);
-    let found: readonly string[] = [];
-    try {
-      parseConfig(text, "config.json");
-    } catch (error) {
-      assertInstanceOf(error, ConfigError);
-      found = error.problems;
-    }
-    const syntax = /^line (\d+), column (\d+): invalid JSON: (.*)/s
-      .exec(found[0] ?? "");
-    const shown = `${JSON.stringify(text)}: ${found[0]}`;
+    const [first = ""] = problemsIfAny(text, JSON_PATH);
+    const syntax = /^line (\d+), column (\d+): invalid JSON: (.*)/s.exec(first);
+    const shown = `${JSON.stringify(text)}: ${first}`;
     assertEquals(syntax !== null, !valid || repeating, shown);
     if (syntax !== null) {
       const line = text.split(/\r\n|\r|\n/)[Number(syntax[1]) - 1];
@@ -1103,9 +923,11 @@ Deno.test("a text is JSON exactly when JSON.parse says so", () => {
   assertGreater(count.repeating, 20);
 });
 
+// ---- Routes together ---------------------------------------------------------
+
 Deno.test("a route that forwards to itself is refused", () => {
-  const itself = (host: string, upstream: string) =>
-    problems(withRoutes({ localPort: 8080, host, upstream }), "c.json");
+  const route = (host: string, upstream: string) =>
+    withRoutes({ localPort: 8080, host, upstream });
   for (
     const [host, upstream] of [
       ["127.0.0.1", "127.0.0.1:8080"],
@@ -1118,10 +940,11 @@ Deno.test("a route that forwards to itself is refused", () => {
       ["db.example", "db.example:8080"],
     ]
   ) {
-    assertEquals(itself(host, upstream), [
+    assertProblem(
+      route(host, upstream),
       `routes[0].upstream: ${upstream} is where the route itself listens; ` +
-      "write the address of the server behind it",
-    ]);
+        "write the address of the server behind it",
+    );
   }
   for (
     const [host, upstream] of [
@@ -1131,8 +954,7 @@ Deno.test("a route that forwards to itself is refused", () => {
       ["0.0.0.0", "192.0.2.1:8080"],
     ]
   ) {
-    const text = withRoutes({ localPort: 8080, host, upstream });
-    assertEquals(parseConfig(text, "c.json").routes.length, 1);
+    assertEquals(parseConfig(route(host, upstream)).routes.length, 1);
   }
 });
 
@@ -1142,50 +964,61 @@ Deno.test("a circle of routes is refused, and a chain is taken", () => {
     localPort: 8000 + i,
     upstream: `localhost:${8001 + i}`,
   }));
-  assertEquals(parseConfig(withRoutes(...chain), "c.json").routes.length, 4);
+  assertEquals(parseConfig(withRoutes(...chain)).routes.length, 4);
   chain[3].upstream = "127.0.0.1:8001";
-  assertEquals(problems(withRoutes(...chain), "c.json"), [
+  assertProblem(
+    withRoutes(...chain),
     "routes[1].upstream: connections would go in a circle, " +
-    "r1 -> r2 -> r3 -> r1; write the address of the server behind it",
-  ]);
+      "r1 -> r2 -> r3 -> r1; write the address of the server behind it",
+  );
 });
 
 Deno.test("a config has 1000 routes and 10000 toxics at most, however few its bytes", () => {
   const route = "{ localPort: 0, upstream: 'a:1' }";
   const list = (item: string, count: number) =>
     `[${Array.from({ length: count }, () => item).join(", ")}]`;
-  const routes = (count: number) => `routes: ${list(route, count)}`;
   const numbered = (count: number, toxics = "") =>
     "routes:\n" + Array.from(
       { length: count },
       (_, i) => `  - { localPort: ${i + 1}, upstream: 'a:1'${toxics} }\n`,
     ).join("");
   assertEquals(parseConfig(numbered(1000)).routes.length, 1000);
-  assertEquals(problems(routes(1001)), [
-    "expected at most 1000 routes, found 1001",
-  ]);
-  const [aliased] = problems(
-    `x: &r ${route}\nroutes: ${list("*r", 120_000)}`,
-  ).slice(-1);
-  assertEquals(aliased, "expected at most 1000 routes, found 120000");
-
-  const toxic = "{ name: a, type: noop }";
-  const [toxics] = problems(
-    `x: &t ${list(toxic, 15_000)}\n${numbered(900, ", toxics: *t")}`,
-  ).slice(-1);
-  assertEquals(toxics, "expected at most 10000 toxics in all, found 13500000");
-
+  const toxics = list("{ name: a, type: noop }", 15_000);
   const keys = Array.from({ length: 20_000 }, (_, i) => `k${i}: 1`).join(", ");
+  const tooMany: [text: string, problem: string][] = [
+    [
+      `routes: ${list(route, 1001)}`,
+      "expected at most 1000 routes, found 1001",
+    ],
+    [
+      `x: &r ${route}\nroutes: ${list("*r", 120_000)}`,
+      "expected at most 1000 routes, found 120000",
+    ],
+    [
+      `x: &t ${toxics}\n${numbered(900, ", toxics: *t")}`,
+      "expected at most 10000 toxics in all, found 13500000",
+    ],
+  ];
   const merged = "  - { <<: *m }\n".repeat(20_000);
-  assertEquals(problems(`x: &m { ${keys} }\nroutes:\n${merged}`), [
-    "expected fewer merge keys (<<) in a file of this size, found 20000; " +
-    "write out what they stand for",
-  ]);
-  assertEquals(problems(`x: &m { ${keys} }\ny: { <<: ${list("*m", 2000)} }`), [
-    "expected fewer merge keys (<<) in a file of this size, found 2000; " +
-    "write out what they stand for",
-  ]);
+  for (
+    const [count, rest] of [
+      [20_000, `routes:\n${merged}`],
+      [2000, `y: { <<: ${list("*m", 2000)} }`],
+    ]
+  ) {
+    tooMany.push([
+      `x: &m { ${keys} }\n${rest}`,
+      `expected fewer merge keys (<<) in a file of this size, found ${count}; ` +
+      "write out what they stand for",
+    ]);
+  }
+  for (const [text, problem] of tooMany) {
+    const found = problems(text).filter((each) => !each.startsWith("x: "));
+    assertEquals(found, [problem]);
+  }
 });
+
+// ---- Hints -------------------------------------------------------------------
 
 Deno.test("a message says how to mend what is clear", () => {
   const hints: [field: string, yaml: string, end: string][] = [
@@ -1205,26 +1038,23 @@ Deno.test("a message says how to mend what is clear", () => {
       "[::1]",
       'a list; put an IPv6 address in quotes, "[::1]:5432"',
     ],
+    ["upstream", "[::1]:5432", "; put an IPv6 address in quotes"],
     ["host", "[::1]", 'found a list; put an IPv6 address in quotes, "::1"'],
     ["host", "[a]", "found a list"],
     ["name", "my db", 'found "my db"; write my-db'],
-    ["listen", "localhost:1", "unknown key; write host and localPort"],
     ["toxics", "{ a: 1 }", 'write a list, of which each item begins with "- "'],
     ["toxics", "[{ type: bandwith }]", '"bandwith"; did you mean bandwidth?'],
     ["toxics", "[{ type: noop, stream: up_stream }]", "mean upstream?"],
   ];
   for (const [field, yaml, end] of hints) {
-    const [problem] = problems(withField(field, yaml));
-    assert(problem.endsWith(end), problem);
+    assertHint(withField(field, yaml), end);
   }
-  assertMatch(
-    problems(withField("upstream", "[::1]:5432"))[0],
-    /^line 3, .*; put an IPv6 address in quotes$/,
-  );
-  assertEquals(problems("routes: { a: { localPort: 1 } }"), [
+  assertMatch(problems(withField("upstream", "[::1]:5432"))[0], /^line 3, /);
+  assertProblem(
+    "routes: { a: { localPort: 1 } }",
     "routes: expected a list of routes, at least one, found a mapping; " +
-    'write a list, of which each item begins with "- "',
-  ]);
+      'write a list, of which each item begins with "- "',
+  );
 });
 
 Deno.test("a password in an address is not shown", () => {
@@ -1237,15 +1067,13 @@ Deno.test("a password in an address is not shown", () => {
     "me:secret@db:5432": "me:***@db:5432",
   };
   for (const [upstream, found] of Object.entries(shown)) {
-    const [problem] = problems(withRoutes({ localPort: 1, upstream }));
-    assert(problem.endsWith(`found "${found}"; write db:5432`), problem);
+    const config = withRoutes({ localPort: 1, upstream });
+    assertHint(config, `found "${found}"; write db:5432`);
   }
 });
 
 Deno.test("an integer in YAML is written in plain decimal digits", () => {
-  const odd = ["1:30", "0755", "0x1F90", "1_000", "0b11", "8080.0", "1e3"];
-  for (const text of odd) {
-    const end = `, found ${text}; write it in plain decimal digits`;
+  for (const text of words("1:30 0755 0x1F90 1_000 0b11 8080.0 1e3")) {
     for (
       const yaml of [
         withField("timeoutMs", text),
@@ -1255,20 +1083,19 @@ Deno.test("an integer in YAML is written in plain decimal digits", () => {
           "toxics",
           `[{ type: timeout, attributes: { timeout: ${text} } }]`,
         ),
-        `seed: ${text}\n${withField("name", "a")}`,
-        `api: ${text}\n${withField("name", "a")}`,
+        withTopField("seed", text),
+        withTopField("api", text),
       ]
     ) {
-      const [problem] = problems(yaml);
-      assert(problem.endsWith(end), problem);
+      assertHint(yaml, `, found ${text}; write it in plain decimal digits`);
     }
   }
-  for (const text of ["0x1", "1:0", "01", "0_1"]) {
+  for (const text of words("0x1 1:0 01 0_1")) {
     const [problem] = problems(withField("dropRate", text));
-    assert(problem.includes(`, found ${text}`), problem);
+    assertStringIncludes(problem, `, found ${text}`);
   }
-  assertEquals(problems(withField("timeoutMs", "0o17"))[0].slice(-6), '"0o17"');
-  for (const text of ["1", "1.0", "1.", "1e0", "+1"]) {
+  assertHint(withField("timeoutMs", "0o17"), '"0o17"');
+  for (const text of words("1 1.0 1. 1e0 +1")) {
     const { routes } = parseConfig(withField("dropRate", text));
     assertEquals(routes[0].dropRate, 1);
   }
@@ -1277,30 +1104,28 @@ Deno.test("an integer in YAML is written in plain decimal digits", () => {
 });
 
 Deno.test("a key on the wrong level is told where it belongs", () => {
-  const route = withField("name", "a");
-  const wrong: [yaml: string, problem: string][] = [
-    [
-      `${route}dropRate: 1\n`,
-      "dropRate: unknown key on this level; it belongs in a route",
-    ],
-    [
-      withField("seed", "1"),
-      "routes[0].seed: unknown key on this level; it belongs at the top level",
-    ],
-    [
-      withField("toxicity", "1"),
-      "routes[0].toxicity: unknown key on this level; it belongs in a toxic",
-    ],
+  const wrong: [yaml: string, path: string, place: string][] = [
+    [`${withField("name", "a")}dropRate: 1\n`, "dropRate", "a route"],
+    [withField("seed", "1"), "routes[0].seed", "at the top level"],
+    [withField("toxicity", "1"), "routes[0].toxicity", "a toxic"],
     [
       withField("toxics", "[{ type: latency, latency: 1 }]"),
-      "routes[0].toxics[0].latency: unknown key on this level; it belongs in a toxic's attributes",
+      "routes[0].toxics[0].latency",
+      "a toxic's attributes",
     ],
     [
       withField("toxics", "[{ type: noop, attributes: { toxicity: 1 } }]"),
-      "routes[0].toxics[0].attributes.toxicity: unknown key on this level; it belongs in a toxic",
+      "routes[0].toxics[0].attributes.toxicity",
+      "a toxic",
     ],
   ];
-  for (const [yaml, problem] of wrong) assertEquals(problems(yaml), [problem]);
+  for (const [yaml, path, place] of wrong) {
+    const belongs = place.startsWith("at ") ? place : `in ${place}`;
+    assertProblem(
+      yaml,
+      `${path}: unknown key on this level; it belongs ${belongs}`,
+    );
+  }
 });
 
 Deno.test("JSON that is nearly right is told how to be mended", () => {
@@ -1314,7 +1139,6 @@ Deno.test("JSON that is nearly right is told how to be mended", () => {
     "- name: a": "name a YAML file .yaml, not .json",
   };
   for (const [text, hint] of Object.entries(hints)) {
-    const [problem] = problems(text, "config.json");
-    assert(problem.endsWith(`; ${hint}`), problem);
+    assertHint(text, `; ${hint}`, JSON_PATH);
   }
 });
