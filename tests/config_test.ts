@@ -450,36 +450,37 @@ Deno.test("a port is taken once, and a name, also by default", () => {
 Deno.test("a file without routes is told apart", () => {
   const mapping = "expected a mapping with routes, found";
   const empty = "the file is empty; expected routes";
-  const found: Record<string, string> = {
-    "": empty,
-    " \n\t\r\n ": empty,
-    "\ufeff": empty,
-    "\ufeff \n": empty,
-    "# nothing\n# here\n": `${mapping} null`,
-    "---\n": `${mapping} null`,
-    "~": `${mapping} null`,
-    "5": `${mapping} 5`,
-    "hello": `${mapping} "hello"`,
-    "- localPort: 1\n  upstream: a:1\n": `${mapping} a list`,
-    "[]":
-      "proxies: expected a list of proxies, or an object of them by name, at least one, found a list",
-    "2024-01-01": `${mapping} a date`,
-  };
-  for (const [text, problem] of Object.entries(found)) {
-    assertProblem(text, problem);
-  }
-  const foundInJson: Record<string, string> = {
-    "": empty,
-    " \n": empty,
-    "null": `${mapping} null`,
-    "5": `${mapping} 5`,
-    '"a"': `${mapping} "a"`,
-    '[{"localPort": 1}]': `${mapping} a list`,
-    '["a"]': '[0]: expected a mapping with name and upstream, found "a"',
-    "true": `${mapping} true`,
-  };
-  for (const [text, problem] of Object.entries(foundInJson)) {
-    assertProblem(text, problem, JSON_PATH);
+  const found: [path: string, Record<string, string>][] = [
+    ["config.yaml", {
+      "": empty,
+      " \n\t\r\n ": empty,
+      "\ufeff": empty,
+      "\ufeff \n": empty,
+      "# nothing\n# here\n": `${mapping} null`,
+      "---\n": `${mapping} null`,
+      "~": `${mapping} null`,
+      "5": `${mapping} 5`,
+      "hello": `${mapping} "hello"`,
+      "- localPort: 1\n  upstream: a:1\n": `${mapping} a list`,
+      "[]":
+        "proxies: expected a list of proxies, or an object of them by name, at least one, found a list",
+      "2024-01-01": `${mapping} a date`,
+    }],
+    [JSON_PATH, {
+      "": empty,
+      " \n": empty,
+      "null": `${mapping} null`,
+      "5": `${mapping} 5`,
+      '"a"': `${mapping} "a"`,
+      '[{"localPort": 1}]': `${mapping} a list`,
+      '["a"]': '[0]: expected a mapping with name and upstream, found "a"',
+      "true": `${mapping} true`,
+    }],
+  ];
+  for (const [path, problems] of found) {
+    for (const [text, problem] of Object.entries(problems)) {
+      assertProblem(text, problem, path);
+    }
   }
 });
 
