@@ -747,8 +747,7 @@ Deno.test("a sender that waits for room goes on when the toxic goes", async () =
   assert(sent < all, "nothing held the sender up");
   assertEquals(got, 0);
   proxy.removeToxic("r", name);
-  await sending;
-  await ended.promise;
+  await soon(Promise.all([sending, ended.promise]), "room");
   assertEquals(got, all);
 });
 
