@@ -3212,9 +3212,10 @@ export class ChaosProxy implements AsyncDisposable {
   static async #warmUp(resettable = false): Promise<void> {
     this.#isWarm = true;
     if (!await mayUseLoopback()) return;
-    const open: { close(): void }[] = [];
+    const open: Disposable[] = [];
     const timer = setTimeout(() => {
-      for (const each of open) each.close();
+      // Unlike `close`, this bears that some have been closed.
+      for (const each of open) each[Symbol.dispose]();
     }, MAX_WARM_UP_MS);
     try {
       using upstream = Deno.listen({ hostname: LOOPBACK, port: 0 });

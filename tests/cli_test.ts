@@ -1013,3 +1013,27 @@ for (const resettable of [false, true]) {
     assertEquals(stdout, resettable ? "3\n" : "6\n", stderr);
   });
 }
+
+Deno.test("a process that is held up before it starts, starts all the same", async () => {
+  await using script = await TempFile.with(
+    `
+    import { ChaosProxy } from ${JSON.stringify(`${ROOT}main.ts`)};
+    const { connect } = Deno;
+    let dialled = 0;
+    Deno.connect = async (options) => {
+      const conn = await connect(options);
+      const until = performance.now() + (++dialled === 4 ? 1100 : 0);
+      while (performance.now() < until);
+      return conn;
+    };
+    const config = { routes: [{ localPort: 0, upstream: "a:1" }] };
+    await (await ChaosProxy.start(config)).stop();
+    console.log("started");
+    `,
+    ".ts",
+  );
+  const { stdout, stderr } = await deno(
+    ["run", "--no-check", "--allow-net", ...FLAGS, script.path],
+  );
+  assertEquals(stdout, "started\n", stderr);
+});
