@@ -6,91 +6,86 @@ import {
   assertRejects,
 } from "@std/assert";
 import { Redis, type RedisOptions } from "npm:ioredis@6.0.0";
-import { signalTo, testBytes, WatchedProxy } from "./helpers.ts";
+import { signalTo, steadyPort, testBytes, WatchedProxy } from "./helpers.ts";
 
-const HAS_REDIS = await canRun("redis-server");
+const HAS_REDIS = await new Deno.Command("redis-server", {
+  args: ["--version"],
+}).output().then(({ success }) => success, () => false);
 if (!HAS_REDIS) {
   console.warn("redis-server is not installed: the tests with it are skipped");
 }
-const withRedis = {
-  ignore: !HAS_REDIS,
-  sanitizeOps: false, // ioredis leaves timers of its own behind
-  sanitizeResources: false,
-};
 
-Deno.test(
-  "Redis: pipelined binary values come back as they were",
-  withRedis,
-  async () => {
-    await using server = await RedisServer.start();
-    await using watched = await WatchedProxy.to(server);
-    await using client = new Client(watched);
-    const sizes = [0, 1, 1023, 4096, 65_537, 300_001, 2 ** 20];
-    const values = sizes.map((size, i) => testBytes(size, i + 1));
+/** A test with a server that keeps nothing. */
+function test(name: string, run: (server: RedisServer) => Promise<void>): void {
+  Deno.test({
+    name: `Redis: ${name}`,
+    ignore: !HAS_REDIS,
+    sanitizeOps: false, // ioredis leaves timers of its own behind
+    sanitizeResources: false,
+    async fn() {
+      await using server = await RedisServer.start();
+      await run(server);
+    },
+  });
+}
 
-    const writing = client.redis.pipeline();
-    values.forEach((value, i) => writing.set(`key ${i}`, Buffer.from(value)));
-    for (const [error, answer] of (await writing.exec())!) {
-      assertEquals(error, null);
-      assertEquals(answer, "OK");
-    }
-    const reading = client.redis.pipeline();
-    values.forEach((_, i) => reading.getBuffer(`key ${i}`));
-    const answers = (await reading.exec())!;
+test("pipelined binary values come back as they were", async (server) => {
+  await using watched = await WatchedProxy.to(server);
+  await using client = new Client(watched);
+  const sizes = [0, 1, 1023, 4096, 65_537, 300_001, 2 ** 20];
+  const values = sizes.map((size, i) => testBytes(size, i + 1));
 
-    answers.forEach(([error, answer], i) => {
-      assertEquals(error, null);
-      assertEquals(new Uint8Array(answer as Uint8Array), values[i]);
+  const writing = client.redis.pipeline();
+  values.forEach((value, i) => writing.set(`key ${i}`, Buffer.from(value)));
+  for (const [error, answer] of (await writing.exec())!) {
+    assertEquals(error, null);
+    assertEquals(answer, "OK");
+  }
+  const reading = client.redis.pipeline();
+  values.forEach((_, i) => reading.getBuffer(`key ${i}`));
+  const answers = (await reading.exec())!;
+
+  answers.forEach(([error, answer], i) => {
+    assertEquals(error, null);
+    assertEquals(new Uint8Array(answer as Uint8Array), values[i]);
+  });
+  await client.quit();
+  const [closed] = await watched.log.first("closed", 1);
+  const total = sizes.reduce((sum, size) => sum + size);
+  assertGreater(closed.bytesUp, total);
+  assertGreater(closed.bytesDown, total);
+});
+
+test("many small commands at once keep their order", async (server) => {
+  await using watched = await WatchedProxy.to(server);
+  await using client = new Client(watched);
+  const counts = await Promise.all(
+    Array.from({ length: 2000 }, () => client.redis.incr("count")),
+  );
+  assertEquals(counts, Array.from({ length: 2000 }, (_, i) => i + 1));
+});
+
+test("what is published reaches the subscriber", async (server) => {
+  await using watched = await WatchedProxy.to(server);
+  await using subscriber = new Client(watched);
+  await using publisher = new Client(watched);
+  const expected = Array.from({ length: 100 }, (_, i) => `message ${i}`);
+  const got: string[] = [];
+  const all = new Promise<void>((resolve) => {
+    subscriber.redis.on("message", (_channel, message) => {
+      if (got.push(message) === expected.length) resolve();
     });
-    await client.quit();
-    const [closed] = await watched.log.first("closed", 1);
-    const total = sizes.reduce((sum, size) => sum + size);
-    assertGreater(closed.bytesUp, total);
-    assertGreater(closed.bytesDown, total);
-  },
-);
+  });
+  await subscriber.redis.subscribe("news");
+  for (const message of expected) {
+    assertEquals(await publisher.redis.publish("news", message), 1);
+  }
+  await all;
+  assertEquals(got, expected);
+});
 
-Deno.test(
-  "Redis: many small commands at once keep their order",
-  withRedis,
-  async () => {
-    await using server = await RedisServer.start();
-    await using watched = await WatchedProxy.to(server);
-    await using client = new Client(watched);
-    const counts = await Promise.all(
-      Array.from({ length: 2000 }, () => client.redis.incr("count")),
-    );
-    assertEquals(counts, Array.from({ length: 2000 }, (_, i) => i + 1));
-  },
-);
-
-Deno.test(
-  "Redis: what is published reaches the subscriber",
-  withRedis,
-  async () => {
-    await using server = await RedisServer.start();
-    await using watched = await WatchedProxy.to(server);
-    await using subscriber = new Client(watched);
-    await using publisher = new Client(watched);
-    const expected = Array.from({ length: 100 }, (_, i) => `message ${i}`);
-    const got: string[] = [];
-    const all = new Promise<void>((resolve) => {
-      subscriber.redis.on("message", (_channel, message) => {
-        if (got.push(message) === expected.length) resolve();
-      });
-    });
-    await subscriber.redis.subscribe("news");
-    for (const message of expected) {
-      assertEquals(await publisher.redis.publish("news", message), 1);
-    }
-    await all;
-    assertEquals(got, expected);
-  },
-);
-
-Deno.test("Redis: latencyMs delays the first answer", withRedis, async () => {
+test("latencyMs delays the first answer", async (server) => {
   const latencyMs = 200;
-  await using server = await RedisServer.start();
   await using watched = await WatchedProxy.to(server, { latencyMs });
   const start = performance.now();
   await using client = new Client(watched);
@@ -99,33 +94,18 @@ Deno.test("Redis: latencyMs delays the first answer", withRedis, async () => {
   assertEquals(watched.log.of("delayed")[0].delayMs, latencyMs);
 });
 
-Deno.test(
-  "Redis: dropped connections fail the client, after its retries",
-  withRedis,
-  async () => {
-    await using server = await RedisServer.start();
-    await using watched = await WatchedProxy.to(server, { dropRate: 1 });
-    await using client = new Client(watched, {
-      maxRetriesPerRequest: 2,
-      retryStrategy: () => 1,
-    });
-    const error = await assertRejects(() => client.redis.ping(), Error);
-    assertEquals(error.name, "MaxRetriesPerRequestError");
-    const dropped = await watched.log.first("dropped", 3);
-    assertEquals(dropped.map((each) => each.connection), [1, 2, 3]);
-    assertEquals(watched.log.of("connected"), []);
-  },
-);
-
-async function canRun(command: string): Promise<boolean> {
-  try {
-    return (await new Deno.Command(command, { args: ["--version"] }).output())
-      .success;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
-}
+test("dropped connections fail the client, after its retries", async (server) => {
+  await using watched = await WatchedProxy.to(server, { dropRate: 1 });
+  await using client = new Client(watched, {
+    maxRetriesPerRequest: 2,
+    retryStrategy: () => 1,
+  });
+  const error = await assertRejects(() => client.redis.ping(), Error);
+  assertEquals(error.name, "MaxRetriesPerRequestError");
+  const dropped = await watched.log.first("dropped", 3);
+  assertEquals(dropped.map((each) => each.connection), [1, 2, 3]);
+  assertEquals(watched.log.of("connected"), []);
+});
 
 /** A Redis client that speaks through the proxy. */
 class Client implements AsyncDisposable {
@@ -155,36 +135,32 @@ class Client implements AsyncDisposable {
 class RedisServer implements AsyncDisposable {
   private constructor(
     readonly address: string,
-    readonly folder: string,
     readonly process: Deno.ChildProcess,
   ) {}
 
   static async start(): Promise<RedisServer> {
-    const folder = await Deno.makeTempDir();
     for (let attempt = 0; attempt < 5; attempt++) {
-      const port = freePort();
+      const port = steadyPort();
       const process = new Deno.Command("redis-server", {
         args: [
-          ...["--bind", "127.0.0.1", "--port", `${port}`, "--dir", folder],
-          ...["--save", "", "--appendonly", "no", "--loglevel", "notice"],
+          ...["--bind", "127.0.0.1", "--port", `${port}`, "--save", ""],
+          ...["--appendonly", "no", "--loglevel", "notice"],
         ],
         stdin: "null",
         stdout: "piped",
         stderr: "null",
       }).spawn();
       if (await saysReady(process)) {
-        return new RedisServer(`127.0.0.1:${port}`, folder, process);
+        return new RedisServer(`127.0.0.1:${port}`, process);
       }
       await process.status; // the port was taken meanwhile
     }
-    await Deno.remove(folder, { recursive: true });
     throw new Error("redis-server did not start");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     signalTo(this.process, "SIGKILL");
     await this.process.status;
-    await Deno.remove(this.folder, { recursive: true });
   }
 }
 
@@ -198,9 +174,4 @@ async function saysReady(process: Deno.ChildProcess): Promise<boolean> {
     if (output.includes("eady to accept connections")) return true;
   }
   return false;
-}
-
-function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
 }
