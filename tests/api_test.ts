@@ -952,7 +952,7 @@ test("PUT /seed sets the seed, and a test can replay", async ({ api, create, log
 
 // ---- Metrics -----------------------------------------------------------------
 
-test("GET /metrics counts bytes as Toxiproxy does, and what is this tool's own", async ({ api, create, log, upstream: { address } }) => {
+test("GET /metrics counts bytes as Toxiproxy does, and what is this tool's own", async ({ api, create, log, proxy, upstream: { address } }) => {
   await using upstream = new Upstream(async (conn) => {
     await readExactly(conn, 3);
     await send(conn, "hello!");
@@ -1026,10 +1026,19 @@ chaos_proxy_build_info{version="${deno.version}",deno="${Deno.version.deno}"} 1
   assertEquals(buckets.length, DIAL_BOUNDS_MS.length);
   assertGreater(dials('sum\\{proxy="p"\\}')[0], 0);
 
-  await api.post(TOXICS, { type: "latency" });
+  const attributes = { latency: HOUR_MS };
+  await api.post(TOXICS, { type: "latency", stream: "upstream", attributes });
+  await send(open, "held");
+  const hasRead = () => proxy.liveConnections()[0]?.bytesUp === 7;
+  await until(hasRead, "what is held has been read");
   const after = (await api.raw("GET", "/metrics")).text;
-  const added = 'chaos_proxy_faults_total{proxy="p",kind="latency"}';
-  assertStringIncludes(after, `\n${added} 1\n`); // the one that is open
+  for (
+    const line of [
+      'chaos_proxy_faults_total{proxy="p",kind="latency"} 1', // the open one
+      `toxiproxy_proxy_received_bytes_total{direction="upstream",${p}} 10`,
+      `toxiproxy_proxy_sent_bytes_total{direction="upstream",${p}} 6`,
+    ]
+  ) assertStringIncludes(after, `\n${line}\n`);
 });
 
 // ---- The HTTP of it ------------------------------------------------------------
