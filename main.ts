@@ -227,7 +227,7 @@ function hintForKey(key: string, known: readonly string[]): string {
     : `; known are ${known.join(", ")}`;
 }
 
-const UNITS: Record<string, number> = { "%": 0.01, ms: 1, s: 1000, m: 60_000 };
+const UNITS = new Map([["%", 0.01], ["ms", 1], ["s", 1000], ["m", 60_000]]);
 
 /** How to mend a value, where it is clear what was meant. */
 function hintFor(guard: Guard<unknown>, found: unknown): string {
@@ -244,7 +244,9 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
   if (typeof found !== "string" || found.length > 1000) return "";
   const [, amount, unit] = /^\s*([\d.]+)\s*(%|[a-z]+)?\s*$/.exec(found) ?? [];
   if (!unit && guard.is(Number(amount))) return "; remove the quotes";
-  const scaled = Number((Number(amount) * UNITS[unit]).toPrecision(12));
+  const scaled = Number(
+    (Number(amount) * (UNITS.get(unit ?? "") ?? NaN)).toPrecision(12),
+  );
   const joined = found.trim().replace(/\s+/g, "-");
   const [, server] = /^(?:[\w+.-]+:\/\/)?(?:.*@)?([^/?#]+)/s.exec(found) ?? [];
   const written = [scaled, joined, server].find((each) => guard.is(each));
@@ -310,15 +312,17 @@ function nearest(
 function editDistance(from: string, to: string): number {
   const [a, b] = [from.toLowerCase(), to.toLowerCase()];
   let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const above = row;
-    row = [i];
-    for (let j = 1; j <= b.length; j++) {
-      const replaced = above[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1);
-      row[j] = Math.min(replaced, above[j] + 1, row[j - 1] + 1);
-    }
+  for (const [i, letter] of [...a].entries()) {
+    let [diagonal = 0, ...above] = row;
+    let left = i + 1;
+    row = above.map((up, j) => {
+      left = Math.min(diagonal + (letter === b[j] ? 0 : 1), up + 1, left + 1);
+      diagonal = up;
+      return left;
+    });
+    row.unshift(i + 1);
   }
-  return row[b.length];
+  return row.at(-1) ?? 0;
 }
 
 /** Toxiproxy's clients write keys in any case, and null for what is absent. */
@@ -345,7 +349,7 @@ function normalize(
     if (place.problems.length >= MAX_PROBLEMS) break;
   }
   for (const [name, each] of Object.entries(normalized)) {
-    const meaning = fields[name].normalize;
+    const meaning = fields[name]?.normalize;
     if (meaning) normalized[name] = meaning(each, place.at(name));
   }
   return normalized;
@@ -423,7 +427,8 @@ function addressOf({ hostname, port }: Address): string {
  */
 function randomStream(...key: (string | number)[]): () => number {
   const text = JSON.stringify(key);
-  let [a, b, c, counter] = [1, 2, 3, 4].map((lane) => hash(text, lane));
+  let [a, b, c] = [hash(text, 1), hash(text, 2), hash(text, 3)];
+  let counter = hash(text, 4);
   const next = () => {
     const result = (a + b + counter) | 0;
     counter = (counter + 1) | 0;
@@ -737,7 +742,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
           const { what } = timed;
           if (typeof what !== "string") {
             for (; next < what.length; next += 1 + spared()) {
-              what[next] ^= 1 << Math.floor(random() * 8);
+              what[next] = (what[next] ?? 0) ^ (1 << Math.floor(random() * 8));
             }
             next -= what.length;
           }
@@ -874,7 +879,7 @@ function normalizeToxic(
       delete toxic[key];
     }
   }
-  const type = changed?.type ?? toxic.type;
+  const type = changed?.type ?? toxic["type"];
   if (!TOXIC_FIELDS.type.guard.is(type)) return toxic;
   const { attributes = {} } = toxic;
   const fields = TOXICS[type].attributes;
@@ -1242,7 +1247,7 @@ function readJson(text: string, path: string): unknown {
 
   function fail(problem: string, at = offset): never {
     const before = text.slice(0, at).split(LINE_END);
-    const column = before[before.length - 1].length + 1;
+    const column = (before.at(-1) ?? "").length + 1;
     throw new ConfigError(path, [
       `line ${before.length}, column ${column}: invalid JSON: ${problem}`,
     ]);
@@ -1311,7 +1316,7 @@ function checkConfig(
     const key = form === "routes" ? form : "proxies";
     const read = form === "bare" ? { proxies: value } : value;
     const all = isRecord(read) ? { ...read, ...given } : read;
-    const mayBeEmpty = !given || (isRecord(all) && all.api !== undefined);
+    const mayBeEmpty = !given || (isRecord(all) && all["api"] !== undefined);
     const guard = routeList(key, mayBeEmpty);
     const list = mayBeEmpty ? { guard, default: [] } : { guard };
     const { routes: _, ...others } = CONFIG_FIELDS;
@@ -1358,13 +1363,8 @@ function areByName(value: Record<string, unknown>): boolean {
   return entries.some(([_, each]) => isRecord(each) && isProxy(each)) &&
     entries.every(([key, each]) =>
       isRecord(each) && !isOwn(each) &&
-      (!Object.hasOwn(CONFIG_FIELDS, key) || each.name === key)
+      (!Object.hasOwn(CONFIG_FIELDS, key) || each["name"] === key)
     );
-}
-
-/** Checks routes that come from a program. */
-function checkedRoutes(values: readonly unknown[]): Route[] {
-  return validate("routes", (place) => checkRoutes(values, place.at("routes")));
 }
 
 /** Checks routes, also for whether one of them leaves no place to the API. */
@@ -1374,7 +1374,9 @@ function checkRoutes(list: RouteList, place: Place, api?: Address): Route[] {
     ? [...list.entries()]
     : Object.entries(list);
   const toxics = entries.map(([, value]) =>
-    isRecord(value) && Array.isArray(value.toxics) ? value.toxics.length : 0
+    isRecord(value) && Array.isArray(value["toxics"])
+      ? value["toxics"].length
+      : 0
   ).reduce((sum, each) => sum + each, 0);
   // Before anything is looked at: YAML's aliases make much of little text.
   const limits: [most: number, found: number, what: string][] = [
@@ -1386,23 +1388,24 @@ function checkRoutes(list: RouteList, place: Place, api?: Address): Route[] {
     problems.push(`expected at most ${most} ${what}, found ${found}`);
     return [];
   }
-  const places = entries.map(([key]) => place.at(key));
-  const routes: Partial<Route>[] = [];
-  for (const [index, [key, value]] of entries.entries()) {
+  const places = new Map<Partial<Route>, Place>();
+  for (const [key, value] of entries) {
     const name = typeof key === "string" ? key : undefined;
-    routes.push(checkRoute(value, places[index], name));
+    const own = place.at(key);
+    places.set(checkRoute(value, own, name), own);
     if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
   }
-  checkUnique(routes, places);
+  checkUnique(places);
+  const routes = [...places.keys()];
   const circle = findCircle(routes);
-  if (circle) problems.push(`${places[circle.index].path}.${circle.problem}`);
-  const taken = routes.findIndex(({ enabled, host, localPort }) =>
+  if (circle) places.get(circle.route)?.at("upstream").refuse(circle.problem);
+  const taken = routes.find(({ enabled, host, localPort }) =>
     api && enabled && localPort && localPort === api.port && host &&
     overlaps(canonicalHost(host), canonicalHost(api.hostname))
   );
-  if (api && taken >= 0) {
-    const { path } = places[taken];
-    problems.push(`api: ${api.port} is already taken by ${path}`);
+  if (api && taken) {
+    const by = places.get(taken)?.path;
+    problems.push(`api: ${api.port} is already taken by ${by}`);
   }
   return routes as Route[]; // whatever is missing is a problem
 }
@@ -1464,42 +1467,38 @@ function hostAndPort(listen: string): Pick<Route, "host" | "localPort"> {
 }
 
 /** Refuses a name or port that is taken, or in Toxiproxy's form an address. */
-function checkUnique(
-  routes: readonly Partial<Route>[],
-  places: readonly Place[],
-): void {
-  const isProxy = (index: number) => fromToxiproxy.has(routes[index]);
-  const hosts = routes.map(({ host }, index) =>
-    isProxy(index) && host !== undefined ? canonicalHost(host) : "::"
-  );
-  const names = new Map<unknown, number>();
-  const listening = new Map<number, number[]>(); // by port, without overlaps
-  for (const [index, { localPort, name, enabled }] of routes.entries()) {
-    const taken = (key: string, value: unknown, by: number, hint = "") =>
-      places[index].at(key).refuse(
-        `${value} is already taken by ${places[by].path}${hint}`,
-      );
-    const at = (hostname: string) =>
-      addressOf({ hostname, port: localPort ?? 0 });
-    const listens = localPort && (!isProxy(index) || enabled);
-    const others = listening.get(localPort ?? 0) ?? [];
-    const rival = others.find((other) =>
-      listens && overlaps(hosts[other], hosts[index])
-    );
+function checkUnique(places: ReadonlyMap<Partial<Route>, Place>): void {
+  type Listener = { host: string; isProxy: boolean; place: Place };
+  const names = new Map<string, Place>();
+  const listening = new Map<number, Listener[]>(); // by port, without overlaps
+  for (const [route, place] of places) {
+    const { localPort = 0, name, enabled } = route;
+    const isProxy = fromToxiproxy.has(route);
+    const host = isProxy && route.host !== undefined
+      ? canonicalHost(route.host)
+      : "::";
+    const taken = (key: string, value: unknown, by: Place, hint = "") =>
+      place.at(key).refuse(`${value} is already taken by ${by.path}${hint}`);
+    const at = (hostname: string) => addressOf({ hostname, port: localPort });
+    const listens = localPort > 0 && (!isProxy || enabled);
+    const others = listening.get(localPort) ?? [];
+    const rival = others.find((each) => listens && overlaps(each.host, host));
     if (rival === undefined) {
-      if (listens) listening.set(localPort, [...others, index]);
-    } else if (isProxy(index)) {
-      const isOther = isProxy(rival) && hosts[rival] !== hosts[index];
-      const hint = isOther ? `, on ${at(hosts[rival])}` : "";
-      taken("listen", at(hosts[index]), rival, hint);
+      const own = { host, isProxy, place };
+      if (listens) listening.set(localPort, [...others, own]);
+    } else if (isProxy) {
+      const isOther = rival.isProxy && rival.host !== host;
+      const hint = isOther ? `, on ${at(rival.host)}` : "";
+      taken("listen", at(host), rival.place, hint);
     } else {
-      taken("localPort", localPort, rival);
+      taken("localPort", localPort, rival.place);
     }
-    const sameName = names.get(name) ?? index;
-    names.set(name, sameName);
-    const isPort = name === `${localPort}`;
+    if (name === undefined) continue;
+    const sameName = names.get(name);
+    const isPort = name === `${route.localPort}`;
     const saidAlready = rival !== undefined && isPort;
-    if (name !== undefined && sameName < index && !saidAlready) {
+    if (sameName === undefined) names.set(name, place);
+    else if (!saidAlready) {
       const hint = isPort ? " (a name defaults to the port)" : "";
       taken("name", name + hint, sameName);
     }
@@ -1507,33 +1506,33 @@ function checkUnique(
 }
 
 /** A route that forwards to itself: each connection would make another one. */
-function findCircle(
-  routes: readonly Partial<Route>[],
-): { index: number; problem: string } | undefined {
-  const byPort = Map.groupBy(routes.keys(), (index) => routes[index].localPort);
-  const nextOf = (index: number) => {
-    const to = splitAddress(routes[index].upstream ?? "");
+function findCircle<R extends Partial<Route>>(
+  routes: readonly R[],
+): { route: R; problem: string } | undefined {
+  const byPort = Map.groupBy(routes, ({ localPort }) => localPort);
+  const nextOf = ({ upstream = "" }: R) => {
+    const to = splitAddress(upstream);
     return to &&
-      byPort.get(to.port)?.find((other) =>
-        reaches(to.hostname, routes[other].host ?? LOOPBACK)
+      byPort.get(to.port)?.find(({ host = LOOPBACK }) =>
+        reaches(to.hostname, host)
       );
   };
-  const seen = new Set<number>();
-  for (const start of routes.keys()) {
-    const path: number[] = [];
-    let at: number | undefined = start;
+  const seen = new Set<R>();
+  for (const start of routes) {
+    const path: R[] = [];
+    let at: R | undefined = start;
     for (; at !== undefined && !seen.has(at); at = nextOf(at)) {
       seen.add(at);
       path.push(at);
     }
     if (at === undefined || !path.includes(at)) continue;
     const circle = path.slice(path.indexOf(at));
-    const names = [...circle, at].map((each) => routes[each].name);
+    const names = [...circle, at].map(({ name }) => name);
     const problem = circle.length === 1
-      ? `${routes[at].upstream} is where the route itself listens`
+      ? `${at.upstream} is where the route itself listens`
       : `connections would go in a circle, ${names.join(" -> ")}`;
     const hint = "write the address of the server behind it";
-    return { index: at, problem: `upstream: ${problem}; ${hint}` };
+    return { route: at, problem: `${problem}; ${hint}` };
   }
 }
 
@@ -2196,9 +2195,9 @@ type NodeListener = Listener & { rearm(shortage?: Error): void };
  * to nothing and changes nothing else, so each one is told from time to time.
  */
 const nodeListeners = watched<NodeListener>(REARM_MS, (all) => {
-  const [{ addr }] = all;
   const before = shortage;
-  shortage = shortageAt(addr);
+  const [first] = all;
+  shortage = first && shortageAt(first.addr);
   for (const each of all) each.rearm(before ? undefined : shortage);
 });
 let shortage: Error | undefined;
@@ -2288,7 +2287,7 @@ async function listen(
 ): Promise<Listener> {
   const asked = { hostname: route.host, port: route.localPort };
   try {
-    const [hostname] = await lookUp(route.host, signal);
+    const [hostname = route.host] = await lookUp(route.host, signal);
     const address = { ...asked, hostname };
     const listener = resettable
       ? await listenOnNode(address)
@@ -3222,12 +3221,13 @@ export class ChaosProxy implements AsyncDisposable {
       open.push(upstream);
       await using proxy = await this.start({
         routes: [{
+          name: "warm-up",
           localPort: 0,
           upstream: addressOf(upstream.addr),
           toxics: [{ type: "latency", attributes: { latency: 1 } }],
         }],
       }, { resettable });
-      const [{ localPort: port }] = proxy.routes;
+      const { localPort: port } = proxy.route("warm-up");
       const bytes = new Uint8Array(64);
       for (let count = 0; count < WARM_UPS; count++) {
         using client = await Deno.connect({ hostname: LOOPBACK, port });
@@ -3269,7 +3269,8 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Adds a route, with its toxics, and listens on it. */
   async addRoute(options: RouteOptions): Promise<Route> {
-    const [route] = checkedRoutes([options]);
+    const check = (place: Place) => checkRoute(options, place) as Route;
+    const route = validate("route", check);
     return await this.#inTurn(() => this.#add(route));
   }
 
@@ -3307,7 +3308,10 @@ export class ChaosProxy implements AsyncDisposable {
    * its toxics and connections. If one fails, those before it are in place.
    */
   async populate(options: readonly RouteOptions[]): Promise<Route[]> {
-    const routes = checkedRoutes(options);
+    const routes = validate(
+      "routes",
+      (place) => checkRoutes(options, place.at("routes")),
+    );
     return await this.#inTurn(() =>
       Array.fromAsync(routes, (route) => {
         const live = this.#routes.get(route.name);
@@ -3462,6 +3466,7 @@ export class ChaosProxy implements AsyncDisposable {
     if (this.#routes.has(name)) {
       throw new Deno.errors.AlreadyExists(`there is a route ${name} already`);
     }
+    this.#refuseCircle([route]);
     await this.#open([route]);
     const live = this.#find(name);
     live.tell("route_added");
@@ -3499,8 +3504,8 @@ export class ChaosProxy implements AsyncDisposable {
     const routes = [...new Map(all.map((each) => [each.name, each])).values()];
     const circle = findCircle(routes);
     if (!circle) return;
-    const { name } = routes[circle.index];
-    throw new ConfigError(`route ${name}`, [circle.problem]);
+    const { route: { name }, problem } = circle;
+    throw new ConfigError(`route ${name}`, [`upstream: ${problem}`]);
   }
 
   /** Listening takes time: changes of routes wait for each other. */
@@ -3534,7 +3539,8 @@ const WARM_UPS = 3;
 const MAX_WARM_UP_MS = 1000;
 
 function randomSeed(): number {
-  return crypto.getRandomValues(new Uint32Array(1))[0];
+  return new DataView(crypto.getRandomValues(new Uint8Array(4)).buffer)
+    .getUint32(0);
 }
 
 function describeFaults(route: Route): string {
