@@ -2,7 +2,7 @@
 
 import { assertEquals } from "@std/assert";
 import { createSocket } from "node:dgram";
-import { Api, Cli, echo, readExactly, send, text } from "./helpers.ts";
+import { Api, assertEchoes, Cli, echo, SOCKETS, times } from "./helpers.ts";
 
 const RESOLVER = "127.53.53.53";
 
@@ -35,9 +35,8 @@ class CliWithResolver extends Cli {
   }
 }
 
-for (const api of [undefined, 0]) {
-  const kind = api === undefined ? "Deno's" : "Node's";
-  Deno.test(`a silent resolver holds up nothing else, on ${kind} sockets`, {
+for (const { sockets, resettable } of SOCKETS) {
+  Deno.test(`a silent resolver holds up nothing else, on ${sockets}`, {
     ignore,
   }, async () => {
     const resolver = createSocket("udp4");
@@ -46,31 +45,30 @@ for (const api of [undefined, 0]) {
     await using upstream = echo();
     const port = upstream.address.split(":")[1];
     await using cli = await CliWithResolver.start({
-      api,
+      api: resettable ? 0 : undefined,
       drainTimeoutMs: 100,
       routes: [
-        {
-          name: "silent",
-          localPort: 0,
-          upstream: "silent.example:80",
-          connectTimeoutMs: 100_000,
-        },
-        { name: "address", localPort: 0, upstream: `127.0.0.1:${port}` },
-        { name: "localhost", localPort: 0, upstream: `localhost:${port}` },
-      ],
+        { name: "silent", upstream: "silent.example:80" },
+        { name: "address", upstream: `127.0.0.1:${port}` },
+        { name: "localhost", upstream: `localhost:${port}` },
+      ].map((route) => ({
+        localPort: 0,
+        connectTimeoutMs: 100_000,
+        ...route,
+      })),
     });
-    const waiting = await Promise.all(
-      Array.from({ length: 100 }, () => Deno.connect({ port: cli.port(0) })),
+    const waiting = await times(
+      100,
+      () => Deno.connect({ port: cli.port(0) }),
     );
     await cli.log.first("accepted", 100);
     await asked;
 
     for (const route of [1, 2]) {
       using client = await Deno.connect({ port: cli.port(route) });
-      await send(client, "hello");
-      assertEquals(text(await readExactly(client, 5)), "hello");
+      await assertEchoes(client);
     }
-    if (api !== undefined) {
+    if (resettable) {
       const [{ address }] = await cli.log.first("api_listening", 1);
       await using client = Api.at(address);
       assertEquals((await client.get("/version")).status, 200);

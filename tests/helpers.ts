@@ -1,5 +1,7 @@
 /** What the tests share: peers, a proxy that is watched, the CLI as a process. */
 
+import { assert, assertEquals } from "@std/assert";
+import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import {
   type ApiEvent,
   type ApiServer,
@@ -9,6 +11,8 @@ import {
   type RouteOptions,
   serveApi,
   type StartOptions,
+  type ToxicOptions,
+  type ToxicType,
 } from "../main.ts";
 
 /** All that the program logs. */
@@ -124,37 +128,29 @@ export class Upstream implements AsyncDisposable {
   async #serve(): Promise<void> {
     const handled: Promise<void>[] = [];
     for (;;) {
-      let conn: Deno.TcpConn;
       try {
-        conn = await this.#listener.accept();
+        const conn = await this.#listener.accept();
+        this.accepted++;
+        this.#open.add(conn);
+        handled.push(this.#handle(conn));
       } catch (error) {
         if (error instanceof Deno.errors.NotConnected) continue; // left already
         if (isDisconnect(error)) break; // the listener was closed
         throw error;
       }
-      this.accepted++;
-      this.#open.add(conn);
-      handled.push(this.#handle(conn));
     }
     await Promise.all(handled);
   }
 
   async #handle(conn: Deno.TcpConn): Promise<void> {
-    try {
-      await this.handler(conn);
-    } catch (error) {
-      if (!isDisconnect(error)) throw error;
-    }
-    this.#close(conn);
-  }
-
-  #close(conn: Deno.TcpConn): void {
-    if (this.#open.delete(conn)) conn.close();
+    await this.handler(conn).catch(unlessDisconnected);
+    conn[Symbol.dispose]();
+    this.#open.delete(conn);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#listener.close();
-    for (const conn of this.#open) this.#close(conn);
+    for (const conn of this.#open) conn[Symbol.dispose]();
     await this.#serving;
   }
 }
@@ -249,12 +245,11 @@ export function testBytes(length: number, seed = 1): Uint8Array<ArrayBuffer> {
 
 /** Whether an error is one that a peer's leaving, or our closing, brings. */
 export function isDisconnect(error: unknown): boolean {
-  return error instanceof Deno.errors.ConnectionReset ||
-    error instanceof Deno.errors.ConnectionAborted ||
-    error instanceof Deno.errors.BrokenPipe ||
-    error instanceof Deno.errors.NotConnected ||
-    error instanceof Deno.errors.BadResource ||
-    error instanceof Deno.errors.Interrupted;
+  const { errors } = Deno;
+  return [
+    ...[errors.ConnectionReset, errors.ConnectionAborted, errors.BrokenPipe],
+    ...[errors.NotConnected, errors.BadResource, errors.Interrupted],
+  ].some((kind) => error instanceof kind);
 }
 
 /** Lets the errors pass that a peer's leaving, or our closing, brings. */
@@ -262,12 +257,22 @@ export function unlessDisconnected(error: unknown): void {
   if (!isDisconnect(error)) throw error;
 }
 
-/** Reads to the end, be it a reset, and returns how many bytes there were. */
-export async function readToEnd(conn: Deno.Conn): Promise<number> {
-  const buffer = new Uint8Array(64 * 1024);
+/**
+ * Reads to the end, be it a reset, and returns how many bytes there were:
+ * repetitions of the block, if there is one.
+ */
+export async function readToEnd(
+  conn: Deno.Conn,
+  block?: Uint8Array,
+): Promise<number> {
+  const buffer = new Uint8Array(256 * 1024);
   for (let got = 0;;) {
     const size = await conn.read(buffer).catch(unlessDisconnected);
     if (!size) return got;
+    for (let i = 0; block && i < size; i++) {
+      if (buffer[i] === block[(got + i) % block.length]) continue;
+      throw new Error(`the byte at ${got + i} is another one`);
+    }
     got += size;
   }
 }
@@ -315,7 +320,8 @@ export class Cli implements AsyncDisposable {
         ...args,
       ],
       cwd: ROOT,
-      env: { NO_COLOR: "1" },
+      // Certificates, if named here, may be loaded when there is a shortage.
+      env: { NO_COLOR: "1", NODE_EXTRA_CA_CERTS: "" },
       stdin: "null",
       stdout: "piped",
       stderr: "piped",
@@ -330,17 +336,14 @@ export class Cli implements AsyncDisposable {
 
   /** Runs with a configuration, logging JSON, until it has started. */
   static async start(config: ConfigOptions, ...args: string[]): Promise<Cli> {
-    const path = await Deno.makeTempFile({ suffix: ".json" });
-    await Deno.writeTextFile(path, JSON.stringify(config));
-    const cli = new this("--log-format", "json", ...args, path);
+    await using file = await TempFile.with(JSON.stringify(config), ".json");
+    const cli = new this("--log-format", "json", ...args, file.path);
     try {
       await cli.log.first("started", 1);
+      return cli;
     } catch (cause) {
       throw new Error(`did not start: ${cli.stderr}`, { cause });
-    } finally {
-      await Deno.remove(path);
     }
-    return cli;
   }
 
   /** What a line of standard output says where an expression captures it. */
@@ -569,4 +572,328 @@ export class TempFile implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return Deno.remove(this.path);
   }
+}
+
+export const MIB = 2 ** 20;
+export const IS_LINUX = Deno.build.os === "linux";
+export const IS_WINDOWS = Deno.build.os === "windows";
+/** Longer than any test lasts. */
+export const LONG_MS = 1_000_000_000;
+/** The kinds of sockets, and whether it takes `resettable` to have them. */
+export const SOCKETS = [
+  { sockets: "Deno's sockets", resettable: false },
+  { sockets: "Node's sockets", resettable: true },
+];
+
+/** A toxic in one line: `latency upstream latency=100 toxicity=0.5`. */
+export function toxic(line: string): ToxicOptions {
+  const [type, ...words] = line.split(" ");
+  const numbers = words.map((word) => word.split("="))
+    .filter(([key, value]) => value && key !== "name")
+    .map(([key, value]) => [key, Number(value)]);
+  const { toxicity, ...attributes } = Object.fromEntries(numbers);
+  const name = words.find((word) => word.startsWith("name="))?.slice(5);
+  return {
+    type: type as ToxicType,
+    attributes,
+    ...words.includes("upstream") && { stream: "upstream" },
+    ...toxicity !== undefined && { toxicity },
+    ...name && { name },
+  };
+}
+
+/** Waits until so many connections have ended; the last of them like this. */
+export async function assertClosed(
+  { log }: { log: EventLog },
+  expected: Partial<Named<"closed">>,
+  count = 1,
+): Promise<Named<"closed">> {
+  const closed = (await log.first("closed", count))[count - 1];
+  const found = new Map<string, unknown>(Object.entries(closed));
+  const named = Object.keys(expected).map((key) => [key, found.get(key)]);
+  assertEquals(Object.fromEntries(named), { ...expected });
+  return closed;
+}
+
+/** A toxic has ended the connection. */
+export function assertEndedBy(
+  watched: { log: EventLog },
+  toxic: string,
+): Promise<Named<"closed">> {
+  return assertClosed(watched, { why: "fault", toxic });
+}
+
+/** As `assertEquals`, which takes long over many bytes. */
+export function assertBytes(actual: Uint8Array, expected: Uint8Array): void {
+  assertEquals(actual.length, expected.length);
+  const wrong = actual.findIndex((byte, i) => byte !== expected[i]);
+  assertEquals(wrong, -1, `the byte at ${wrong} is another one`);
+}
+
+/** Reads exactly these words. */
+export async function assertReads(conn: Deno.Conn, words: string) {
+  assertEquals(text(await readExactly(conn, words.length)), words);
+}
+
+/** Sends words, and gets them back. */
+export async function assertEchoes(conn: Deno.Conn, words = "hello") {
+  await send(conn, words);
+  await assertReads(conn, words);
+}
+
+/** Sends all, and ends the stream. */
+export async function writeAndEnd(
+  conn: Deno.TcpConn,
+  bytes: Uint8Array,
+  write = writeAll,
+) {
+  await write(conn, bytes);
+  await conn.closeWrite();
+}
+
+/** Sends all, ends the stream, and reads to the end of the other one. */
+export async function exchange(
+  ...sent: Parameters<typeof writeAndEnd>
+): Promise<Uint8Array> {
+  const [got] = await Promise.all([readAll(sent[0]), writeAndEnd(...sent)]);
+  return got;
+}
+
+/** Many times the same at once. */
+export function times<T>(
+  count: number,
+  run: (index: number) => Promise<T>,
+): Promise<T[]> {
+  return Promise.all(Array.from({ length: count }, (_, i) => run(i)));
+}
+
+/** Lets a turn of the event loop pass, in which a stray failure shows. */
+export function nextTurn(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 1));
+}
+
+interface Flow {
+  /** How many bytes have left this program. */
+  sent: number;
+  /** Set it to send no more. */
+  isEnough?: boolean;
+  done?: Promise<void>;
+}
+
+/** Sends repetitions of a block, and then ends the stream, if there is one. */
+export function flood(
+  conn: Deno.TcpConn,
+  block = testBytes(MIB),
+  total = Infinity,
+): Flow {
+  const flow: Flow = { sent: 0 };
+  const run = async () => {
+    while (flow.sent < total && !flow.isEnough) {
+      flow.sent += await conn.write(block.subarray(flow.sent % block.length));
+    }
+    await conn.closeWrite();
+  };
+  flow.done = run().catch(unlessDisconnected);
+  return flow;
+}
+
+/** Waits until nothing has left for a while, long before all memory is full. */
+export async function untilStalled(flow: Flow): Promise<void> {
+  let last = -1;
+  for (let same = 0; same < 8; same++) {
+    await new Promise((resolve) => setTimeout(resolve, 25));
+    if (flow.sent !== last) same = 0;
+    last = flow.sent;
+    assert(last < 128 * MIB, `${last} bytes were taken`);
+  }
+}
+
+/** An upstream that leaves it to the test what happens on its connections. */
+export class Silent implements AsyncDisposable {
+  readonly address: string;
+  readonly #listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  readonly #accepted: Deno.TcpConn[] = [];
+
+  constructor() {
+    this.address = `127.0.0.1:${this.#listener.addr.port}`;
+  }
+
+  async accept(): Promise<Deno.TcpConn> {
+    const conn = await this.#listener.accept();
+    this.#accepted.push(conn);
+    return conn;
+  }
+
+  // deno-lint-ignore require-await
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const conn of this.#accepted) conn[Symbol.dispose]();
+    this.#listener.close();
+  }
+}
+
+type How = [route?: Partial<RouteOptions>, options?: StartOptions];
+
+/** A connection through a proxy to a server; all three are closed together. */
+export async function connectTo<
+  S extends AsyncDisposable & { address: string },
+  C extends Deno.TcpConn | NodeEnd = Deno.TcpConn,
+>(
+  server: S,
+  [route, options]: How = [],
+  connect = (watched: WatchedProxy) => watched.connect() as Promise<C>,
+) {
+  const watched = await WatchedProxy.to(server, route, {}, options);
+  const client = await connect(watched);
+  return {
+    ...{ server, watched, client },
+    async [Symbol.asyncDispose]() {
+      if (client instanceof NodeEnd) await client[Symbol.asyncDispose]();
+      else client[Symbol.dispose]();
+      await watched.proxy.stop();
+      await server[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** A connection through a proxy to an echo. */
+export function openEcho(...how: How) {
+  return connectTo(echo(), how);
+}
+
+/** A connection through a proxy, with both of its ends. */
+export async function openEnds(...how: How) {
+  const ends = await connectTo(new Silent(), how);
+  return { ...ends, upstream: await ends.server.accept() };
+}
+
+/** As `openEnds`, with a client that can reset the connection. */
+export async function openNodeClient(...how: How) {
+  const connect = (watched: WatchedProxy) => NodeEnd.connect(watched);
+  const ends = await connectTo(new Silent(), how, connect);
+  return { ...ends, upstream: await ends.server.accept() };
+}
+
+/** As `openEnds`, with an upstream that can reset the connection. */
+export async function openNodeUpstream() {
+  const ends = await connectTo(await NodeUpstream.listen());
+  return { ...ends, upstream: await ends.server.accept() };
+}
+
+/** An end of a connection that can reset it, as Deno's own sockets cannot. */
+export class NodeEnd implements AsyncDisposable {
+  /** The other side has ended its stream. */
+  readonly ended: Promise<void>;
+  readonly closed: Promise<void>;
+  error: NodeJS.ErrnoException | undefined;
+
+  constructor(readonly socket: Socket, { reading = true } = {}) {
+    this.ended = new Promise((resolve) => socket.once("end", resolve));
+    this.closed = new Promise((resolve) =>
+      socket.once("close", () => resolve())
+    );
+    socket.on("error", (error) => this.error = error); // `close` follows
+    if (reading) socket.resume();
+  }
+
+  static async connect(
+    { proxy }: WatchedProxy,
+    options?: { reading: boolean },
+  ): Promise<NodeEnd> {
+    const { localPort: port } = proxy.routes[0];
+    const socket = connect({ port, host: "127.0.0.1", allowHalfOpen: true });
+    await new Promise<void>((resolve) => socket.once("connect", resolve));
+    return new NodeEnd(socket, options);
+  }
+
+  /** Resolves once all of it is on its way. */
+  send(bytes: string | Uint8Array): Promise<void> {
+    return new Promise((resolve) => this.socket.write(bytes, () => resolve()));
+  }
+
+  /** Sends repetitions of a block for as long as they are taken. */
+  flood(block: Uint8Array): Flow {
+    const flow = { sent: 0 };
+    const next = () => {
+      this.socket.write(block, (error) => {
+        if (error) return;
+        flow.sent += block.length;
+        next();
+      });
+    };
+    next();
+    return flow;
+  }
+
+  reset(): Promise<void> {
+    this.socket.resetAndDestroy();
+    return this.closed;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    this.socket.destroy();
+    return this.closed;
+  }
+}
+
+/** An upstream that can reset its connections. */
+export class NodeUpstream implements AsyncDisposable {
+  readonly #server = createServer({ allowHalfOpen: true });
+  readonly #first = Promise.withResolvers<NodeEnd>();
+
+  private constructor(options?: { reading: boolean }) {
+    this.#server.once("connection", (socket) => {
+      this.#first.resolve(new NodeEnd(socket, options));
+    });
+  }
+
+  static async listen(options?: { reading: boolean }): Promise<NodeUpstream> {
+    const upstream = new NodeUpstream(options);
+    await new Promise<void>((resolve) =>
+      upstream.#server.listen(0, "127.0.0.1", resolve)
+    );
+    return upstream;
+  }
+
+  get address(): string {
+    return `127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+  }
+
+  /** Its first connection. */
+  accept(): Promise<NodeEnd> {
+    return this.#first.promise;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#first.promise.then((end) => end[Symbol.asyncDispose]());
+    return new Promise((resolve) => this.#server.close(() => resolve()));
+  }
+}
+
+/** An upstream that neither accepts nor refuses: its backlog is full. */
+export async function unanswering() {
+  const full = Deno.listen({ hostname: "127.0.0.1", port: 0, tcpBacklog: 1 });
+  const { port } = full.addr;
+  const left = new AbortController();
+  const fillers = Array.from(
+    { length: 16 },
+    () => Deno.connect({ port, signal: left.signal }),
+  );
+  await Promise.any(fillers);
+  return {
+    address: `127.0.0.1:${port}`,
+    async [Symbol.asyncDispose]() {
+      left.abort();
+      for (const filler of await Promise.allSettled(fillers)) {
+        if (filler.status === "fulfilled") filler.value.close();
+      }
+      full.close();
+    },
+  };
+}
+
+/** The memory of a process on Linux: now (`RSS`), or at most so far (`HWM`). */
+export async function memory({ pid }: Cli, kind: "RSS" | "HWM") {
+  const status = await Deno.readTextFile(`/proc/${pid}/status`);
+  const size = new RegExp(`^Vm${kind}:\\s+(\\d+) kB$`, "m").exec(status);
+  return Number(size![1]) * 1024;
 }
