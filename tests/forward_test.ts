@@ -180,7 +180,7 @@ for (const side of ["client", "upstream"] as const) {
 Deno.test("what was read from a client before its reset arrives", async () => {
   await using ends = await openNodeClient();
   const block = testBytes(MIB);
-  await untilStalled(ends.client.flood(block));
+  await untilStalled(flood(ends.client, block));
   await ends.client.reset();
   const got = await readToEnd(ends.upstream, block);
   assertGreater(got, 0);
@@ -194,7 +194,7 @@ Deno.test(
     await using ends = await openNodeClient({}, { resettable: true });
     const { client, upstream } = ends;
     const block = testBytes(4096);
-    const flow = client.flood(block);
+    const flow = flood(client, block);
     await untilStalled(flow);
     const { localPort, remotePort } = client.socket;
     const [, , , , queues] = await socketLine(localPort!, remotePort!);
@@ -210,7 +210,7 @@ Deno.test(
 Deno.test("what was read from an upstream before its reset arrives", async () => {
   await using ends = await openNodeUpstream();
   const block = testBytes(MIB);
-  await untilStalled(ends.upstream.flood(block));
+  await untilStalled(flood(ends.upstream, block));
   await ends.upstream.reset();
   const got = await readToEnd(ends.client, block);
   assertGreater(got, 0);
@@ -228,7 +228,7 @@ for (const side of ["client", "upstream"] as const) {
 
   Deno.test(`the ${side}'s reset ends an idle ${other}`, async () => {
     await using ends = await open();
-    ends.from.send("hello");
+    ends.from.write("hello");
     await assertReads(ends.to, "hello");
     await ends.from.reset();
     assertEquals(await readToEnd(ends.to), 0);
@@ -251,7 +251,7 @@ for (const side of ["client", "upstream"] as const) {
     await using client = await NodeEnd.connect(watched, { reading: !reading });
     const peer = await upstream.accept();
     const [from, to] = side === "client" ? [client, peer] : [peer, client];
-    await untilStalled(to.flood(testBytes(MIB)));
+    await untilStalled(flood(to));
     await from.reset();
     await to.closed;
     await assertReset(watched, side);
@@ -260,7 +260,7 @@ for (const side of ["client", "upstream"] as const) {
 
 Deno.test("a client that ended its stream and then reset ends the upstream when it answers", async () => {
   await using ends = await openNodeClient();
-  ends.client.socket.end();
+  ends.client.closeWrite();
   assertEquals(await readToEnd(ends.upstream), 0);
   await ends.client.reset();
   await flood(ends.upstream).done;

@@ -308,17 +308,9 @@ export class Cli implements AsyncDisposable {
 
   constructor(...args: string[]) {
     const [command, ...before] = this.command;
+    const flags = ["--no-prompt", ...RUN_FLAGS, "--allow-net", "--allow-read"];
     this.#child = new Deno.Command(command, {
-      args: [
-        ...before,
-        "run",
-        "--no-prompt",
-        ...RUN_FLAGS,
-        "--allow-net",
-        "--allow-read",
-        "main.ts",
-        ...args,
-      ],
+      args: [...before, "run", ...flags, "main.ts", ...args],
       cwd: ROOT,
       // Certificates, if named here, may be loaded when there is a shortage.
       env: { NO_COLOR: "1", NODE_EXTRA_CA_CERTS: "" },
@@ -588,18 +580,16 @@ export const SOCKETS = [
 /** A toxic in one line: `latency upstream latency=100 toxicity=0.5`. */
 export function toxic(line: string): ToxicOptions {
   const [type, ...words] = line.split(" ");
-  const numbers = words.map((word) => word.split("="))
-    .filter(([key, value]) => value && key !== "name")
-    .map(([key, value]) => [key, Number(value)]);
-  const { toxicity, ...attributes } = Object.fromEntries(numbers);
-  const name = words.find((word) => word.startsWith("name="))?.slice(5);
-  return {
-    type: type as ToxicType,
-    attributes,
-    ...words.includes("upstream") && { stream: "upstream" },
-    ...toxicity !== undefined && { toxicity },
-    ...name && { name },
-  };
+  const attributes: Record<string, number> = {};
+  const options: ToxicOptions = { type: type as ToxicType, attributes };
+  for (const word of words) {
+    const [key, value] = word.split("=");
+    if (key === "upstream") options.stream = key;
+    else if (key === "name") options.name = value;
+    else if (key === "toxicity") options.toxicity = Number(value);
+    else if (value) attributes[key] = Number(value);
+  }
+  return options;
 }
 
 /** Waits until so many connections have ended; the last of them like this. */
@@ -682,7 +672,7 @@ interface Flow {
 
 /** Sends repetitions of a block, and then ends the stream, if there is one. */
 export function flood(
-  conn: Deno.TcpConn,
+  conn: Pick<Deno.TcpConn, "write" | "closeWrite">,
   block = testBytes(MIB),
   total = Infinity,
 ): Flow {
@@ -805,23 +795,15 @@ export class NodeEnd implements AsyncDisposable {
     return new NodeEnd(socket, options);
   }
 
-  /** Resolves once all of it is on its way. */
-  send(bytes: string | Uint8Array): Promise<void> {
-    return new Promise((resolve) => this.socket.write(bytes, () => resolve()));
+  /** Resolves once all of it is on its way, if it ever is. */
+  write(bytes: string | Uint8Array): Promise<number> {
+    return new Promise((resolve) =>
+      this.socket.write(bytes, (error) => error || resolve(bytes.length))
+    );
   }
 
-  /** Sends repetitions of a block for as long as they are taken. */
-  flood(block: Uint8Array): Flow {
-    const flow = { sent: 0 };
-    const next = () => {
-      this.socket.write(block, (error) => {
-        if (error) return;
-        flow.sent += block.length;
-        next();
-      });
-    };
-    next();
-    return flow;
+  closeWrite(): Promise<void> {
+    return new Promise((resolve) => this.socket.end(resolve));
   }
 
   reset(): Promise<void> {

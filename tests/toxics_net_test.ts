@@ -142,7 +142,7 @@ for (const stream of STREAMS) {
     await send(client, "hello");
     await send(upstream, "hello");
     const held = stream === "upstream" ? upstream : client;
-    assertEquals(await readToEnd(held), 0);
+    assertEquals(await readAll(held), testBytes(0));
     const { durationMs } = await assertEndedBy(watched, `timeout_${stream}`);
     assertGreaterOrEqual(durationMs, 150);
   });
@@ -167,7 +167,7 @@ Deno.test("reset_peer sends a RST to both sides", async () => {
 
 Deno.test("Node's client sees ECONNRESET", async () => {
   await using ends = await openNodeClient(having("reset_peer upstream"));
-  ends.client.send("hello");
+  ends.client.write("hello");
   await Promise.race([ends.client.closed, ends.client.ended]);
   assertEquals(ends.client.error?.code, "ECONNRESET");
 });
@@ -175,7 +175,7 @@ Deno.test("Node's client sees ECONNRESET", async () => {
 Deno.test("reset_peer resets both sides after an end without data", async () => {
   await using ends = await openNodeClient(having("reset_peer upstream"));
   const { client, upstream, watched } = ends;
-  client.socket.end();
+  client.closeWrite();
   await soon(Promise.race([client.closed, client.ended]), "reset");
   assertEquals(client.error?.code, "ECONNRESET");
   await assertRejects(() => readAll(upstream), Deno.errors.ConnectionReset);
@@ -318,7 +318,7 @@ for (const { sockets, resettable } of SOCKETS) {
       on,
     );
     const bytes = testBytes(3000); // one segment, so one read
-    ends.client.send(bytes);
+    ends.client.write(bytes);
     const first = await readExactly(ends.upstream, 1); // the rest is held
     ends.client.reset();
     const rest = await readAll(ends.upstream);
@@ -410,7 +410,7 @@ for (const { sockets, resettable } of SOCKETS) {
 
   Deno.test(`a timeout of 0 ends with a client that resets, on ${sockets}`, async () => {
     await using ends = await openNodeClient(having("timeout upstream"), on);
-    await ends.client.send("hello");
+    await ends.client.write("hello");
     ends.client.reset();
     await assertClosed(ends.watched, { why: "client_reset" });
   });
