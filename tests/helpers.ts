@@ -616,8 +616,9 @@ export function assertEndedBy(
 /** As `assertEquals`, which takes long over many bytes. */
 export function assertBytes(actual: Uint8Array, expected: Uint8Array): void {
   assertEquals(actual.length, expected.length);
-  const wrong = actual.findIndex((byte, i) => byte !== expected[i]);
-  assertEquals(wrong, -1, `the byte at ${wrong} is another one`);
+  let same = 0;
+  while (same < actual.length && actual[same] === expected[same]) same++;
+  assertEquals(same, actual.length, `the byte at ${same} is another one`);
 }
 
 /** Reads exactly these words. */
