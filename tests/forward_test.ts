@@ -235,7 +235,7 @@ for (const side of ["client", "upstream"] as const) {
     await assertReset(ends.watched, side);
   });
 
-  Deno.test(`the ${side}'s reset ends a ${other} that has ended its stream`, async () => {
+  Deno.test(`the ${side}'s reset ends the ${other} that has ended its stream`, async () => {
     await using ends = await open();
     await ends.to.closeWrite();
     await ends.from.ended;
@@ -244,7 +244,7 @@ for (const side of ["client", "upstream"] as const) {
     await assertReset(ends.watched, side);
   });
 
-  Deno.test(`the reset of a ${side} that does not read ends the ${other}`, async () => {
+  Deno.test(`the reset of the ${side} that does not read ends the ${other}`, async () => {
     const reading = side !== "upstream";
     await using upstream = await NodeUpstream.listen({ reading });
     await using watched = await WatchedProxy.to(upstream);
