@@ -1856,7 +1856,7 @@ const REOPEN_PAUSE_MS = 1000;
 const REARM_MS = 500;
 const BACKLOG = 511; // Node's own default
 
-/** A set that is looked at at an interval, while there is anything in it. */
+/** A set whose members are looked at on an interval while it has any. */
 function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
   const members = new Set<T>();
   let timer: ReturnType<typeof setInterval> | undefined;
@@ -2211,9 +2211,7 @@ async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
     waiting?.resolve();
   });
   server.listen(port, hostname);
-  await once(server, "listening").catch((error) => {
-    throw asOfDeno(error);
-  });
+  await once(server, "listening").catch(throwAsOfDeno);
   const addr = server.address() as net.AddressInfo;
   const listener: NodeListener = {
     addr: { hostname: addr.address, port: addr.port },
@@ -2251,12 +2249,12 @@ function shortageAt(address: Address): Error | undefined {
   }
 }
 
-/** An error of Node's as the one that Deno has for it. */
-function asOfDeno(error: NodeJS.ErrnoException): Error {
+/** Throws an error of Node's as the one that Deno has for it. */
+function throwAsOfDeno(error: NodeJS.ErrnoException): never {
   const { message, code } = error;
-  if (code === "EADDRINUSE") return new Deno.errors.AddrInUse(message);
-  if (code === "EACCES") return new Deno.errors.PermissionDenied(message);
-  return error;
+  if (code === "EADDRINUSE") throw new Deno.errors.AddrInUse(message);
+  if (code === "EACCES") throw new Deno.errors.PermissionDenied(message);
+  throw error;
 }
 
 /** Lookups under way, by name: each takes a thread, of which there are few. */
@@ -2455,8 +2453,8 @@ type EventFields<E = ConnectionEvent> = E extends ConnectionEvent
   ? Omit<E, "route" | "connection" | "client">
   : never;
 
-/** How a connection ends, as its last event says. */
-type Ending = { why: Outcome; cause?: string; toxic?: string };
+/** Why a connection is over, as its last event says. */
+type Reason = { why: Outcome; cause?: string; toxic?: string };
 
 const MAX_LINGER_MS = 2000;
 const SILENCE_LOOK_MS = 100;
@@ -2485,7 +2483,7 @@ class Connection {
   #ended = 0;
   #firstToEnd: Side | undefined;
   /** Why it is over before both sides have ended their streams. */
-  #failure: Ending | undefined;
+  #failure: Reason | undefined;
 
   constructor(
     client: Socket,
@@ -2544,7 +2542,7 @@ class Connection {
   }
 
   /** Ends it at once; an earlier reason stands. */
-  end(reason: Ending, how?: "close" | "reset"): void {
+  end(reason: Reason, how?: "close" | "reset"): void {
     this.#failure ??= reason;
     this.#release(how);
   }
@@ -2562,7 +2560,7 @@ class Connection {
       this.#closeSide(side, how);
       if (this.#failure) this.#links[side]?.abort();
     }
-    if (this.#failure) this.#aborted.abort();
+    if (this.#failure) this.#aborted.abort(CLOSED);
   }
 
   #closeSide(side: Side, how?: "close" | "reset"): void {
@@ -2570,7 +2568,7 @@ class Connection {
     delete this.#sockets[side];
   }
 
-  /** Answers nothing, until the time is over: also a client that has ended. */
+  /** Answers nothing until the timeout, also if the client ends its stream. */
   async #hold(): Promise<void> {
     const { timeoutMs } = this.route;
     this.#emit({ event: "timed_out", timeoutMs });
@@ -2687,7 +2685,7 @@ class Connection {
     this.#release();
   }
 
-  /** Before it is forwarded, it reads ahead, to notice a client that leaves. */
+  /** Reads a side; ahead, before there is an upstream, to notice its end. */
   async #read(from: Side): Promise<void> {
     const link = this.#links[from] = this.#newLink();
     const socket = this.#sockets[from]!;
@@ -2714,11 +2712,12 @@ class Connection {
       if (!link.closedBy) {
         this.#failure ??= { why: `${from}_reset`, cause: causeOf(error) };
       }
-      if (!this.#forwards) this.#aborted.abort();
+      if (!this.#forwards) this.#aborted.abort(CLOSED);
     }
     link.end();
   }
 
+  /** Ends it if nothing has moved for so long since one side's end of stream. */
   #endIfSilent(): void {
     const { client, upstream } = this.sent;
     const moved = client + upstream + this.received("client") +
