@@ -45,21 +45,27 @@ export class EventLog {
     return this.all.filter((each): each is Named<N> => each.event === name);
   }
 
+  /** The only event of a name. */
+  only<N extends LogEvent["event"]>(name: N): Named<N> {
+    return only(this.of(name));
+  }
+
   /** The first so many events of a name, as soon as they are there. */
   async first<N extends LogEvent["event"]>(
     name: N,
     count: number,
-  ): Promise<Named<N>[]> {
+  ): Promise<[Named<N>, ...Named<N>[]]> {
     for (;;) {
       const found = this.of(name);
-      if (found.length >= count) return found.slice(0, count);
+      const [one, ...more] = found.slice(0, count);
+      if (one && found.length >= count) return [one, ...more];
       if (this.#ended) throw new Error(`${found.length} ${name}, not ${count}`);
       await this.#changed.promise;
     }
   }
 
   async next<N extends LogEvent["event"]>(name: N): Promise<Named<N>> {
-    return (await this.first(name, this.of(name).length + 1)).at(-1)!;
+    return defined((await this.first(name, this.of(name).length + 1)).at(-1));
   }
 
   #wake(): void {
@@ -97,8 +103,13 @@ export class WatchedProxy implements AsyncDisposable {
     }, options);
   }
 
+  /** The port on which a route listens. */
+  port(route = 0): number {
+    return defined(this.proxy.routes[route]).localPort;
+  }
+
   connect(route = 0): Promise<Deno.TcpConn> {
-    return Deno.connect({ port: this.proxy.routes[route].localPort });
+    return Deno.connect({ port: this.port(route) });
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -187,6 +198,26 @@ export function steadyPort(): number {
 /** An address of this machine's on which nothing listens. */
 export function nowhere(): { address: string } {
   return { address: `127.0.0.1:${steadyPort()}` };
+}
+
+/** Returns what must be there; throws when it is missing. */
+export function defined<T>(value: T): NonNullable<T> {
+  assert(value !== undefined && value !== null, "it is missing");
+  return value;
+}
+
+/** The item of a list that has just one; throws when it has not. */
+export function only<T>(list: readonly T[]): T {
+  const [item, ...more] = list;
+  assert(item !== undefined && !more.length, `${list.length} items, not 1`);
+  return item;
+}
+
+/** What the first group of an expression captures; throws without a match. */
+export function captured(expression: RegExp, text: string): string {
+  const group = expression.exec(text)?.[1];
+  assert(group !== undefined, `${expression} not in ${text}`);
+  return group;
 }
 
 export async function writeAll(conn: Deno.Conn, bytes: Uint8Array) {
@@ -309,7 +340,7 @@ export class Cli implements AsyncDisposable {
   constructor(...args: string[]) {
     const [command, ...before] = this.command;
     const flags = ["--no-prompt", ...RUN_FLAGS, "--allow-net", "--allow-read"];
-    this.#child = new Deno.Command(command, {
+    this.#child = new Deno.Command(defined(command), {
       args: [...before, "run", ...flags, "main.ts", ...args],
       cwd: ROOT,
       // Certificates, if named here, may be loaded when there is a shortage.
@@ -338,14 +369,14 @@ export class Cli implements AsyncDisposable {
     }
   }
 
-  /** What a line of standard output says where an expression captures it. */
+  /** What an expression captures in standard output, or all that it matches. */
   async says(expression: RegExp): Promise<string> {
     await until(
       () => this.#ended || expression.test(this.stdout),
       `${expression} in ${this.stdout}`,
     );
     const found = expression.exec(this.stdout);
-    if (found) return found[1];
+    if (found) return found[1] ?? found[0];
     throw new Error(`${expression} not in ${this.stdout}${this.stderr}`);
   }
 
@@ -355,7 +386,7 @@ export class Cli implements AsyncDisposable {
 
   /** The port on which a route listens. */
   port(route = 0): number {
-    const { address } = this.log.of("listening")[route];
+    const { address } = defined(this.log.of("listening")[route]);
     return Number(address.slice(address.lastIndexOf(":") + 1));
   }
 
@@ -386,7 +417,7 @@ export class Cli implements AsyncDisposable {
     let rest = "";
     for await (const part of stream.pipeThrough(new TextDecoderStream())) {
       const lines = (rest + part).split("\n");
-      rest = lines.pop()!;
+      rest = defined(lines.pop());
       lines.forEach(onLine);
     }
     if (rest !== "") onLine(rest);
@@ -587,7 +618,7 @@ export function toxic(line: string): ToxicOptions {
     if (key === "upstream") options.stream = key;
     else if (key === "name") options.name = value;
     else if (key === "toxicity") options.toxicity = Number(value);
-    else if (value) attributes[key] = Number(value);
+    else if (key && value) attributes[key] = Number(value);
   }
   return options;
 }
@@ -598,7 +629,7 @@ export async function assertClosed(
   expected: Partial<Named<"closed">>,
   count = 1,
 ): Promise<Named<"closed">> {
-  const closed = (await log.first("closed", count))[count - 1];
+  const closed = defined((await log.first("closed", count)).at(-1));
   const found = new Map<string, unknown>(Object.entries(closed));
   const named = Object.keys(expected).map((key) => [key, found.get(key)]);
   assertEquals(Object.fromEntries(named), { ...expected });
@@ -787,11 +818,11 @@ export class NodeEnd implements AsyncDisposable {
   }
 
   static async connect(
-    { proxy }: WatchedProxy,
+    watched: WatchedProxy,
     options?: { reading: boolean },
   ): Promise<NodeEnd> {
-    const { localPort: port } = proxy.routes[0];
-    const socket = connect({ port, host: "127.0.0.1", allowHalfOpen: true });
+    const [port, host] = [watched.port(), "127.0.0.1"];
+    const socket = connect({ port, host, allowHalfOpen: true });
     await new Promise<void>((resolve) => socket.once("connect", resolve));
     return new NodeEnd(socket, options);
   }
@@ -877,6 +908,6 @@ export async function unanswering() {
 /** The memory of a process on Linux: now (`RSS`), or at most so far (`HWM`). */
 export async function memory({ pid }: Cli, kind: "RSS" | "HWM") {
   const status = await Deno.readTextFile(`/proc/${pid}/status`);
-  const size = new RegExp(`^Vm${kind}:\\s+(\\d+) kB$`, "m").exec(status);
-  return Number(size![1]) * 1024;
+  const line = new RegExp(`^Vm${kind}:\\s+(\\d+) kB$`, "m");
+  return Number(captured(line, status)) * 1024;
 }
