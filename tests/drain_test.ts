@@ -17,6 +17,7 @@ import {
   IS_WINDOWS,
   LONG_MS,
   nextTurn,
+  only,
   openEcho,
   openEnds,
   readAll,
@@ -103,7 +104,7 @@ testSignals(
     assertEquals(await readToEnd(client), 0);
     assertEquals((await cli.status).code, 1);
     await assertClosed(cli, { why: "drain", bytesUp: 5, bytesDown: 5 });
-    const [drained] = cli.log.of("drained");
+    const drained = cli.log.only("drained");
     assertEquals(drained.cut, 1);
     assertGreaterOrEqual(drained.durationMs, drainTimeoutMs - 1);
     assertEquals(cli.stderr, "");
@@ -176,7 +177,7 @@ Deno.test("drain waits for what is in flight, and cuts nothing", async () => {
   const { client, watched } = ends;
   await watched.log.first("connected", 1);
   const both = Promise.all([watched.proxy.drain(0), watched.proxy.drain(0)]);
-  await untilRefused(watched.proxy.routes[0].localPort);
+  await untilRefused(watched.port());
   await assertEchoes(client);
   await client.closeWrite();
   assertEquals(await both, [0, 0]);
@@ -194,7 +195,7 @@ Deno.test("drain returns how many it had to cut", async () => {
   assertEquals(await readToEnd(client), 0);
   assertEquals(await readToEnd(other), 0);
   assertEquals(whys(watched), ["drain", "drain"]);
-  assertEquals(watched.log.of("drained")[0].cut, 2);
+  assertEquals(watched.log.only("drained").cut, 2);
 });
 
 Deno.test("stop ends a drain", async () => {
@@ -217,7 +218,7 @@ Deno.test("await using stops the proxy", async () => {
     await using proxy = await ChaosProxy.start({
       routes: [{ localPort: 0, upstream: upstream.address }],
     }, { onEvent: log.add });
-    port = proxy.routes[0].localPort;
+    port = only(proxy.routes).localPort;
     using _client = await Deno.connect({ port });
     await log.first("connected", 1);
   }

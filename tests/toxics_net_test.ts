@@ -16,6 +16,7 @@ import {
   exchange,
   flood,
   MIB,
+  only,
   openEcho,
   openEnds,
   openNodeClient,
@@ -289,7 +290,7 @@ for (const { sockets, resettable } of SOCKETS) {
     const block = testBytes(MIB);
     const flow = flood(client, block);
     await untilStalled(flow);
-    assertEquals(watched.proxy.stats()[0].sent.upstream, 0);
+    assertEquals(only(watched.proxy.stats()).sent.upstream, 0);
     flow.isEnough = true;
     watched.proxy.removeToxic("r", "bandwidth_upstream");
     const got = await readToEnd(upstream, block);
@@ -443,7 +444,7 @@ async function assertAnswered(question: string, resettable: boolean) {
   await client.closeWrite();
   for (let last = -1, same = 0; same < 10;) {
     await new Promise((resolve) => setTimeout(resolve, 10));
-    const now = watched.proxy.stats()[0].sent.downstream;
+    const now = only(watched.proxy.stats()).sent.downstream;
     same = now > 0 && now === last ? same + 1 : 0;
     last = now;
   }
@@ -459,7 +460,7 @@ Deno.test("each connection meets what the seed decides for it", async () => {
       "latency upstream name=b toxicity=0.3",
     ),
   );
-  const [route] = watched.proxy.routes;
+  const route = watched.proxy.route("r");
   await times(30, async () => {
     using conn = await watched.connect();
     await exchange(conn, testBytes(10));
