@@ -15,7 +15,9 @@ import {
   type ToxicOptions,
 } from "../main.ts";
 import {
+  defined,
   echo,
+  only,
   readAll,
   readExactly,
   readToEnd,
@@ -80,7 +82,7 @@ class Line implements AsyncDisposable {
 
   /** Sends bytes, and waits until the proxy has those that come back. */
   async fill(bytes: Uint8Array): Promise<void> {
-    const [{ bytesDown }] = this.proxy.liveConnections();
+    const { bytesDown } = only(this.proxy.liveConnections());
     await writeAll(this.conn, bytes);
     await untilCarried(this.proxy, "bytesDown", bytesDown + bytes.length);
   }
@@ -112,10 +114,8 @@ async function untilCarried(
   bytes: number,
   index = 0,
 ): Promise<void> {
-  await until(
-    () => proxy.liveConnections()[index][direction] >= bytes,
-    `${direction} ${bytes}`,
-  );
+  const live = () => defined(proxy.liveConnections()[index]);
+  await until(() => live()[direction] >= bytes, `${direction} ${bytes}`);
 }
 
 function pause(ms: number): Promise<void> {
@@ -178,7 +178,7 @@ for (const resettable of BOTH) {
     const start = performance.now();
     await line.ask("later");
     assertSince(start, 119);
-    assertEquals(line.proxy.liveConnections()[0].toxics, [name]);
+    assertEquals(only(line.proxy.liveConnections()).toxics, [name]);
   });
 
   for (
@@ -308,7 +308,7 @@ for (const resettable of BOTH) {
         assert(affected > 1 && affected < count, `${acted}`);
         // One of those that it acts on loses data by it.
         const loser = acted.indexOf(true);
-        await send(conns[loser], "lost");
+        await send(defined(conns[loser]), "lost");
         await untilCarried(proxy, "bytesUp", 5, loser);
         await go(proxy, name, { toxicity: 0 });
         for (const { why, toxic } of await log.first("closed", affected)) {
@@ -430,7 +430,7 @@ for (const resettable of BOTH) {
       await untilCarried(proxy, "bytesUp", bytes.length);
       proxy.removeToxic("r", name); // more is let go than the system buffers
       await turns();
-      if (how === "cut") proxy.cutConnection(proxy.liveConnections()[0].id);
+      if (how === "cut") proxy.cutConnection(only(proxy.liveConnections()).id);
       else if (how === "removed") await proxy.removeRoute("r");
       reader.close();
       await watched.log.first("closed", 1);
@@ -526,7 +526,7 @@ for (const resettable of BOTH) {
     await send(line.conn, "x");
     await untilCarried(line.proxy, "bytesUp", 6);
     await assertSilent(line.conn);
-    const [{ received }] = line.proxy.stats();
+    const { received } = only(line.proxy.stats());
     assertEquals(received, { upstream: 6, downstream: 5 });
   });
 
@@ -567,7 +567,7 @@ for (const resettable of BOTH) {
     if (resettable) kinds.push(() => ["reset_peer", { timeout: HOUR_MS }]);
     const storm = async (stream: typeof STREAMS[number]) => {
       for (let i = 0; i < 500; i++) {
-        const [type, attributes] = kinds[i % kinds.length](i);
+        const [type, attributes] = defined(kinds[i % kinds.length])(i);
         const name = `${type}_${stream}`;
         const isThere = () =>
           proxy.route("r").toxics.some((each) => each.name === name);
@@ -653,19 +653,19 @@ for (const resettable of BOTH) {
   }
 }
 
-for (const times of [[80], [HOUR_MS, 100]]) {
-  const title = times.length > 1 ? "so changed" : "added";
+for (const [first, ...changes] of [[80], [HOUR_MS, 100]] as const) {
+  const title = changes.length > 0 ? "so changed" : "added";
   Deno.test(`a reset_peer that is ${title} resets, counting from the first data`, async () => {
     await using line = await Line.open(true);
-    const name = line.add("reset_peer", { timeout: times[0] });
+    const name = line.add("reset_peer", { timeout: first });
     const start = performance.now();
     await send(line.conn, "x");
-    for (const timeout of times.slice(1)) {
+    for (const timeout of changes) {
       await untilCarried(line.proxy, "bytesDown", 6);
       line.update(name, { timeout });
     }
     await assertRejects(() => readAll(line.conn), Deno.errors.ConnectionReset);
-    assertSince(start, times.at(-1)! - 1);
+    assertSince(start, (changes.at(-1) ?? first) - 1);
     await line.assertEnded("fault", name);
   });
 }
@@ -682,7 +682,7 @@ Deno.test("a reset_peer is refused where it could not reset", async () => {
   );
   const name = line.add("reset_peer", {}, { toxicity: 0 });
   refused(() => proxy.updateToxic("r", name, { toxicity: 1 }));
-  const [{ id }] = proxy.liveConnections();
+  const { id } = only(proxy.liveConnections());
   refused(() => proxy.cutConnection(id, "reset"));
   await line.ask("none of which has done anything");
 });
@@ -711,7 +711,7 @@ Deno.test("a connection that is never answered is left alone by toxics", async (
   await watched.log.first("timed_out", 1);
   watched.proxy.addToxic("r", { type: "limit_time", attributes: { time: 1 } });
   await assertSilent(conn);
-  assertEquals(watched.proxy.liveConnections()[0].toxics, []);
+  assertEquals(only(watched.proxy.liveConnections()).toxics, []);
   assertEquals(watched.log.of("closed"), []);
 });
 

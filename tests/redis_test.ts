@@ -33,22 +33,14 @@ test("pipelined binary values come back as they were", async (server) => {
   await using watched = await WatchedProxy.to(server);
   await using client = new Client(watched);
   const sizes = [0, 1, 1023, 4096, 65_537, 300_001, 2 ** 20];
-  const values = sizes.map((size, i) => testBytes(size, i + 1));
+  const values = sizes.map((size, i) => Buffer.from(testBytes(size, i + 1)));
 
   const writing = client.redis.pipeline();
-  values.forEach((value, i) => writing.set(`key ${i}`, Buffer.from(value)));
-  for (const [error, answer] of (await writing.exec())!) {
-    assertEquals(error, null);
-    assertEquals(answer, "OK");
-  }
+  values.forEach((value, i) => writing.set(`key ${i}`, value));
+  assertEquals(await writing.exec(), values.map(() => [null, "OK"]));
   const reading = client.redis.pipeline();
   values.forEach((_, i) => reading.getBuffer(`key ${i}`));
-  const answers = (await reading.exec())!;
-
-  answers.forEach(([error, answer], i) => {
-    assertEquals(error, null);
-    assertEquals(new Uint8Array(answer as Uint8Array), values[i]);
-  });
+  assertEquals(await reading.exec(), values.map((value) => [null, value]));
   await client.quit();
   const [closed] = await watched.log.first("closed", 1);
   const total = sizes.reduce((sum, size) => sum + size);
@@ -91,7 +83,7 @@ test("latencyMs delays the first answer", async (server) => {
   await using client = new Client(watched);
   assertEquals(await client.redis.ping(), "PONG");
   assertGreaterOrEqual(performance.now() - start, latencyMs - 1);
-  assertEquals(watched.log.of("delayed")[0].delayMs, latencyMs);
+  assertEquals(watched.log.only("delayed").delayMs, latencyMs);
 });
 
 test("dropped connections fail the client, after its retries", async (server) => {
@@ -112,9 +104,9 @@ class Client implements AsyncDisposable {
   readonly redis: Redis;
   readonly #ended: Promise<void>;
 
-  constructor({ proxy }: WatchedProxy, options: RedisOptions = {}) {
-    const { localPort: port } = proxy.routes[0];
-    this.redis = new Redis({ host: "127.0.0.1", port, ...options });
+  constructor(watched: WatchedProxy, options: RedisOptions = {}) {
+    const server = { host: "127.0.0.1", port: watched.port() };
+    this.redis = new Redis({ ...server, ...options });
     this.redis.on("error", () => {}); // commands fail with it
     this.#ended = new Promise((resolve) => this.redis.once("end", resolve));
   }

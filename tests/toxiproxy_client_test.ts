@@ -20,6 +20,7 @@ import {
 } from "npm:toxiproxy-node-client@4.1.0";
 import {
   Cli,
+  defined,
   echo,
   readExactly,
   readToEnd,
@@ -91,8 +92,8 @@ test("toxiproxy-node-client: proxies", async (client, upstream) => {
     { name: "other", listen: "localhost:0", upstream },
   ]);
   assertEquals(Object.keys(populated), ["redis", "other"]);
-  assertEquals(populated.redis.listen, listen);
-  await assertAnswers(populated.other);
+  assertEquals(populated["redis"]?.listen, listen);
+  await assertAnswers(defined(populated["other"]));
 
   await proxy.remove();
   await untilRefused(portOf(proxy));
