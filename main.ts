@@ -2756,7 +2756,7 @@ class Connection {
   }
 }
 
-// ---- Proxy: listeners and the connections alive -----------------------------
+// ---- Proxy: listeners and open connections -----------------------------------
 
 const ACCEPT_PAUSE_MS = 100;
 
@@ -3110,7 +3110,7 @@ class LiveRoute {
     );
     const id = ++this.context.lastId;
     const counts = this.#counts;
-    // It is alive before it tells anyone, who may stop the proxy on hearing it.
+    // It is counted before it tells anyone, who may stop the proxy on hearing it.
     const ended = Promise.resolve().then(() => connection.run()).then(() => {
       addBytes(counts, connection);
       this.connections.delete(id);

@@ -95,7 +95,7 @@ for (const [name, limit, event, api] of SHORTAGES) {
     await exchange(early, 2);
     if (api !== undefined && !dials) {
       using _call = await Deno.connect({ port: await apiPort(cli) })
-        .catch(() => null); // as it listens anew
+        .catch(() => null); // as it listens again
       const [{ cause }] = await cli.log.first("api_failed", 1);
       assertMatch(cause, /^Too many open files/);
     }

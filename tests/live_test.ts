@@ -193,7 +193,7 @@ for (const resettable of BOTH) {
         if (type === "reset_peer" && (!resettable || how === "changed")) {
           continue;
         }
-        test(`what a ${type} holds ${stream} is let go when it is ${how}`, async (line) => {
+        test(`what a ${type} holds ${stream} is released when it is ${how}`, async (line) => {
           const name = line.add(type, { [attribute]: HOUR_MS }, { stream });
           const bytes = testBytes(100_001);
           await writeAll(line.conn, bytes);
@@ -428,7 +428,7 @@ for (const resettable of BOTH) {
       const bytes = testBytes(16_000_000);
       await writeAll(conn, bytes);
       await untilCarried(proxy, "bytesUp", bytes.length);
-      proxy.removeToxic("r", name); // more is let go than the system buffers
+      proxy.removeToxic("r", name); // more is released than the system buffers
       await turns();
       if (how === "cut") proxy.cutConnection(only(proxy.liveConnections()).id);
       else if (how === "removed") await proxy.removeRoute("r");

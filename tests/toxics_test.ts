@@ -634,7 +634,7 @@ Deno.test("a changed bandwidth goes on behind what has left last", () => {
   assertEquals(give("100:100"), "220:100");
 });
 
-Deno.test("a changed slicer cuts anew, behind what has left last", () => {
+Deno.test("a changed slicer cuts again, behind what has left last", () => {
   const { change, give } = begun("slicer average_size=1000 delay=5000");
   assertEquals(give("100:300"), "100:300");
   change({ average_size: 20, size_variation: 0, delay: 2000 }, 101, 100);
