@@ -3,7 +3,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { parse as parseYaml } from "@std/yaml";
 import { ChaosProxy, controlApi, decide, parseConfig } from "../main.ts";
-import { ROOT, RUN_FLAGS, TempFile, text } from "./helpers.ts";
+import { defined, only, ROOT, RUN_FLAGS, TempFile, text } from "./helpers.ts";
 
 const PAGES = [
   "README.md",
@@ -16,17 +16,19 @@ const PAGES = [
 const TEXTS = new Map(
   PAGES.map((page) => [page, Deno.readTextFileSync(new URL(page, ROOT))]),
 );
-const README = TEXTS.get("README.md")!;
+const README = defined(TEXTS.get("README.md"));
+
+/** What the first group of an expression captures, each time. */
+function allCaptured(expression: RegExp, text: string): string[] {
+  return Array.from(text.matchAll(expression), ([, group]) => defined(group));
+}
 
 function blocks(language: string, page = README): string[] {
-  const found = page.matchAll(/^```(\w+)\n(.*?)^```$/gms);
-  return [...found].filter(([, each]) => each === language)
-    .map(([, , block]) => block);
+  return allCaptured(RegExp(`^\`{3}${language}\n(.*?)^\`{3}$`, "gms"), page);
 }
 
 Deno.test("the README's test runs as it stands, and passes", async () => {
-  const [example, ...others] = blocks("ts");
-  assertEquals(others, []);
+  const example = only(blocks("ts"));
   const main = new URL("main.ts", ROOT).href;
   await using file = await TempFile.with(
     example.replace('"./main.ts"', JSON.stringify(main)),
@@ -46,36 +48,34 @@ Deno.test("the README's test runs as it stands, and passes", async () => {
 
 /** The anchors of a page's headings, as GitHub makes them. */
 function anchors(page: string): string[] {
-  const headings = page.matchAll(/^#+ (.*)$/gm);
-  return [...headings].map(([, heading]) =>
+  return allCaptured(/^#+ (.*)$/gm, page).map((heading) =>
     heading.toLowerCase().replace(/[^\w -]/g, "").replaceAll(" ", "-")
   );
 }
 
 Deno.test("every link leads somewhere", async () => {
   for (const [page, content] of TEXTS) {
-    for (const [, link] of content.matchAll(/\]\(([^)]+)\)/g)) {
+    for (const link of allCaptured(/\]\(([^)]+)\)/g, content)) {
       if (/^https?:/.test(link)) continue;
-      const [path, anchor] = link.split("#");
-      const url = new URL(path, new URL(page, ROOT));
-      const target = path === "" ? content : await Deno.readTextFile(url);
-      if (anchor !== undefined) {
-        assert(anchors(target).includes(anchor), `${page}: ${link}`);
-      }
+      const url = new URL(link, new URL(page, ROOT));
+      const found = anchors(await Deno.readTextFile(url));
+      const isThere = !link.includes("#") || found.includes(url.hash.slice(1));
+      assert(isThere, `${page}: ${link}`);
     }
   }
 });
+
+type Shown = { [key: string]: unknown; data?: Record<string, string> };
 
 Deno.test("every config shown is one", () => {
   let configs = 0;
   for (const [page, content] of TEXTS) {
     for (const block of blocks("yaml", content)) {
-      const value = parseYaml(block) as Record<string, unknown>;
+      const { toxics, routes, data } = parseYaml(block) as Shown;
       const route = "routes:\n  - localPort: 1\n    upstream: a:1\n";
-      const { data } = value as { data?: Record<string, string> };
-      const config = value.toxics
+      const config = toxics
         ? route + block.replace(/^/gm, "    ")
-        : value.routes
+        : routes
         ? block
         : data?.["chaos.yaml"];
       if (config === undefined) continue;
@@ -87,21 +87,21 @@ Deno.test("every config shown is one", () => {
 });
 
 Deno.test("the README's first config does what it shows", () => {
-  const { seed, routes: [route] } = parseConfig(blocks("yaml")[0]);
-  assertEquals(
-    [1, 2, 3, 4, 5].map((number) => decide(seed!, route, number).kind),
-    ["forward", "drop", "forward", "timeout", "forward"],
+  const { seed, routes } = parseConfig(defined(blocks("yaml")[0]));
+  const kinds = [1, 2, 3, 4, 5].map((number) =>
+    decide(defined(seed), only(routes), number).kind
   );
+  assertEquals(kinds, ["forward", "drop", "forward", "timeout", "forward"]);
 });
 
 Deno.test("the README's calls of the API succeed", async () => {
   await using proxy = await ChaosProxy.start({}, { resettable: true });
   const call = controlApi(proxy);
-  const [calls] = blocks("console").filter((each) => each.includes("8474"));
-  const lines = calls.trim().split("\n");
+  const calls = blocks("console").filter((each) => each.includes("8474"));
+  const lines = only(calls).trim().split("\n");
+  const curl = /curl (?:-X (\w+) )?localhost:8474(\S+)(?: -d '(.*)')?/;
   for (const line of lines) {
-    const [, method, path, body] =
-      /curl (?:-X (\w+) )?localhost:8474(\S+)(?: -d '(.*)')?/.exec(line)!;
+    const [, method, path, body] = defined(curl.exec(line));
     const answer = await call(
       new Request(`http://localhost:8474${path}`, {
         method: method ?? "POST",
@@ -114,20 +114,21 @@ Deno.test("the README's calls of the API succeed", async () => {
   assertEquals(lines.length, 3);
 });
 
+type Key = "for_proxy" | "toxic_name" | "latency";
+type Action = { provider: { arguments: Record<Key, unknown> } };
+type Experiment = Record<"method" | "rollbacks", Action[]>;
+
 Deno.test("the experiment's calls of the API succeed", async () => {
   await using proxy = await ChaosProxy.start({
     routes: [{ name: "redis", localPort: 0, upstream: "localhost:6379" }],
   });
   const call = controlApi(proxy);
-  const [{ method, rollbacks }] = blocks(
-    "yaml",
-    TEXTS.get("docs/containers.md")!,
-  )
-    .map((block) => parseYaml(block) as Record<string, never>)
-    .filter((each) => each.rollbacks);
-  const [slow, restore] = [...method, ...rollbacks].map((
-    { provider }: { provider: Record<string, Record<string, never>> },
-  ) => provider.arguments);
+  const page = defined(TEXTS.get("docs/containers.md"));
+  const experiments = blocks("yaml", page)
+    .filter((each) => each.includes("rollbacks:"));
+  const { method, rollbacks } = parseYaml(only(experiments)) as Experiment;
+  const slow = only(method).provider.arguments;
+  const restore = only(rollbacks).provider.arguments;
   // The requests that the extension makes of these arguments.
   const toxics = `http://localhost:8474/proxies/${slow.for_proxy}/toxics`;
   const added = await call(
@@ -143,7 +144,8 @@ Deno.test("the experiment's calls of the API succeed", async () => {
     }),
   );
   assertEquals(added.status, 200, await added.text());
-  assertEquals(proxy.route("redis").toxics[0].attributes.latency, 1000);
+  const { attributes } = only(proxy.route("redis").toxics);
+  assertEquals(attributes, { latency: 1000, jitter: 0 });
   const url = `${toxics}/${restore.toxic_name}`;
   const removed = await call(new Request(url, { method: "DELETE" }));
   assertEquals(removed.status, 204, await removed.text());
