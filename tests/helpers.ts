@@ -209,7 +209,7 @@ export function defined<T>(value: T): NonNullable<T> {
 /** The item of a list that has just one; throws when it has not. */
 export function only<T>(list: readonly T[]): T {
   const [item, ...more] = list;
-  assert(item !== undefined && !more.length, `${list.length} items, not 1`);
+  assert(item !== undefined && !more.length, `not one: ${Deno.inspect(list)}`);
   return item;
 }
 
