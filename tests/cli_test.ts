@@ -966,6 +966,22 @@ Deno.test("loaded from a server it has its example, too", async () => {
   assertMatch(stdout, /^config\.example\.yaml: \d+ routes/);
 });
 
+Deno.test("the task to start downloads nothing that only tests need", async () => {
+  const read = async (path: string) =>
+    JSON.parse(await Deno.readTextFile(new URL(path, ROOT)));
+  const { tasks } = await read("deno.json");
+  const [lock] = /npm\/\w+\.lock/.exec(tasks.start.command) ?? [""];
+  const { specifiers } = await read(lock);
+  const needed = Object.values<string>((await read("npm/imports.json")).imports)
+    .filter((to) => to.startsWith("npm:"));
+  assertEquals(Object.keys(specifiers).sort(), needed.sort());
+  const { imports } = await read("deno.json"); // which each task downloads
+  assertEquals(
+    Object.values<string>(imports).filter((to) => /^npm:/.test(to)),
+    [],
+  );
+});
+
 Deno.test("the task takes a config from where it is called", async () => {
   const cwd = await Deno.makeTempDir({ prefix: "chaos proxy " });
   await Deno.writeTextFile(`${cwd}/my own.yaml`, jsonConfig({}));
