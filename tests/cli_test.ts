@@ -960,6 +960,7 @@ Deno.test("loaded from a server it has its example, too", async () => {
   );
   const { code, stdout, stderr } = await deno([
     ...["run", "--no-prompt", "--no-config", "--no-lock", ...PERMISSIONS],
+    `--reload=${from}`, // an earlier run may have had the same port
     ...["--import-map", file.path, `${from}/main.ts`, "--demo", "--check"],
   ]);
   assertEquals(code, 0, stderr);
