@@ -312,7 +312,7 @@ function nearest(
 function editDistance(from: string, to: string): number {
   const [a, b] = [from.toLowerCase(), to.toLowerCase()];
   let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (const [i, letter] of [...a].entries()) {
+  for (const [i, letter] of a.split("").entries()) {
     let [diagonal = 0, ...above] = row;
     let left = i + 1;
     row = above.map((up, j) => {

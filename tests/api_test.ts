@@ -1503,6 +1503,8 @@ Deno.test("each of Toxiproxy's forms is a config", () => {
     const byName = { a: proxy("a"), b: proxy(), c: proxy("d") };
     assertEquals(names([proxy("a"), proxy("b")], path), ["a", "b"]);
     assertEquals(names(byName, path), ["a", "b", "d"]);
+    const unnamed = { a: { ...proxy(), Name: null } };
+    assertEquals(names(unnamed, path), ["a"]);
     assertEquals(names({ proxies: [proxy("a")] }, path), ["a"]);
     assertEquals(names({ proxies: byName }, path), ["a", "b", "d"]);
   }

@@ -1,7 +1,9 @@
 /** A resolver that does not answer holds up its own connections alone. */
 
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
 import { createSocket } from "node:dgram";
+import { lookup } from "node:dns";
+import { ChaosProxy } from "../main.ts";
 import { Api, assertEchoes, Cli, echo, SOCKETS, times } from "./helpers.ts";
 
 const RESOLVER = "127.53.53.53";
@@ -87,3 +89,17 @@ for (const { sockets, resettable } of SOCKETS) {
     resolver.close();
   });
 }
+
+Deno.test("a stop before a route's new host is looked up leaves no failure behind", async () => {
+  const name = "r";
+  const proxy = await ChaosProxy.start({
+    routes: [{ name, localPort: 0, upstream: "localhost:1" }],
+  });
+  const updated = proxy.updateRoute(name, { host: "nowhere.invalid" });
+  const refused = assertRejects(() => updated, Deno.errors.BadResource);
+  await Promise.resolve(); // the change is under way
+  await proxy.stop();
+  await refused;
+  // What failed unseen would be told, and fail this test, before this is.
+  await new Promise((resolve) => lookup("nowhere.invalid", resolve));
+});
