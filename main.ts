@@ -3214,7 +3214,7 @@ export class ChaosProxy implements AsyncDisposable {
     if (!await mayUseLoopback()) return;
     const open = new Set<Disposable>();
     const close = () => {
-      for (const each of open) each[Symbol.dispose](); // bears closed ones
+      for (const each of open) each[Symbol.dispose](); // never throws
       open.clear();
     };
     const timer = setTimeout(close, MAX_WARM_UP_MS);

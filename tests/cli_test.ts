@@ -1025,13 +1025,14 @@ for (const resettable of [false, true]) {
       `,
       ".ts",
     );
-    const { stdout, stderr } = await deno(
-      ["run", "--no-check", "--allow-net", ...FLAGS, script.path],
-    );
-    // Each has an answer, which is read from the upstream before.
-    if (stdout !== "slow\n") {
-      assertEquals(stdout, resettable ? "3\n" : "6\n", stderr);
+    const command = ["run", "--no-check", "--allow-net", ...FLAGS, script.path];
+    let { stdout, stderr } = await deno(command);
+    // One that hangs is always slow, a busy machine is not.
+    for (let attempt = 1; stdout === "slow\n" && attempt < 20; attempt++) {
+      ({ stdout, stderr } = await deno(command));
     }
+    // Each has an answer, which is read from the upstream before.
+    assertEquals(stdout, resettable ? "3\n" : "6\n", stderr);
   });
 }
 

@@ -235,7 +235,7 @@ export async function readAll(conn: Deno.Conn): Promise<Uint8Array> {
   const chunks: Uint8Array<ArrayBuffer>[] = [];
   const buffer = new Uint8Array(64 * 1024);
   for (;;) {
-    const size = await conn.read(buffer);
+    const size = await soon(conn.read(buffer), "byte or end");
     if (size === null) break;
     chunks.push(buffer.slice(0, size));
   }
@@ -250,7 +250,7 @@ export async function readExactly(
   const bytes = new Uint8Array(length);
   let got = 0;
   while (got < length) {
-    const size = await conn.read(bytes.subarray(got));
+    const size = await soon(conn.read(bytes.subarray(got)), "byte or end");
     if (size === null) break;
     got += size;
   }
@@ -298,7 +298,8 @@ export async function readToEnd(
 ): Promise<number> {
   const buffer = new Uint8Array(256 * 1024);
   for (let got = 0;;) {
-    const size = await conn.read(buffer).catch(unlessDisconnected);
+    const reading = conn.read(buffer).catch(unlessDisconnected);
+    const size = await soon(reading, "byte or end");
     if (!size) return got;
     for (let i = 0; block && i < size; i++) {
       if (buffer[i] === block[(got + i) % block.length]) continue;
