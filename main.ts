@@ -1830,7 +1830,10 @@ async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
 const TIMER_LATENESS_MS = 1.5;
 
 /** Waits about that long, or until the signal is aborted. */
-async function sleep(ms: number, signal: AbortSignal): Promise<void> {
+async function sleep(
+  ms: number,
+  signal = new AbortController().signal,
+): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<unknown>();
   const timer = setTimeout(resolve, ms);
   signal.addEventListener("abort", resolve);
@@ -4116,9 +4119,6 @@ type LogEvent =
 
 type EventName = LogEvent["event"];
 type EventOf<E extends EventName> = LogEvent & { event: E };
-type EventSource =
-  & { event: EventName }
-  & Partial<Pick<ConnectionEvent, "route" | "connection" | "client">>;
 
 /** What a line of text says after the name of an event. */
 const TEXTS: { [E in EventName]: (event: EventOf<E>) => string } = {
@@ -4168,22 +4168,19 @@ const TEXTS: { [E in EventName]: (event: EventOf<E>) => string } = {
   sighup_ignored: () => "; nothing was done",
 };
 
-/** The events that are logged as warnings, and when. */
-const WARNS: { [E in EventName]?: (event: EventOf<E>) => boolean } = {
-  upstream_failed: () => true,
-  config_warning: () => true,
-  accept_failed: () => true,
-  api_listening: ({ address }) => isOpen(address),
-  api: ({ ignored }) => ignored !== undefined,
-  api_failed: () => true,
-  drained: ({ cut }) => cut > 0,
-  log_dropped: () => true,
-  sighup_ignored: () => true,
-};
+/** The events that are always warnings. */
+const WARNINGS: readonly EventName[] = [
+  ...["upstream_failed", "accept_failed", "api_failed"] as const,
+  ...["config_warning", "log_dropped", "sighup_ignored"] as const,
+];
 
-function levelOf<E extends EventName>(name: E, event: EventOf<E>): LogLevel {
-  if (WARNS[name]?.(event)) return "warn";
-  return name === "api" ? "debug" : "info";
+function levelOf(event: LogEvent): LogLevel {
+  const isWarning = WARNINGS.includes(event.event) ||
+    "ignored" in event ||
+    ("cut" in event && event.cut > 0) ||
+    (event.event === "api_listening" && isOpen(event.address));
+  if (isWarning) return "warn";
+  return event.event === "api" ? "debug" : "info";
 }
 
 function textOf<E extends EventName>(name: E, event: EventOf<E>): string {
@@ -4199,129 +4196,91 @@ function count(number: number, what: string): string {
   return `${number} ${what}${number === 1 ? "" : "s"}`;
 }
 
-const MAX_QUEUED_CHARACTERS = 1024 * 1024;
+const MAX_QUEUED_LINES = 5000;
 const LINES_A_WRITE = 64;
 const WRITE_RETRY_MS = 100;
 const MAX_STALL_MS = 500;
 
+/** Says on standard error what is wrong; waits only a moment if nobody reads. */
+async function complain(problem: string): Promise<void> {
+  const written = new Blob([`chaos-proxy: ${problem}\n`]).stream()
+    .pipeTo(Deno.stderr.writable, { preventClose: true })
+    .catch(() => {}); // there is nowhere else to say it
+  await Promise.race([written, sleep(MAX_STALL_MS)]);
+}
+
 /**
- * Writes lines to standard output or standard error from a bounded queue, so
- * that nothing waits for a pipe that nobody reads, or fails on a full disk.
- * When the queue is full, lines are dropped until half of it has been written.
+ * Writes the events of a level and above to standard output, from a bounded
+ * queue, so that nothing waits for a pipe that nobody reads, or fails on a full
+ * disk. When the queue is full, lines are dropped until half of it is written.
  */
-class LineWriter {
-  /** Called as soon as lines can be written again after some were dropped. */
-  onDropped: (lines: number) => void = () => {};
-  #lines: string[] = [];
-  #characters = 0;
+class EventLog extends BaseHandler implements AsyncDisposable {
+  readonly add: (event: LogEvent) => void;
+  readonly #lines: string[] = [];
   #dropped = 0;
-  #writes = 0;
-  #running: Promise<void> | undefined;
-  #retries = true;
+  #writing: Promise<void> | undefined;
+  #hasFailed = false;
 
-  constructor(
-    readonly output: Pick<typeof Deno.stdout, "write">,
-    /** Called when a write fails for the first time. */
-    public onFailure?: (error: unknown) => void,
-  ) {}
-
-  write(line: string): void {
-    if (this.#dropped > 0 || this.#characters > MAX_QUEUED_CHARACTERS) {
-      this.#dropped++;
-      return;
-    }
-    this.#lines.push(`${line}\n`);
-    this.#characters += line.length + 1;
-    this.#running ??= this.#run();
+  /** In text, names of routes are aligned to a width, which grows as needed. */
+  constructor(level: LogLevel, format: LogFormat, width: number) {
+    const formatter = ({ datetime, levelName, args }: LogRecord): string => {
+      const event = args[0] as LogEvent;
+      const time = datetime.toISOString();
+      if (format === "json") {
+        const level = levelName.toLowerCase();
+        return JSON.stringify({ time, level, ...event });
+      }
+      const route = ("route" in event ? event.route : "").padEnd(width);
+      width = route.length;
+      const [number, client] = "connection" in event
+        ? [`#${event.connection}`, event.client]
+        : ["", ""];
+      const source = `${route} ${number.padEnd(6)} ${client.padEnd(21)}`;
+      const text = textOf(event.event, event);
+      return `${time} ${levelName.padEnd(5)} ${source} ${text}`;
+    };
+    super("DEBUG", { formatter });
+    const upper = level.toUpperCase() as Uppercase<LogLevel>;
+    const logger = new Logger("chaos-proxy", upper, { handlers: [this] });
+    this.add = (event) => logger[levelOf(event)](event.event, event);
   }
 
-  /**
-   * Resolves when all is written; when a write fails, or nothing could be
-   * written for a while, what is left is given up.
-   */
-  async flush(): Promise<void> {
-    this.#retries = false;
-    for (let writes = -1; this.#running && writes < this.#writes;) {
-      writes = this.#writes;
-      const { signal } = new AbortController();
-      await Promise.race([this.#running, sleep(MAX_STALL_MS, signal)]);
+  override log(line: string): void {
+    const isFull = this.#lines.length === MAX_QUEUED_LINES;
+    if (isFull || this.#dropped > 0) this.#dropped++;
+    else this.#lines.push(`${line}\n`);
+    this.#writing ??= this.#write();
+  }
+
+  /** Resolves when all is written, or nothing could be written for a while. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (let left = Infinity; this.#writing && this.#lines.length < left;) {
+      left = this.#lines.length;
+      await Promise.race([this.#writing, sleep(MAX_STALL_MS)]);
     }
   }
 
-  async #run(): Promise<void> {
-    let bytes = new Uint8Array();
-    while (bytes.length > 0 || this.#lines.length > 0) {
-      if (bytes.length === 0) bytes = this.#take();
-      try {
-        bytes = bytes.subarray(await this.output.write(bytes));
-        this.#writes++;
-      } catch (error) {
-        this.onFailure?.(error);
-        this.onFailure = undefined;
-        if (!this.#retries) break;
-        await sleep(WRITE_RETRY_MS, new AbortController().signal);
+  async #write(): Promise<void> {
+    while (this.#lines.length > 0) {
+      const text = this.#lines.splice(0, LINES_A_WRITE).join("");
+      if (this.#dropped > 0 && this.#lines.length <= MAX_QUEUED_LINES / 2) {
+        const lines = this.#dropped;
+        this.#dropped = 0;
+        this.add({ event: "log_dropped", lines });
+      }
+      let bytes = new TextEncoder().encode(text);
+      while (bytes.length > 0) {
+        try {
+          bytes = bytes.subarray(await Deno.stdout.write(bytes));
+        } catch (error) {
+          if (!this.#hasFailed) await complain(`no log: ${causeOf(error)}`);
+          this.#hasFailed = true;
+          await sleep(WRITE_RETRY_MS);
+        }
       }
     }
-    this.#running = undefined;
+    this.#writing = undefined;
   }
-
-  /** Takes lines from the queue; tells of those dropped once half is free. */
-  #take(): Uint8Array<ArrayBuffer> {
-    const text = this.#lines.splice(0, LINES_A_WRITE).join("");
-    this.#characters -= text.length;
-    if (this.#dropped > 0 && this.#characters <= MAX_QUEUED_CHARACTERS / 2) {
-      const dropped = this.#dropped;
-      this.#dropped = 0;
-      this.onDropped(dropped);
-    }
-    return new TextEncoder().encode(text);
-  }
-}
-
-const stderr = new LineWriter(Deno.stderr);
-const stdout = new LineWriter(
-  Deno.stdout,
-  (error) => stderr.write(`chaos-proxy: no log: ${causeOf(error)}`),
-);
-
-/** Writes lines to standard output. */
-class LineHandler extends BaseHandler {
-  override log(line: string): void {
-    stdout.write(line);
-  }
-}
-
-/**
- * Returns a function that logs the events of a level and above; in text the
- * names of routes are aligned to a width, which grows as needed.
- */
-function eventLogger(level: LogLevel, format: LogFormat, width: number) {
-  const formatter = ({ datetime, levelName, args }: LogRecord): string => {
-    const event = args[0] as LogEvent;
-    const time = datetime.toISOString();
-    if (format === "json") {
-      return JSON.stringify({ time, level: levelName.toLowerCase(), ...event });
-    }
-    const { route = "", connection, client = "" }: EventSource = event;
-    const number = connection === undefined ? "" : `#${connection}`;
-    width = Math.max(width, route.length);
-    return [
-      time,
-      levelName.padEnd(5),
-      route.padEnd(width),
-      number.padEnd(6),
-      client.padEnd(21),
-      textOf(event.event, event),
-    ].join(" ");
-  };
-  const handlers = [new LineHandler("DEBUG", { formatter })];
-  const upper = level.toUpperCase() as Uppercase<LogLevel>;
-  const logger = new Logger("chaos-proxy", upper, { handlers });
-  const log = (event: LogEvent): void => {
-    logger[levelOf(event.event, event)](event.event, event);
-  };
-  stdout.onDropped = (lines) => log({ event: "log_dropped", lines });
-  return log;
 }
 
 // ---- CLI: arguments, load, run, signals, exit codes --------------------------
@@ -4354,149 +4313,105 @@ SIGINT and SIGTERM wait for the connections in flight, up to the drain timeout;
 a later second one ends at once. Exit codes: 0 ended; 1 failed while running, or
 had to cut connections; 2 a wrong argument or config.`;
 
-/** The command line is wrong. */
-class UsageError extends Error {
-  constructor(problem: string) {
-    super(`${problem}; see chaos-proxy --help`);
-  }
-}
-
 const LOG_LEVEL = oneOf<LogLevel>("debug", "info", "warn", "error");
-const LOG_FORMAT = oneOf<LogFormat>("text", "json");
 const FLAGS = ["check", "demo", "help", "version"] as const;
 const SETTINGS = [
   ...["api", "drain-timeout", "log-format", "log-level"] as const,
   ...["config", "host", "port", "seed"] as const, // also toxiproxy-server's
 ] as const;
-/** Those of toxiproxy-server, which may begin with one dash. */
-const TOXIPROXY_OPTION = /^-(host|port|config|seed|version|\w+-metrics)(?==|$)/;
+const OPTIONS = [...FLAGS, ...SETTINGS].map((name) => `--${name}`);
+const FLAG_WITH_VALUE = RegExp(`^--(?:${FLAGS.join("|")})=`);
+/** Options of toxiproxy-server's that change nothing: metrics are always on. */
 const METRICS_OPTION = /^--(?:proxy|runtime)-metrics(?:=(?:true|false))?$/;
 
 type CommandLine = ReturnType<typeof readCommandLine>;
 
-/** @throws {UsageError} If an argument is unknown, missing or wrong. */
+/** @throws {ConfigError} If an argument is unknown, missing or wrong. */
 function readCommandLine(written: string[]) {
-  const end = written.includes("--") ? written.indexOf("--") : written.length;
-  const options = joinNegatives(written.slice(0, end))
-    .map((arg) => arg.replace(TOXIPROXY_OPTION, "--$1"))
-    .filter((arg) => !METRICS_OPTION.test(arg)); // they are always on
-  for (const flag of FLAGS) {
-    if (options.some((arg) => arg.startsWith(`--${flag}=`))) {
-      throw new UsageError(`--${flag} takes no value`);
-    }
-  }
-  const operands: string[] = [];
-  const flags = parseArgs([...options, ...written.slice(end)], {
+  const end = [...written, "--"].indexOf("--");
+  const operands = written.slice(end + 1);
+  const args = written.slice(0, end)
+    .map((arg) => arg.replace(/^-(?=[a-z][a-z-])/, "--")) // one dash will do
+    .filter((arg) => !METRICS_OPTION.test(arg));
+  const wrong = args.find((arg) => FLAG_WITH_VALUE.test(arg));
+  if (wrong) throw new ConfigError(wrong, ["this option takes no value"]);
+  const flags = parseArgs(args, {
     boolean: FLAGS,
     string: SETTINGS,
     alias: { help: "h", version: "V" },
     unknown: (arg) => {
-      if (arg !== "-" && arg.startsWith("-")) throw unknownOption(arg);
+      if (/^-./.test(arg)) throw unknownOption(arg);
       operands.push(arg); // as it was written: `_` has `1e3` as a number
       return false;
     },
   });
-  operands.push(...flags._.map(String)); // those after `--`
-  if (flags.config !== undefined) operands.push(flags.config);
-  const api = readApi(flags);
-  const action = (["help", "version", "check"] as const)
-    .find((each) => flags[each]) ?? "run";
-  if (action === "run" || action === "check") {
-    const isEnough = flags.demo || (action === "run" && api !== undefined);
-    if (operands.length === 0 && !isEnough) {
-      const other = action === "run"
-        ? "or --api 8474 to be controlled by the API alone, "
-        : "";
-      throw new UsageError(`expected a config file, ${other}found no argument`);
-    }
-    if (operands.length > 1) {
-      throw new UsageError(
-        `expected one config file, found ${operands.length}: ` +
-          operands.join(", "),
-      );
-    }
+
+  function read<T>(name: typeof SETTINGS[number], guard: Guard<T>) {
+    const text = flags[name];
+    if (text === undefined) return undefined;
+    const value = guard.is(text) || !/^\d+$/.test(text) ? text : Number(text);
+    if (guard.is(value)) return value;
+    const problem = `expected ${guard.expected}, found ${describe(text)}`;
+    throw new ConfigError(`--${name}`, [problem + hintFor(guard, text)]);
   }
-  const { seed, "drain-timeout": drain } = flags;
-  const { "log-level": level = "info", "log-format": format = "text" } = flags;
+
+  const { check, config, demo, help, version } = flags;
+  if (config !== undefined) operands.push(config);
+  const host = read("host", listenHost);
+  const port = read("port", integer(0, 65535));
+  let api = read("api", apiAddress);
+  if (api !== undefined && (host ?? port) !== undefined) {
+    throw new ConfigError("--api", ["expected this or --host and --port"]);
+  }
+  if ((host ?? port ?? config) !== undefined) {
+    api ??= addressOf({ hostname: host ?? "localhost", port: port ?? 8474 });
+  }
+  const needsFile = !demo && (check || api === undefined);
+  const isWrong = operands.length > 1 || (operands.length < 1 && needsFile);
+  if (isWrong && !help && !version) {
+    const found = operands.join(" and ") ||
+      "none; to run without one, write --api 8474";
+    throw new ConfigError("<config>", [`expected one file, found ${found}`]);
+  }
+  const seed = read("seed", CONFIG_FIELDS.seed.guard);
+  const drainTimeoutMs = read("drain-timeout", milliseconds);
   return {
-    action,
-    config: operands.at(0),
-    demo: flags.demo,
+    ...{ check, demo, help, version },
+    file: operands.at(0),
     /** Whether all routes come by the API. */
-    isDriven: operands.length === 0 && !flags.demo,
+    isDriven: operands.length === 0 && !demo,
     /** Takes precedence over the config. */
     given: {
-      ...(seed !== undefined && {
-        seed: readOption("--seed", seed, CONFIG_FIELDS.seed.guard),
-      }),
-      ...(drain !== undefined && {
-        drainTimeoutMs: readOption("--drain-timeout", drain, milliseconds),
-      }),
+      ...(seed !== undefined && { seed }),
+      ...(drainTimeoutMs !== undefined && { drainTimeoutMs }),
       ...(api !== undefined && { api }),
     },
-    logLevel: readOption("--log-level", level, LOG_LEVEL),
-    logFormat: readOption("--log-format", format, LOG_FORMAT),
+    logLevel: read("log-level", LOG_LEVEL) ?? "info",
+    logFormat: read("log-format", oneOf<LogFormat>("text", "json")) ?? "text",
   };
 }
 
-/** Joins an option and a negative number, which is then refused as its value. */
-function joinNegatives(args: readonly string[]): string[] {
-  return args.reduce<string[]>((joined, arg) => {
-    const option = joined.at(-1) ?? "";
-    const isValue = /^-\d/.test(arg) && /^--?[a-z][a-z-]+$/.test(option);
-    return isValue
-      ? [...joined.slice(0, -1), `${option}=${arg}`]
-      : [...joined, arg];
-  }, []);
-}
-
-function unknownOption(arg: string): UsageError {
+function unknownOption(arg: string): ConfigError {
   const name = arg.replace(/=.*/s, "");
-  const known = [...FLAGS, ...SETTINGS].map((each) => `--${each}`);
-  if (known.includes(name)) return new UsageError(`${name} needs a value`);
-  const meant = nearest(name, known);
-  const hint = meant ? `; did you mean ${meant}?` : "";
-  return new UsageError(`unknown option ${name}${hint}`);
+  const hint = /^-\d/.test(name)
+    ? "; no option takes a negative number"
+    : hintForKey(name, OPTIONS);
+  return new ConfigError(name, [`unknown option${hint}`]);
 }
 
-/** The API's address; the options of toxiproxy-server have a default for it. */
-function readApi(
-  { api, host, port, config }: { [name in typeof SETTINGS[number]]?: string },
-): number | string | undefined {
-  if (api !== undefined && (host ?? port) !== undefined) {
-    throw new UsageError("--api and --host or --port contradict each other");
-  }
-  if (api !== undefined) return readOption("--api", api, apiAddress);
-  if ((host ?? port ?? config) === undefined) return undefined;
-  const address = { hostname: host ?? "localhost", port: Number(port ?? 8474) };
-  return readOption("--host and --port", addressOf(address), apiAddress);
-}
-
-/** @throws {UsageError} If an option's value is not what it takes. */
-function readOption<T>(option: string, text: string, guard: Guard<T>): T {
-  const value = guard.is(text) || !/^\d+$/.test(text) ? text : Number(text);
-  if (guard.is(value)) return value;
-  throw new UsageError(
-    `${option}: expected ${guard.expected}, found ${describe(text)}`,
-  );
-}
-
-/** @throws {ConfigError} If the file cannot be read, is too long or no text. */
+/** @throws {ConfigError} If the file cannot be read or is no text. */
 async function readText(path: string): Promise<string> {
   try {
     const { isDirectory } = await Deno.stat(path);
     if (isDirectory) throw new Deno.errors.IsADirectory();
-    using file = await Deno.open(path);
-    const bytes = new Uint8Array(MAX_CONFIG_BYTES + 1); // it may have no end
-    let length = 0;
-    for (let size; (size = await file.read(bytes.subarray(length)));) {
-      length += size;
+    const { readable } = await Deno.open(path);
+    const decoder = new TextDecoderStream("utf-8", { fatal: true });
+    let text = "";
+    for await (const part of readable.pipeThrough(decoder)) {
+      text += part;
+      if (text.length > MAX_CONFIG_BYTES) break; // it may have no end
     }
-    if (length > MAX_CONFIG_BYTES) {
-      throw new RangeError("expected at most 1 MiB of text, found more");
-    }
-    const decoder = new TextDecoder("utf-8", { fatal: true });
-    return decoder.decode(bytes.subarray(0, length));
+    return text;
   } catch (error) {
     const { name } = error as Error;
     throw new ConfigError(path, [UNREADABLE[name] ?? causeOf(error)]);
@@ -4521,39 +4436,27 @@ function summarize(config: Config, path: string): string {
       : "drain without a limit",
     ...(api === undefined ? [] : [`api ${api}`]),
   ].join(", ");
-  const columns = [
+  const table = [
     ["ROUTE", ...routes.map(({ name }) => name)],
     ["LISTEN", ...routes.map((route) => asProxy(route).listen)],
     ["UPSTREAM", ...routes.map(({ upstream }) => upstream)],
     ["FAULTS", ...routes.map(describeFaults)],
-  ].map((cells) => {
-    const width = Math.max(...cells.map(({ length }) => length));
-    return cells.map((cell) => cell.padEnd(width));
+  ].reduce((lines, column) => {
+    const width = Math.max(...lines.map(({ length }) => length));
+    return lines.map((line, row) => `${line.padEnd(width)}  ${column[row]}`);
   });
-  const table = Array.from(
-    { length: routes.length + 1 },
-    (_, row) => columns.map((cells) => cells[row]).join("  ").trimEnd(),
-  );
   const warnings = firstOf(routes.flatMap(warningsOf))
     .map((each) => `warning: ${each}`);
   return [summary, ...table, ...warnings].join("\n");
 }
 
-/**
- * Serves what the example config forwards to, for as long as the process runs.
- *
- * @throws {ListenError} If its port cannot be listened on.
- */
+/** Serves what the example config forwards to, while the process runs. */
 function serveDemo(): void {
   try {
-    Deno.serve({ ...DEMO, onListen: () => {} }, async (request) => {
-      if (request.body === null) {
-        return new Response("Hello from behind the proxy!\n");
-      }
-      // It fails if the client leaves meanwhile.
-      const echo = await request.arrayBuffer().catch(() => null);
-      return new Response(echo, { status: echo ? 200 : 400 });
-    });
+    Deno.serve(
+      { ...DEMO, onListen: () => {} },
+      ({ body }) => new Response(body ?? "Hello from behind the proxy!\n"),
+    );
   } catch (error) {
     throw new ListenError("demo upstream", DEMO, error);
   }
@@ -4562,20 +4465,21 @@ function serveDemo(): void {
 /** Runs until a signal ends it; resolves to the exit code. */
 async function run(config: Config, line: CommandLine): Promise<number> {
   const stop = signal();
-  const width = Math.max(0, ...config.routes.map(({ name }) => name.length));
-  const onEvent = eventLogger(line.logLevel, line.logFormat, width);
+  const { api, routes } = config;
+  const width = Math.max(0, ...routes.map(({ name }) => name.length));
+  await using log = new EventLog(line.logLevel, line.logFormat, width);
+  const onEvent = log.add;
   const isDemo = ({ upstream }: Route) => upstream === addressOf(DEMO);
-  if (line.demo && config.routes.some(isDemo)) serveDemo();
-  const { api } = config;
+  if (line.demo && routes.some(isDemo)) serveDemo();
   const resettable = api !== undefined; // by whatever may come to be asked
   await using proxy = await ChaosProxy.start(config, { onEvent, resettable });
   await using _api = api ? serveApi(proxy, api, { onEvent }) : null;
   const onHangUp = () => onEvent({ event: "sighup_ignored" });
   if (!IS_WINDOWS) Deno.addSignalListener("SIGHUP", onHangUp);
   await stop;
-  signal(performance.now() + SAME_SIGNAL_MS).then(async () => {
-    stderr.write("chaos-proxy: ended at once by a second signal");
-    await stderr.flush();
+  // A terminal and the task runner may both pass on the same Ctrl-C.
+  sleep(SAME_SIGNAL_MS).then(signal).then(async () => {
+    await complain("ended at once by a second signal");
     Deno.exit(1);
   });
   const cut = await proxy.drain();
@@ -4587,16 +4491,10 @@ const SAME_SIGNAL_MS = 500;
 const IS_WINDOWS = Deno.build.os === "windows";
 const SIGNALS = ["SIGINT", IS_WINDOWS ? "SIGBREAK" : "SIGTERM"] as const;
 
-/**
- * Waits for a signal to stop, from now on or from a time on: a terminal and the
- * task runner may both pass on the same Ctrl-C.
- */
-function signal(from = 0): Promise<void> {
+/** Waits for a signal to stop. */
+function signal(): Promise<void> {
   return new Promise((resolve) => {
-    const listener = () => {
-      if (performance.now() >= from) resolve();
-    };
-    for (const each of SIGNALS) Deno.addSignalListener(each, listener);
+    for (const each of SIGNALS) Deno.addSignalListener(each, resolve);
   });
 }
 
@@ -4604,30 +4502,24 @@ function signal(from = 0): Promise<void> {
 async function main(args: string[]): Promise<number> {
   try {
     const line = readCommandLine(args);
-    const { action, given } = line;
-    if (action === "help" || action === "version") {
-      console.log(action === "help" ? HELP : `chaos-proxy ${deno.version}`);
+    if (line.help || line.version) {
+      console.log(line.help ? HELP : `chaos-proxy ${deno.version}`);
       return 0;
     }
-    const path = line.config ?? "config.example.yaml";
-    const text = line.config === undefined ? example : await readText(path);
+    const path = line.file ?? "config.example.yaml";
+    const text = line.file === undefined ? example : await readText(path);
     const config = line.isDriven
-      ? checkConfig({ drainTimeoutMs: 1000, ...given }, "config", {})
-      : parseConfig(text, path, given);
-    if (action === "run") return await run(config, line);
+      ? checkConfig({ drainTimeoutMs: 1000, ...line.given }, "config", {})
+      : parseConfig(text, path, line.given);
+    if (!line.check) return await run(config, line);
     console.log(summarize(config, path));
     return 0;
   } catch (error) {
-    const isUsage = error instanceof UsageError || error instanceof ConfigError;
-    if (!isUsage && !(error instanceof ListenError)) throw error;
-    stderr.write(`chaos-proxy: ${error.message}`);
-    return isUsage ? 2 : 1;
+    const isConfig = error instanceof ConfigError;
+    if (!isConfig && !(error instanceof ListenError)) throw error;
+    await complain(error.message);
+    return isConfig ? 2 : 1;
   }
 }
 
-if (import.meta.main) {
-  const code = await main(Deno.args);
-  await stdout.flush(); // a failure of which is told on the other
-  await stderr.flush();
-  Deno.exit(code);
-}
+if (import.meta.main) Deno.exit(await main(Deno.args));
