@@ -1,6 +1,7 @@
 /** What the tests share: peers, a proxy that is watched, the CLI as a process. */
 
 import { assert, assertEquals } from "@std/assert";
+import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import {
   type ApiEvent,
@@ -27,8 +28,8 @@ type Named<N> = Extract<LogEvent, { event: N }>;
 /** Events in the order in which they came, and those still to come. */
 export class EventLog {
   readonly all: LogEvent[] = [];
+  hasEnded = false;
   #changed = Promise.withResolvers<void>();
-  #ended = false;
 
   readonly add = (event: LogEvent): void => {
     this.all.push(event);
@@ -37,7 +38,7 @@ export class EventLog {
 
   /** No more will come: whoever waits for one is told so. */
   end(): void {
-    this.#ended = true;
+    this.hasEnded = true;
     this.#wake();
   }
 
@@ -56,10 +57,9 @@ export class EventLog {
     count: number,
   ): Promise<[Named<N>, ...Named<N>[]]> {
     for (;;) {
-      const found = this.of(name);
-      const [one, ...more] = found.slice(0, count);
-      if (one && found.length >= count) return [one, ...more];
-      if (this.#ended) throw new Error(`${found.length} ${name}, not ${count}`);
+      const [one, ...more] = this.of(name).slice(0, count);
+      if (one && more.length === count - 1) return [one, ...more];
+      if (this.hasEnded) throw new Error(`there are not ${count} ${name}`);
       await this.#changed.promise;
     }
   }
@@ -117,33 +117,56 @@ export class WatchedProxy implements AsyncDisposable {
   }
 }
 
-/** A server that hands each connection to a handler, and then closes it. */
-export class Upstream implements AsyncDisposable {
+/** An upstream that leaves it to the test what happens on its connections. */
+export class Silent implements AsyncDisposable {
   readonly address: string;
-  /** How many connections have come. */
-  accepted = 0;
   readonly #listener: Deno.TcpListener;
-  readonly #open = new Set<Deno.TcpConn>();
-  readonly #serving: Promise<void>;
+  readonly #accepted: Deno.TcpConn[] = [];
 
-  constructor(
-    readonly handler: (conn: Deno.TcpConn) => Promise<unknown>,
-    hostname = "127.0.0.1",
-  ) {
+  constructor(hostname = "127.0.0.1") {
     this.#listener = Deno.listen({ hostname, port: 0 });
     const host = hostname.includes(":") ? `[${hostname}]` : hostname;
     this.address = `${host}:${this.#listener.addr.port}`;
-    this.#serving = this.#serve();
   }
 
-  async #serve(): Promise<void> {
+  /** How many connections have come. */
+  get accepted(): number {
+    return this.#accepted.length;
+  }
+
+  async accept(): Promise<Deno.TcpConn> {
+    const conn = await this.#listener.accept();
+    this.#accepted.push(conn);
+    return conn;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#listener.close();
+    for (const conn of this.#accepted) conn[Symbol.dispose]();
+    return Promise.resolve();
+  }
+}
+
+/** A server that hands each connection to a handler, and then closes it. */
+export class Upstream extends Silent {
+  readonly #serving: Promise<void>;
+
+  constructor(
+    handler: (conn: Deno.TcpConn) => Promise<unknown>,
+    hostname?: string,
+  ) {
+    super(hostname);
+    this.#serving = this.#serve(async (conn) => {
+      await handler(conn).catch(unlessDisconnected);
+      conn[Symbol.dispose]();
+    });
+  }
+
+  async #serve(handle: (conn: Deno.TcpConn) => Promise<void>): Promise<void> {
     const handled: Promise<void>[] = [];
     for (;;) {
       try {
-        const conn = await this.#listener.accept();
-        this.accepted++;
-        this.#open.add(conn);
-        handled.push(this.#handle(conn));
+        handled.push(handle(await this.accept()));
       } catch (error) {
         if (error instanceof Deno.errors.NotConnected) continue; // left already
         if (isDisconnect(error)) break; // the listener was closed
@@ -153,15 +176,8 @@ export class Upstream implements AsyncDisposable {
     await Promise.all(handled);
   }
 
-  async #handle(conn: Deno.TcpConn): Promise<void> {
-    await this.handler(conn).catch(unlessDisconnected);
-    conn[Symbol.dispose]();
-    this.#open.delete(conn);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#listener.close();
-    for (const conn of this.#open) conn[Symbol.dispose]();
+  override async [Symbol.asyncDispose](): Promise<void> {
+    await super[Symbol.asyncDispose]();
     await this.#serving;
   }
 }
@@ -201,8 +217,8 @@ export function nowhere(): { address: string } {
 }
 
 /** Returns what must be there; throws when it is missing. */
-export function defined<T>(value: T): NonNullable<T> {
-  assert(value !== undefined && value !== null, "it is missing");
+export function defined<T>(value: T, what = "it is missing"): NonNullable<T> {
+  assert(value !== undefined && value !== null, what);
   return value;
 }
 
@@ -215,9 +231,7 @@ export function only<T>(list: readonly T[]): T {
 
 /** What the first group of an expression captures; throws without a match. */
 export function captured(expression: RegExp, text: string): string {
-  const group = expression.exec(text)?.[1];
-  assert(group !== undefined, `${expression} not in ${text}`);
-  return group;
+  return defined(expression.exec(text)?.[1], `${expression} not in ${text}`);
 }
 
 export async function writeAll(conn: Deno.Conn, bytes: Uint8Array) {
@@ -230,15 +244,21 @@ export function send(conn: Deno.Conn, text: string): Promise<void> {
   return writeAll(conn, new TextEncoder().encode(text));
 }
 
-/** Reads to the end of the stream. */
-export async function readAll(conn: Deno.Conn): Promise<Uint8Array> {
-  const chunks: Uint8Array<ArrayBuffer>[] = [];
-  const buffer = new Uint8Array(64 * 1024);
+/** What comes, part by part, up to the end of the stream. */
+async function* parts(
+  conn: Deno.Conn,
+): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  const buffer = new Uint8Array(256 * 1024);
   for (;;) {
     const size = await soon(conn.read(buffer), "byte or end");
-    if (size === null) break;
-    chunks.push(buffer.slice(0, size));
+    if (size === null) return;
+    yield buffer.subarray(0, size);
   }
+}
+
+/** Reads to the end of the stream. */
+export async function readAll(conn: Deno.Conn): Promise<Uint8Array> {
+  const chunks = await Array.fromAsync(parts(conn), (part) => part.slice());
   return new Uint8Array(await new Blob(chunks).arrayBuffer());
 }
 
@@ -296,26 +316,43 @@ export async function readToEnd(
   conn: Deno.Conn,
   block?: Uint8Array,
 ): Promise<number> {
-  const buffer = new Uint8Array(256 * 1024);
-  for (let got = 0;;) {
-    const reading = conn.read(buffer).catch(unlessDisconnected);
-    const size = await soon(reading, "byte or end");
-    if (!size) return got;
-    for (let i = 0; block && i < size; i++) {
-      if (buffer[i] === block[(got + i) % block.length]) continue;
-      throw new Error(`the byte at ${got + i} is another one`);
+  let got = 0;
+  try {
+    for await (const part of parts(conn)) {
+      for (let i = 0; block && i < part.length; i++) {
+        if (part[i] === block[(got + i) % block.length]) continue;
+        throw new Error(`the byte at ${got + i} is another one`);
+      }
+      got += part.length;
     }
-    got += size;
+  } catch (error) {
+    unlessDisconnected(error);
   }
+  return got;
 }
-
-/** The import map and lock file by which this process runs, if any. */
-export const RUN_FLAGS = import.meta.resolve("@std/yaml").startsWith("file:")
-  ? ["--import-map", "npm/imports.json", "--lock", "npm/deno.lock", "--frozen"]
-  : [];
 
 /** The folder of the project. */
 export const ROOT = new URL("..", import.meta.url);
+
+const FOLDER = `${import.meta.dirname}/..`;
+const USES_NPM = import.meta.resolve("@std/yaml").startsWith("file:");
+
+/** How Deno finds, from any folder, what this process imports. */
+export const RUN_FLAGS = [
+  ...["--no-prompt", "--config", `${FOLDER}/deno.json`],
+  ...(USES_NPM
+    ? [`--import-map=${FOLDER}/npm/imports.json`]
+      .concat(`--lock=${FOLDER}/npm/deno.lock`, "--frozen")
+    : []),
+];
+
+/** The permissions that the program needs. */
+export const PERMISSIONS = ["--allow-net", "--allow-read"];
+
+/** The arguments with which Deno runs the program, from any folder. */
+export function runArgs(args: string[], permissions = PERMISSIONS): string[] {
+  return ["run", ...RUN_FLAGS, ...permissions, `${FOLDER}/main.ts`, ...args];
+}
 
 /** Signals a process, which may have ended meanwhile. */
 export function signalTo(child: Deno.ChildProcess, signal: Deno.Signal): void {
@@ -329,20 +366,19 @@ export function signalTo(child: Deno.ChildProcess, signal: Deno.Signal): void {
 
 /** `chaos-proxy` as a user starts it, with just the permissions it needs. */
 export class Cli implements AsyncDisposable {
-  /** All that came on standard output; on standard error. */
+  /** All that has come on standard output. */
   stdout = "";
+  /** All that came on standard error, once it has ended. */
   stderr = "";
   /** The events that a `--log-format json` run has logged. */
   readonly log = new EventLog();
   readonly status: Promise<Deno.CommandStatus>;
   readonly #child: Deno.ChildProcess;
-  #ended = false;
 
   constructor(...args: string[]) {
     const [command, ...before] = this.command;
-    const flags = ["--no-prompt", ...RUN_FLAGS, "--allow-net", "--allow-read"];
     this.#child = new Deno.Command(defined(command), {
-      args: [...before, "run", ...flags, "main.ts", ...args],
+      args: [...before, ...runArgs(args)],
       cwd: ROOT,
       // Certificates, if named here, may be loaded when there is a shortage.
       env: { NO_COLOR: "1", NODE_EXTRA_CA_CERTS: "" },
@@ -356,6 +392,11 @@ export class Cli implements AsyncDisposable {
   /** How Deno is run. */
   get command(): string[] {
     return [Deno.execPath()];
+  }
+
+  /** Until when its output is not read, unless it ends before. */
+  get unread(): Promise<void> {
+    return Promise.resolve();
   }
 
   /** Runs with a configuration, logging JSON, until it has started. */
@@ -373,12 +414,14 @@ export class Cli implements AsyncDisposable {
   /** What an expression captures in standard output, or all that it matches. */
   async says(expression: RegExp): Promise<string> {
     await until(
-      () => this.#ended || expression.test(this.stdout),
+      () => this.log.hasEnded || expression.test(this.stdout),
       `${expression} in ${this.stdout}`,
     );
-    const found = expression.exec(this.stdout);
-    if (found) return found[1] ?? found[0];
-    throw new Error(`${expression} not in ${this.stdout}${this.stderr}`);
+    const found = defined(
+      expression.exec(this.stdout),
+      `${expression} not in ${this.stdout}${this.stderr}`,
+    );
+    return found[1] ?? found[0];
   }
 
   get pid(): number {
@@ -396,32 +439,24 @@ export class Cli implements AsyncDisposable {
   }
 
   async #watch(): Promise<Deno.CommandStatus> {
-    await Promise.all([
-      this.#read(this.#child.stdout, (line) => {
-        this.stdout += line + "\n";
-        if (line.startsWith("{")) this.log.add(JSON.parse(line));
-      }),
-      this.#read(this.#child.stderr, (line) => {
-        this.stderr += line + "\n";
-      }),
-    ]);
-    const status = await this.#child.status;
-    this.#ended = true;
+    const { stdout, stderr, status } = this.#child;
+    await Promise.race([this.unread, status]);
+    const read = [this.#readLog(stdout), new Response(stderr).text()] as const;
+    [, this.stderr] = await Promise.all(read);
     this.log.end();
     return status;
   }
 
-  async #read(
-    stream: ReadableStream<Uint8Array<ArrayBuffer>>,
-    onLine: (line: string) => void,
-  ): Promise<void> {
+  async #readLog(stream: Deno.SubprocessReadableStream): Promise<void> {
     let rest = "";
     for await (const part of stream.pipeThrough(new TextDecoderStream())) {
+      this.stdout += part;
       const lines = (rest + part).split("\n");
       rest = defined(lines.pop());
-      lines.forEach(onLine);
+      for (const line of lines) {
+        if (line.startsWith("{")) this.log.add(JSON.parse(line));
+      }
     }
-    if (rest !== "") onLine(rest);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -460,13 +495,6 @@ export async function soon<T>(
   }
 }
 
-/** What the control API has answered. */
-export interface Answer {
-  status: number;
-  text: string;
-  headers: Headers;
-}
-
 /** A client of a control API, which is its own to close where it serves it. */
 export class Api implements AsyncDisposable {
   readonly #client = Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
@@ -491,16 +519,11 @@ export class Api implements AsyncDisposable {
   }
 
   /** Calls; a body that is no text is sent as JSON. */
-  async raw(
-    method: string,
-    path: string,
-    body?: unknown,
-  ): Promise<Answer> {
+  async raw(method: string, path: string, body?: unknown) {
     const answer = await fetch(`http://127.0.0.1:${this.port}${path}`, {
       method,
-      body: body === undefined || typeof body === "string" ||
-          body instanceof Uint8Array
-        ? body as BodyInit | undefined
+      body: typeof body === "string" || body instanceof Uint8Array
+        ? body as BodyInit
         : JSON.stringify(body),
       client: this.#client,
     });
@@ -519,28 +542,17 @@ export class Api implements AsyncDisposable {
     return { status, body: text === "" ? undefined : JSON.parse(text) };
   }
 
-  get(path: string) {
-    return this.call("GET", path);
-  }
-
-  post(path: string, body?: unknown) {
-    return this.call("POST", path, body);
-  }
-
-  patch(path: string, body: unknown) {
-    return this.call("PATCH", path, body);
-  }
-
-  delete(path: string) {
-    return this.call("DELETE", path);
-  }
+  get = (path: string) => this.call("GET", path);
+  post = (path: string, body?: unknown) => this.call("POST", path, body);
+  patch = (path: string, body: unknown) => this.call("PATCH", path, body);
+  delete = (path: string) => this.call("DELETE", path);
 
   /** Calls with just these headers, also those that `fetch` sets itself. */
   async plain(
     method: string,
     path: string,
     headers: Record<string, string>,
-  ): Promise<Omit<Answer, "headers">> {
+  ) {
     const all = { host: "localhost", connection: "close", ...headers };
     const lines = Object.entries(all).map(([name, value]) =>
       `${name}: ${value}\r\n`
@@ -577,26 +589,14 @@ export async function untilRefused(port: number): Promise<void> {
   }, `port ${port} refuses`);
 }
 
-/** A configuration file that is there while it is used. */
-export class TempFile implements AsyncDisposable {
-  private constructor(readonly path: string) {}
-
-  static async with(
-    content: string | Uint8Array,
-    suffix = ".yaml",
-  ): Promise<TempFile> {
+/** Files that are there while they are used. */
+export const TempFile = {
+  async with(content: BlobPart, suffix = ".yaml") {
     const path = await Deno.makeTempFile({ suffix });
-    await Deno.writeFile(
-      path,
-      typeof content === "string" ? new TextEncoder().encode(content) : content,
-    );
-    return new TempFile(path);
-  }
-
-  [Symbol.asyncDispose](): Promise<void> {
-    return Deno.remove(this.path);
-  }
-}
+    await Deno.writeFile(path, new Blob([content]).stream());
+    return { path, [Symbol.asyncDispose]: () => Deno.remove(path) };
+  },
+};
 
 export const MIB = 2 ** 20;
 export const IS_LINUX = Deno.build.os === "linux";
@@ -631,9 +631,8 @@ export async function assertClosed(
   count = 1,
 ): Promise<Named<"closed">> {
   const closed = defined((await log.first("closed", count)).at(-1));
-  const found = new Map<string, unknown>(Object.entries(closed));
-  const named = Object.keys(expected).map((key) => [key, found.get(key)]);
-  assertEquals(Object.fromEntries(named), { ...expected });
+  const all = { cause: undefined, toxic: undefined, ...closed };
+  assertEquals(all, { ...all, ...expected });
   return closed;
 }
 
@@ -731,29 +730,6 @@ export async function untilStalled(flow: Flow): Promise<void> {
   }
 }
 
-/** An upstream that leaves it to the test what happens on its connections. */
-export class Silent implements AsyncDisposable {
-  readonly address: string;
-  readonly #listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  readonly #accepted: Deno.TcpConn[] = [];
-
-  constructor() {
-    this.address = `127.0.0.1:${this.#listener.addr.port}`;
-  }
-
-  async accept(): Promise<Deno.TcpConn> {
-    const conn = await this.#listener.accept();
-    this.#accepted.push(conn);
-    return conn;
-  }
-
-  // deno-lint-ignore require-await
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const conn of this.#accepted) conn[Symbol.dispose]();
-    this.#listener.close();
-  }
-}
-
 type How = [route?: Partial<RouteOptions>, options?: StartOptions];
 
 /** A connection through a proxy to a server; all three are closed together. */
@@ -765,17 +741,12 @@ export async function connectTo<
   [route, options]: How = [],
   connect = (watched: WatchedProxy) => watched.connect() as Promise<C>,
 ) {
-  const watched = await WatchedProxy.to(server, route, {}, options);
-  const client = await connect(watched);
-  return {
-    ...{ server, watched, client },
-    async [Symbol.asyncDispose]() {
-      if (client instanceof NodeEnd) await client[Symbol.asyncDispose]();
-      else client[Symbol.dispose]();
-      await watched.proxy.stop();
-      await server[Symbol.asyncDispose]();
-    },
-  };
+  const open = new AsyncDisposableStack();
+  open.use(server);
+  const watched = open.use(await WatchedProxy.to(server, route, {}, options));
+  const client = open.use(await connect(watched));
+  const close = () => open.disposeAsync();
+  return { server, watched, client, [Symbol.asyncDispose]: close };
 }
 
 /** A connection through a proxy to an echo. */
@@ -783,23 +754,27 @@ export function openEcho(...how: How) {
   return connectTo(echo(), how);
 }
 
-/** A connection through a proxy, with both of its ends. */
-export async function openEnds(...how: How) {
-  const ends = await connectTo(new Silent(), how);
+/** Adds the upstream's end of the connection. */
+async function withUpstream<A, E>(
+  opening: Promise<E & { server: { accept(): Promise<A> } }>,
+) {
+  const ends = await opening;
   return { ...ends, upstream: await ends.server.accept() };
 }
 
+/** A connection through a proxy, with both of its ends. */
+export function openEnds(...how: How) {
+  return withUpstream(connectTo(new Silent(), how));
+}
+
 /** As `openEnds`, with a client that can reset the connection. */
-export async function openNodeClient(...how: How) {
-  const connect = (watched: WatchedProxy) => NodeEnd.connect(watched);
-  const ends = await connectTo(new Silent(), how, connect);
-  return { ...ends, upstream: await ends.server.accept() };
+export function openNodeClient(...how: How) {
+  return withUpstream(connectTo(new Silent(), how, NodeEnd.connect));
 }
 
 /** As `openEnds`, with an upstream that can reset the connection. */
 export async function openNodeUpstream() {
-  const ends = await connectTo(await NodeUpstream.listen());
-  return { ...ends, upstream: await ends.server.accept() };
+  return withUpstream(connectTo(await NodeUpstream.listen()));
 }
 
 /** An end of a connection that can reset it, as Deno's own sockets cannot. */
@@ -824,7 +799,7 @@ export class NodeEnd implements AsyncDisposable {
   ): Promise<NodeEnd> {
     const [port, host] = [watched.port(), "127.0.0.1"];
     const socket = connect({ port, host, allowHalfOpen: true });
-    await new Promise<void>((resolve) => socket.once("connect", resolve));
+    await once(socket, "connect");
     return new NodeEnd(socket, options);
   }
 
@@ -850,39 +825,25 @@ export class NodeEnd implements AsyncDisposable {
   }
 }
 
-/** An upstream that can reset its connections. */
-export class NodeUpstream implements AsyncDisposable {
-  readonly #server = createServer({ allowHalfOpen: true });
-  readonly #first = Promise.withResolvers<NodeEnd>();
-
-  private constructor(options?: { reading: boolean }) {
-    this.#server.once("connection", (socket) => {
-      this.#first.resolve(new NodeEnd(socket, options));
+/** An upstream that can reset its first connection. */
+export const NodeUpstream = {
+  async listen(options?: { reading: boolean }) {
+    const first = Promise.withResolvers<NodeEnd>();
+    const server = createServer({ allowHalfOpen: true });
+    server.once("connection", (socket) => {
+      first.resolve(new NodeEnd(socket, options));
     });
-  }
-
-  static async listen(options?: { reading: boolean }): Promise<NodeUpstream> {
-    const upstream = new NodeUpstream(options);
-    await new Promise<void>((resolve) =>
-      upstream.#server.listen(0, "127.0.0.1", resolve)
-    );
-    return upstream;
-  }
-
-  get address(): string {
-    return `127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
-  }
-
-  /** Its first connection. */
-  accept(): Promise<NodeEnd> {
-    return this.#first.promise;
-  }
-
-  [Symbol.asyncDispose](): Promise<void> {
-    this.#first.promise.then((end) => end[Symbol.asyncDispose]());
-    return new Promise((resolve) => this.#server.close(() => resolve()));
-  }
-}
+    await once(server.listen(0, "127.0.0.1"), "listening");
+    return {
+      address: `127.0.0.1:${(server.address() as AddressInfo).port}`,
+      accept: () => first.promise,
+      async [Symbol.asyncDispose]() {
+        first.promise.then((end) => end[Symbol.asyncDispose]());
+        await new Promise((resolve) => server.close(resolve));
+      },
+    };
+  },
+};
 
 /** An upstream that neither accepts nor refuses: its backlog is full. */
 export async function unanswering() {
@@ -898,9 +859,10 @@ export async function unanswering() {
     address: `127.0.0.1:${port}`,
     async [Symbol.asyncDispose]() {
       left.abort();
-      for (const filler of await Promise.allSettled(fillers)) {
-        if (filler.status === "fulfilled") filler.value.close();
-      }
+      const leaving = fillers.map((each) =>
+        each.then((conn) => conn.close(), () => {}) // it was aborted
+      );
+      await Promise.all(leaving);
       full.close();
     },
   };
