@@ -28,9 +28,12 @@ import { parse as parseYaml } from "@std/yaml";
 import { parseArgs } from "@std/cli/parse-args";
 import { BaseHandler, Logger, type LogRecord } from "@std/log";
 import dns from "node:dns/promises";
+import { isUtf8 } from "node:buffer";
 import { once } from "node:events";
 import net from "node:net";
+import { unescape } from "node:querystring";
 import { setImmediate } from "node:timers";
+import { isDeepStrictEqual } from "node:util";
 import example from "./config.example.yaml" with { type: "text" };
 import deno from "./deno.json" with { type: "json" };
 
@@ -3535,7 +3538,7 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   #stopAccepting(): Promise<void> {
-    const error = new Deno.errors.BadResource("the proxy is stopped");
+    const error = new Deno.errors.BadResource("the proxy is shutting down");
     this.#context.stopping.abort(error);
     return this.#all((route) => route.close());
   }
@@ -3612,72 +3615,53 @@ class Refusal extends Error {
 /** A call of the API. */
 interface Call {
   readonly proxy: ChaosProxy;
-  readonly request: Request;
-  /** The segments of the path that its pattern names, still encoded. */
-  readonly named: { proxy?: string; toxic?: string; id?: string };
+  readonly url: URL;
+  readonly body: Uint8Array;
+  /** What the path names: a proxy or the id of a connection, and a toxic. */
+  readonly name: string;
+  readonly toxic: string;
   /** What is ignored in the body. */
   readonly ignored: string[];
 }
 
 /**
- * The calls by method and pattern of the path. Each returns a response, a value
- * to send as JSON, or nothing, which is 204.
+ * The calls by method and path. Each returns a response, a value to send as
+ * JSON, or nothing, which is 204.
  */
 const CALLS: Record<string, (call: Call) => unknown> = {
   "GET /proxies": ({ proxy }) =>
     Object.fromEntries(proxy.routes.map((each) => [each.name, asProxy(each)])),
   async "POST /proxies"(call) {
-    const body = await readBody(call.request);
-    requireFields(call, body, PROXY_FIELDS);
-    const route = checkBody(call, (place) => checkRoute(body, place));
-    return json(asProxy(await call.proxy.addRoute(route as Route)), 201);
+    const given = checkBody(call, checkRoute) as Route;
+    const route = await call.proxy.addRoute(given);
+    return Response.json(asProxy(route), { status: 201 });
   },
   async "POST /populate"(call) {
-    const body = await readBody(call.request);
-    if (!Array.isArray(body)) {
-      throw badBody([`expected a list of proxies, found ${describe(body)}`]);
-    }
-    body.forEach((each, index) =>
-      requireFields(call, each, PROXY_FIELDS, index)
-    );
-    const routes = checkBody(call, (place) => checkRoutes(body, place));
+    const routes = checkBody(call, (body, place) => {
+      if (Array.isArray(body)) return checkRoutes(body, place);
+      place.refuse(`expected a list of proxies, found ${describe(body)}`);
+      return [];
+    });
     const proxies = (await call.proxy.populate(routes)).map(asProxy);
-    return json({ proxies }, 201);
+    return Response.json({ proxies }, { status: 201 });
   },
-  "GET /proxies/:proxy": (call) => asProxy(routeOf(call)),
-  "POST /proxies/:proxy": updateProxy,
-  "PATCH /proxies/:proxy": updateProxy,
-  "DELETE /proxies/:proxy": (call) =>
-    call.proxy.removeRoute(routeOf(call).name),
-  "GET /proxies/:proxy/toxics": (call) => routeOf(call).toxics,
-  async "POST /proxies/:proxy/toxics"(call) {
-    const written = await readBody(call.request);
-    const body = checkBody(call, (place) => normalizeToxic(written, place));
-    const route = routeOf(call); // it may have gone meanwhile
-    const { type, stream } = isRecord(body) ? body : {};
-    const { guard } = TOXIC_FIELDS.stream;
-    if (typeof stream === "string" && !guard.is(stream)) {
-      const choices = guard.expected;
-      throw new Refusal(400, `stream was invalid, can be either ${choices}`);
-    }
-    if (isRecord(body) && !TOXIC_FIELDS.type.guard.is(type)) {
-      const meant = nearest(String(type), Object.keys(TOXICS));
-      const hint = meant ? `; did you mean ${meant}?` : "";
-      throw new Refusal(400, `invalid toxic type${hint}`);
-    }
-    const toxic = checkBody(call, (place) => checkToxic(body, place));
-    if (route.toxics.some(({ name }) => name === toxic.name)) {
-      throw new Refusal(409, "toxic already exists");
-    }
-    return call.proxy.addToxic(route.name, toxic);
+  "GET /proxies/*": ({ proxy, name }) => asProxy(proxy.route(name)),
+  "POST /proxies/*": updateProxy,
+  "PATCH /proxies/*": updateProxy,
+  "DELETE /proxies/*": ({ proxy, name }) => proxy.removeRoute(name),
+  "GET /proxies/*/toxics": ({ proxy, name }) => proxy.route(name).toxics,
+  "POST /proxies/*/toxics"(call) {
+    const { name } = call.proxy.route(call.name);
+    const toxic = checkBody(call, (body, place) => {
+      return checkToxic(normalizeToxic(body, place), place);
+    });
+    return call.proxy.addToxic(name, toxic);
   },
-  "GET /proxies/:proxy/toxics/:toxic": (call) => toxicOf(call).toxic,
-  "POST /proxies/:proxy/toxics/:toxic": updateToxic,
-  "PATCH /proxies/:proxy/toxics/:toxic": updateToxic,
-  "DELETE /proxies/:proxy/toxics/:toxic"(call) {
-    const { route, toxic } = toxicOf(call);
-    call.proxy.removeToxic(route, toxic.name);
-  },
+  "GET /proxies/*/toxics/*": toxicOf,
+  "POST /proxies/*/toxics/*": updateToxic,
+  "PATCH /proxies/*/toxics/*": updateToxic,
+  "DELETE /proxies/*/toxics/*": ({ proxy, name, toxic }) =>
+    proxy.removeToxic(name, toxic),
   "POST /reset": ({ proxy }) => proxy.reset(),
   "GET /version": () => ({
     version: "2.12.0", // of Toxiproxy, whose protocol this is
@@ -3689,98 +3673,60 @@ const CALLS: Record<string, (call: Call) => unknown> = {
       headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
     }),
   "GET /connections": ({ proxy }) =>
-    proxy.liveConnections().map((
-      { id, number, route: proxy, ...rest },
-    ) => ({ id, number, proxy, ...rest })),
-  "DELETE /connections/:id"({ proxy, request, named }) {
-    const id = Number(decode(named.id));
-    if (!proxy.liveConnections().some((each) => each.id === id)) {
-      throw new Refusal(404, "connection not found");
-    }
-    const reset = new URL(request.url).searchParams.get("reset") ?? "0";
+    proxy.liveConnections()
+      .map(({ route: proxy, ...rest }) => ({ proxy, ...rest })),
+  "DELETE /connections/*"({ proxy, url, name }) {
+    const reset = url.searchParams.get("reset") ?? "0";
     if (reset !== "0" && reset !== "1") {
-      const found = describe(reset);
-      throw new Refusal(400, `reset: expected 0 or 1, found ${found}`);
+      throw new Refusal(400, `expected reset=0 or 1, found ${describe(reset)}`);
     }
-    proxy.cutConnection(id, reset === "1" ? "reset" : "close");
+    proxy.cutConnection(Number(name), reset === "1" ? "reset" : "close");
   },
   "GET /seed": ({ proxy }) => ({ seed: proxy.seed }),
-  async "PUT /seed"(call) {
-    const body = recordOf(await readBody(call.request));
-    const fields = { seed: { guard: CONFIG_FIELDS.seed.guard } };
-    requireFields(call, body, fields);
-    const { seed } = checkBody(
-      call,
-      (place) => checkFields(normalize(body, place, fields), place, fields),
-    );
+  "PUT /seed"(call) {
+    const { seed } = checkBody(call, changesOf({ seed: CONFIG_FIELDS.seed }));
+    if (seed === undefined) {
+      throw new Refusal(400, "missing required field: seed");
+    }
     call.proxy.reseed(seed);
-    return { seed: call.proxy.seed };
+    return { seed };
   },
 };
 
-const PATTERNS = Object.entries(CALLS).map(([call, answer]) => {
-  const [method, pathname] = call.split(" ");
-  return { method, pattern: new URLPattern({ pathname }), answer };
-});
-
-async function updateProxy(call: Call): Promise<Response> {
-  const { name } = routeOf(call);
-  const body = await readBody(call.request);
-  const { toxics: current } = routeOf(call); // it may have gone meanwhile
-  const { listen, ...rest } = checkBody(call, (place) => {
+async function updateProxy(call: Call): Promise<unknown> {
+  const { name, toxics } = call.proxy.route(call.name);
+  const expected = `${name}, which cannot be changed`;
+  const fields = {
+    ...PROXY_FIELDS,
+    name: { guard: { ...oneOf(name), expected } },
     // A client that has read the proxy sends back all of it. Its toxics may have
     // changed since then, and have calls of their own.
-    const { name: given = name, toxics, ...changes } = recordOf(
-      normalize(body, place, PROXY_FIELDS),
-    );
-    if (given !== name) {
-      place.at("name").refuse(`cannot be changed to ${describe(given)}`);
-    }
-    if (toxics !== undefined && !isSame(toxics, current)) {
-      place.at("toxics").ignore();
-    }
-    const { name: _name, toxics: _toxics, ...fields } = PROXY_FIELDS;
-    return checkFields(changes, place, optional(fields));
-  });
+    toxics: {
+      ...PROXY_FIELDS.toxics,
+      normalize(given: unknown, place: Place) {
+        if (!isDeepStrictEqual(given, toxics)) place.ignore();
+      },
+    },
+  };
+  const { name: _, listen, ...rest } = checkBody(call, changesOf(fields));
   const changes = { ...rest, ...(listen !== undefined && hostAndPort(listen)) };
   fromToxiproxy.set(changes, []);
-  return json(asProxy(await call.proxy.updateRoute(name, changes)));
+  return asProxy(await call.proxy.updateRoute(name, changes));
 }
 
-/** Whether toxics that a client sends back are those that there are. */
-function isSame(toxics: unknown, current: readonly Toxic[]): boolean {
-  const read = toxicList.is(toxics)
-    ? checkToxics(toxics, new Place("", [], []))
-    : toxics;
-  return JSON.stringify(read) === JSON.stringify(current);
+function updateToxic(call: Call): Toxic {
+  const toxic = toxicOf(call);
+  const changes = checkBody(call, (body, place) => {
+    const given = normalizeToxic(body, place, toxic);
+    return checkFields(given, place, optional(TOXIC_FIELDS));
+  });
+  return call.proxy.updateToxic(call.name, call.toxic, changes);
 }
 
-async function updateToxic(call: Call): Promise<Response> {
-  toxicOf(call);
-  const body = await readBody(call.request);
-  const { route, toxic } = toxicOf(call); // it may have gone meanwhile
-  const changes = checkBody(
-    call,
-    (place) => recordOf(normalizeToxic(body, place, toxic)),
-  );
-  return json(call.proxy.updateToxic(route, toxic.name, changes));
-}
-
-/** @throws {Refusal} If a body is no mapping. */
-function recordOf(body: unknown): Record<string, unknown> {
-  if (isRecord(body)) return body;
-  throw badBody([`expected a mapping, found ${describe(body)}`]);
-}
-
-function routeOf({ proxy, named }: Call): Route {
-  return proxy.route(decode(named.proxy));
-}
-
-function toxicOf(call: Call): { route: string; toxic: Toxic } {
-  const { name: route, toxics } = routeOf(call);
-  const named = decode(call.named.toxic);
-  const toxic = toxics.find(({ name }) => name === named);
-  if (toxic) return { route, toxic };
+function toxicOf(call: Call): Toxic {
+  const { toxics } = call.proxy.route(call.name);
+  const toxic = toxics.find(({ name }) => name === call.toxic);
+  if (toxic) return toxic;
   throw new Refusal(404, "toxic not found");
 }
 
@@ -3791,59 +3737,21 @@ function asProxy({ host, localPort, toxics, ...rest }: Route) {
   return { name, listen, upstream, enabled, toxics, ...beyond };
 }
 
-function json(value: unknown, status = 200): Response {
-  return Response.json(value, { status });
+/** Checks a body in which each of some fields may be left out. */
+function changesOf<T>(fields: Fields<T>) {
+  return (body: unknown, place: Place) =>
+    checkFields(normalize(body, place, fields), place, optional(fields));
 }
 
-function badBody(problems: readonly string[]): Refusal {
-  return new Refusal(400, `bad request body: ${firstOf(problems).join("; ")}`);
-}
-
-/** @throws {Refusal | ConfigError} If the body is too long, or is not JSON. */
-async function readBody(request: Request): Promise<unknown> {
-  const chunks: Uint8Array<ArrayBuffer>[] = [];
-  let size = 0;
-  for await (const chunk of request.body ?? []) {
-    size += chunk.length;
-    if (size > MAX_BODY_BYTES) {
-      throw new Refusal(413, "expected a body of at most 1 MiB, found more");
-    }
-    chunks.push(chunk);
+function checkBody<T>(
+  { body, ignored }: Call,
+  check: (body: unknown, place: Place) => T,
+): T {
+  if (!isUtf8(body)) {
+    throw new ConfigError("body", ["expected UTF-8 text, found other bytes"]);
   }
-  const decoder = new TextDecoder("utf-8", { fatal: true });
-  let text;
-  try {
-    text = decoder.decode(await new Blob(chunks).bytes());
-  } catch {
-    throw badBody(["expected text in UTF-8, found other bytes"]);
-  }
-  return readJson(text, "body");
-}
-
-/** @throws {Refusal} If a required field is not there, or empty. */
-function requireFields<T>(
-  { ignored }: Call,
-  body: unknown,
-  fields: Fields<T>,
-  index?: number,
-): void {
-  const unknown: string[] = [];
-  const whole = new Place("", [], unknown);
-  const place = index === undefined ? whole : whole.at(index);
-  const normalized = normalize(body, place, optional(fields));
-  if (!isRecord(normalized)) return; // which is found to be wrong later
-  for (const [key, field] of Object.entries<Field<unknown>>(fields)) {
-    if (!isRequired(field)) continue;
-    if (normalized[key] !== undefined && normalized[key] !== "") continue;
-    for (const key of unknown) ignored.push(key); // one may be mistyped
-    const where = index === undefined ? "" : ` at proxy ${index + 1}`;
-    throw new Refusal(400, `missing required field: ${key}${where}`);
-  }
-}
-
-/** @throws {ConfigError} If a body is not valid. */
-function checkBody<T>({ ignored }: Call, check: (place: Place) => T): T {
-  return validate("body", check, ignored);
+  const value = readJson(new TextDecoder().decode(body), "body");
+  return validate("body", (place) => check(value, place), ignored);
 }
 
 /**
@@ -3865,7 +3773,7 @@ export function controlApi(
     let answer: Response;
     let error: string | undefined;
     try {
-      answer = await answerOf({ proxy, request, named: {}, ignored }, loopback);
+      answer = await answerOf(request, loopback, { proxy, ignored });
     } catch (cause) {
       const { status, message, headers } = refusalFor(cause);
       error = message;
@@ -3893,80 +3801,105 @@ export function controlApi(
   };
 }
 
-/** @throws {Refusal} And whatever the proxy throws. */
-async function answerOf(call: Call, loopback: boolean): Promise<Response> {
-  const { headers, method } = call.request;
-  const url = URL.parse(call.request.url);
+async function answerOf(
+  request: Request,
+  loopback: boolean,
+  call: Pick<Call, "proxy" | "ignored">,
+): Promise<Response> {
+  const url = URL.parse(request.url);
   if (url === null) {
     throw new Refusal(400, "expected a Host that is a host name or an address");
   }
-  const foreign = whyForeign(headers, url, loopback);
-  if (foreign !== undefined) throw new Refusal(403, foreign);
+  refuseForeign(request.headers, url, loopback);
   const { pathname } = url;
-  const matches = PATTERNS.filter(({ pattern }) => pattern.test({ pathname }));
-  if (matches.length === 0) {
+  const path = pathname.replace(/(\/[^/]+)\/[^/]+/g, "$1/*");
+  const answerTo = CALLS[`${request.method} ${path}`];
+  if (answerTo === undefined) {
+    const allow = Object.keys(CALLS).filter((each) => each.endsWith(` ${path}`))
+      .map((each) => each.split(" ", 1)).join(", ");
     // In the words of Go, and as text: Toxiproxy's clients tell it by that.
-    throw new Refusal(404, "404 page not found", {
-      "content-type": "text/plain; charset=utf-8",
-    });
+    const type = { "content-type": "text/plain; charset=utf-8" };
+    if (allow === "") throw new Refusal(404, "404 page not found", type);
+    const problem = `${request.method} is not for ${pathname}, which takes `;
+    throw new Refusal(405, problem + allow, { allow });
   }
-  const match = matches.find((each) => each.method === method);
-  if (match === undefined) {
-    const allow = matches.map((each) => each.method).join(", ");
-    const problem = `${method} is not for ${pathname}, which takes ${allow}`;
-    throw new Refusal(405, problem, { allow });
-  }
-  const named = match.pattern.exec({ pathname })?.pathname.groups ?? {};
-  const answer = await match.answer({ ...call, named });
+  const [, , name = "", , toxic = ""] = pathname.split("/").map(unescape);
+  const body = await readBody(request);
+  const answer = await answerTo({ ...call, url, body, name, toxic });
   if (answer === undefined) return new Response(null, { status: 204 });
-  return answer instanceof Response ? answer : json(answer);
+  return answer instanceof Response ? answer : Response.json(answer);
 }
 
-/** Why a web page may have sent a request; `undefined` if none can have. */
-function whyForeign(headers: Headers, url: URL, loopback: boolean) {
+/** @throws {Refusal} If a web page may have sent a request. */
+function refuseForeign(headers: Headers, url: URL, loopback: boolean): void {
   if (headers.get("user-agent")?.startsWith("Mozilla/")) {
-    return "requests from browsers are refused";
+    throw new Refusal(403, "requests from browsers are refused");
   }
   const origin = headers.get("origin");
-  const found = describe(url.hostname);
   // The owner of a page can make a name resolve to here, but not an address.
   const isSafe = /^(?:localhost\.?|\d+(?:\.\d+){3}|\[.*\])$/.test(url.hostname);
   if (origin !== null && (origin !== url.origin || !isSafe)) {
-    return `requests from the origin ${origin} are refused`;
+    throw new Refusal(403, `requests from the origin ${origin} are refused`);
   }
   if (loopback && !isSafe) {
-    return `expected localhost or an IP address as Host, found ${found}`;
+    const expected = "expected localhost or an IP address as Host";
+    throw new Refusal(403, `${expected}, found ${describe(url.hostname)}`);
   }
 }
 
-function decode(segment = ""): string {
-  try {
-    return decodeURIComponent(segment);
-  } catch {
-    return segment; // it is not encoded, such as `100%`
+async function readBody({ body }: Request): Promise<Uint8Array> {
+  const chunks: Uint8Array<ArrayBuffer>[] = [];
+  let size = 0;
+  for await (const chunk of body ?? []) {
+    size += chunk.length;
+    if (size > MAX_BODY_BYTES) {
+      throw new Refusal(413, "expected a body of at most 1 MiB, found more");
+    }
+    chunks.push(chunk);
   }
+  return await new Blob(chunks).bytes();
 }
 
-/** The answers to errors of the proxy, by the name of the error. */
-const REFUSALS: Record<string, [status: number, message?: string]> = {
-  NotFound: [404, "proxy not found"],
-  AlreadyExists: [409, "proxy already exists"],
-  BadResource: [503, "the proxy is shutting down"],
-  NotSupported: [501],
+/** The statuses of errors, by the name of the error; of others it is 500. */
+const STATUSES: Record<string, number> = {
+  ConfigError: 400,
+  NotFound: 404,
+  AlreadyExists: 409,
+  NotSupported: 501,
+  BadResource: 503,
 };
+
+/** Problems in our words, and in Toxiproxy's, which its clients depend on. */
+const WORDS: [ours: RegExp, theirs: string][] = [
+  [/^(name|upstream): (missing;|.*found ""$).*/, "missing required field: $1"],
+  [/^stream: expected (.*), found ".*/, "stream was invalid, can be either $1"],
+  [/^type: (?:missing|expected).*?(; did .*)?$/, "invalid toxic type$1"],
+  [/^there is no route .*/s, "proxy not found"],
+  [/^there is a route .*/, "proxy already exists"],
+  [/^route \S+ has no toxic .*/s, "toxic not found"],
+  [/^route \S+ has a toxic .*/, "toxic already exists"],
+  [/^there is no connection .*/, "connection not found"],
+  [
+    /^route \S+: cannot listen on (\S+): the port is already in use$/,
+    "listen tcp $1: bind: address already in use",
+  ],
+];
 
 function refusalFor(error: unknown): Refusal {
   if (error instanceof Refusal) return error;
-  if (error instanceof ConfigError) return badBody(error.problems);
-  const { AddrInUse } = Deno.errors;
-  if (error instanceof ListenError && error.cause instanceof AddrInUse) {
-    const { address } = error;
-    const inGo = `listen tcp ${address}: bind: address already in use`;
-    return new Refusal(500, inGo);
+  const isBad = error instanceof ConfigError;
+  const problems = isBad ? error.problems : [causeOf(error)];
+  const status = STATUSES[(error as Error).name] ?? 500;
+  for (const [ours, theirs] of WORDS) {
+    for (const each of problems) {
+      const [, index, problem = ""] = /^(?:\[(\d+)\]\.)?(.*)/s.exec(each) ?? [];
+      if (!ours.test(problem)) continue;
+      const at = index === undefined ? "" : ` at proxy ${Number(index) + 1}`;
+      return new Refusal(status, problem.replace(ours, theirs) + at);
+    }
   }
-  const { name } = error as Error;
-  const [status, message = causeOf(error)] = REFUSALS[name] ?? [500];
-  return new Refusal(status, message);
+  const all = firstOf(problems).join("; ");
+  return new Refusal(status, isBad ? `bad request body: ${all}` : all);
 }
 
 /** A control API that is served. */
@@ -3981,8 +3914,8 @@ export interface ApiServer extends AsyncDisposable {
  * Serves the control API, see {@linkcode controlApi}, until it is closed. It
  * goes on while the proxy drains, and after.
  *
- * @param address Where to listen: a port, on 127.0.0.1, or `host:port`; port 0
- * takes a free one. Default: 8474, as Toxiproxy does.
+ * @param address As `api` in {@linkcode ConfigOptions}. Default: 8474, as
+ * Toxiproxy does.
  * @throws {TypeError} If the address is none.
  * @throws {ListenError} If it cannot be listened on.
  */
@@ -3998,30 +3931,29 @@ export function serveApi(
     );
   }
   const stop = new AbortController();
-  const options = { signal: stop.signal, onListen: () => {} };
-  const serve = (at: Address) =>
-    Deno.serve({ ...at, ...options }, (request) => answer(request));
-  let server: Deno.HttpServer<Deno.NetAddr>;
-  try {
-    server = serve(ofLocalhost(asked));
-  } catch (error) {
-    throw new ListenError("control API", asked, error);
-  }
+  const { signal } = stop;
+  const serve = (at: Address) => {
+    try {
+      const options = { ...at, signal, onListen() {} };
+      return Deno.serve(options, (request) => answer(request));
+    } catch (error) {
+      throw new ListenError("control API", asked, error);
+    }
+  };
+  const server = serve(ofLocalhost(asked));
   const { addr } = server;
   const loopback = isLoopback(addr.hostname); // however it was written
   const answer = controlApi(proxy, { onEvent, loopback });
   onEvent({ event: "api_listening", address: addressOf(addr) });
   // A server that finds no file descriptor ends for good; another follows.
   const served = (async () => {
-    let next = () => server;
-    while (!stop.signal.aborted) {
+    for (let next = () => server; !signal.aborted; next = () => serve(addr)) {
       try {
         return await next().finished;
       } catch (error) {
         onEvent({ event: "api_failed", cause: causeOf(error) });
       }
-      await sleep(ACCEPT_PAUSE_MS, stop.signal);
-      next = () => serve(addr);
+      await sleep(ACCEPT_PAUSE_MS, signal);
     }
   })();
   const close = () => {
@@ -4085,13 +4017,10 @@ function metrics(stats: RouteStats[]): string {
       [sample({ version: deno.version, deno: Deno.version.deno }, 1)],
     ],
   };
-  return Object.entries(families).flatMap(([family, [help, samples]]) => {
+  return Object.entries(families).map(([family, [help, samples]]) => {
     const [type, name] = family.split(" ");
-    return [
-      `# HELP ${name} ${help}\n`,
-      `# TYPE ${name} ${type}\n`,
-      ...samples.map((each) => `${name}${each}\n`),
-    ];
+    const lines = samples.map((each) => `${name}${each}\n`).join("");
+    return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines}`;
   }).join("");
 }
 

@@ -725,7 +725,7 @@ POST /proxies
 `,
   "what PATCH /proxies/{name} refuses, it says, and changes nothing": `
 PATCH /proxies/p {"name": "q"}
-  400 ${BAD}name: cannot be changed to "q"
+  400 ${BAD}name: expected p, which cannot be changed, found "q"
 PATCH /proxies/p {"upstream": "a:b", "enabled": 1}
   400 ${BAD}enabled: expected true or false, found 1; upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found "a:b"
 PATCH /proxies/p []
@@ -904,7 +904,7 @@ test("GET /connections lists the live ones, and DELETE cuts one", async ({ api, 
 DELETE ${path}
   404 connection not found
 DELETE ${other}?reset=yes
-  400 reset: expected 0 or 1, found "yes"
+  400 expected reset=0 or 1, found "yes"
 `);
   assertEquals((await api.delete(`${other}?reset=1`)).status, 204);
   await assertRejects(() => readAll(two), Deno.errors.ConnectionReset);
@@ -1072,7 +1072,7 @@ PATCH /proxies/p ${most}\u0020
 `);
   await assertEchoesOn(conn);
   const notText = new Uint8Array([0x22, 0xff, 0x22]);
-  const error = `${BAD}expected text in UTF-8, found other bytes`;
+  const error = `${BAD}expected UTF-8 text, found other bytes`;
   const refused = { status: 400, body: { error, status: 400 } };
   assertEquals(await api.post("/proxies", notText), refused);
 });
@@ -1334,7 +1334,7 @@ Deno.test("the same operations are methods", async () => {
     "route s: toxics: unknown key",
   );
   await proxy.drain();
-  await assertRejects(again, BadResource, "the proxy is stopped");
+  await assertRejects(again, BadResource, "the proxy is shutting down");
 });
 
 for (const resettable of [false, true]) {
