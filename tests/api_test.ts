@@ -591,8 +591,6 @@ PATCH /proxies/p {"name": "q", "upstream": "a:b", "enabled": 1}
   400 ${BAD}name: expected p, which cannot be changed, found "q"; enabled: expected true or false, found 1; upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found "a:b"
 PATCH /proxies/p []
   400 ${BAD}expected a mapping, found a list
-PATCH /proxies/p
-  400 ${BAD}line 1, column 1: invalid JSON: expected a value, found the end
 `,
   "a proxy that is not there is not found, by any call": `
 GET /proxies/none
@@ -641,8 +639,6 @@ POST ${TOXICS} {"type": "slicer"}
   400 ${BAD}attributes.average_size: missing; expected an integer from 1 to 9007199254740991
 POST ${TOXICS} []
   400 ${BAD}expected a mapping with type, found a list
-POST ${TOXICS} {]
-  400 ${BAD}line 1, column 2: invalid JSON: expected a key in double quotes, found "]"
 PATCH ${TOXICS}/latency_downstream {"attributes": {"latency": "x"}}
   400 ${BAD}attributes.latency: expected an integer from 0 to 2147483647, found "x"
 PATCH ${TOXICS}/latency_downstream {"toxicity": -1}
@@ -679,8 +675,6 @@ POST /proxies {"name": "x", "upstream": "a:1", "toxics": ZEROS}
   400 ${BAD}toxics: expected a list of toxics, 500 at most, found a list of 340000
 POST /populate [{"name": "x", "upstream": "a:1", "toxics": ZEROS}]
   400 ${BAD}expected at most 10000 toxics in all, found 340000
-POST ${TOXICS} ZEROS
-  400 ${BAD}expected a mapping with type, found a list of 340000
 PATCH /proxies/p {"enabled": 5, "toxics": ZEROS}
   400 ${BAD}enabled: expected true or false, found 5
 `,
@@ -1067,9 +1061,9 @@ Deno.test("an address that is none, or is taken, is told", async () => {
 });
 
 test("calls that race change each proxy one after the other", async ({ api, change, upstream }) => {
-  const statusesOf = async (
-    ...[count, call]: Parameters<typeof times<{ status: number }>>
-  ) => (await times(count, call)).map(({ status }) => status).toSorted();
+  type Call = (i: number) => ReturnType<Api["call"]>;
+  const statusesOf = async (count: number, call: Call) =>
+    (await times(count, call)).map(({ status }) => status).toSorted();
   const proxy = { name: "p", upstream: upstream.address };
   const created = await statusesOf(3, () => api.post("/proxies", proxy));
   assertEquals(created, [201, 409, 409]);
@@ -1079,12 +1073,8 @@ test("calls that race change each proxy one after the other", async ({ api, chan
     statusesOf(10, (i) => patch({ listen: i % 2 ? ":0" : "127.0.0.1:0" })),
     statusesOf(10, () => api.post(TOXICS, { type: "latency" })),
   ]);
-  const conflicts = Array(9).fill(409);
-  assertEquals(all, [
-    Array(30).fill(200),
-    Array(10).fill(200),
-    [200, ...conflicts],
-  ]);
+  const added = [200, ...Array(9).fill(409)];
+  assertEquals(all, [Array(30).fill(200), Array(10).fill(200), added]);
   await assertEchoesAt(portOf(await change({ enabled: true })));
   const removals = await Promise.all([
     api.delete("/proxies/p"),

@@ -19,34 +19,29 @@ import {
   ToxiproxyError,
 } from "npm:toxiproxy-node-client@4.1.0";
 import {
+  assertEchoes,
   Cli,
   defined,
   echo,
-  readExactly,
   readToEnd,
-  send,
   steadyPort,
-  text,
   untilRefused,
 } from "./helpers.ts";
 
 /** A test with the program as Toxiproxy is started, and an upstream. */
 function test(
   name: string,
-  run: (client: Toxiproxy, upstream: string) => Promise<void>,
+  run: (given: { client: Toxiproxy; upstream: string }) => Promise<void>,
 ): void {
   const fn = async () => {
     await using upstream = echo();
     await using cli = new Cli("--log-format", "json", "--api", "0");
     const [{ address }] = await cli.log.first("api_listening", 1);
-    await run(new Toxiproxy(`http://${address}`), upstream.address);
+    const client = new Toxiproxy(`http://${address}`);
+    await run({ client, upstream: upstream.address });
   };
   // `fetch` as the client calls it keeps connections open for the next call.
   Deno.test({ name, fn, sanitizeResources: false, sanitizeOps: false });
-}
-
-function connect({ listen }: { listen: string }): Promise<Deno.TcpConn> {
-  return Deno.connect({ port: portOf({ listen }) });
 }
 
 function portOf({ listen }: { listen: string }): number {
@@ -56,17 +51,16 @@ function portOf({ listen }: { listen: string }): number {
 /** How long an answer takes, in milliseconds. */
 async function ask(conn: Deno.TcpConn): Promise<number> {
   const start = performance.now();
-  await send(conn, "ping");
-  assertEquals(text(await readExactly(conn, 4)), "ping");
+  await assertEchoes(conn);
   return performance.now() - start;
 }
 
 async function assertAnswers(proxy: { listen: string }): Promise<void> {
-  using conn = await connect(proxy);
+  using conn = await Deno.connect({ port: portOf(proxy) });
   await ask(conn);
 }
 
-test("toxiproxy-node-client: proxies", async (client, upstream) => {
+test("toxiproxy-node-client: proxies", async ({ client, upstream }) => {
   const body = { name: "redis", listen: `localhost:${steadyPort()}`, upstream };
   const proxy = await client.createProxy(body);
   const { name, enabled, listen } = proxy;
@@ -101,53 +95,43 @@ test("toxiproxy-node-client: proxies", async (client, upstream) => {
   assertEquals(JSON.parse(await client.getVersion()).version, "2.12.0");
 });
 
-test(
-  "toxiproxy-node-client: toxics, on a connection that stays open",
-  async (client, upstream) => {
-    const listen = "localhost:0";
-    const proxy = await client.createProxy({ name: "redis", listen, upstream });
-    using conn = await connect(proxy);
-    await ask(conn);
+test("toxiproxy-node-client: toxics, on a connection that stays open", async ({ client, upstream }) => {
+  const listen = "localhost:0";
+  const proxy = await client.createProxy({ name: "redis", listen, upstream });
+  using conn = await Deno.connect({ port: portOf(proxy) });
+  await ask(conn);
 
-    const toxic = await proxy.addToxic<Latency>({
-      type: "latency",
-      attributes: { latency: 80 },
-    } as ICreateToxicBody<Latency>);
-    const added = {
-      name: "latency_downstream",
-      type: "latency",
-      stream: "downstream",
-      toxicity: 1,
-      attributes: { latency: 80, jitter: 0 },
-    };
-    assertEquals(toxic.toJson(), added);
-    assertGreaterOrEqual(await ask(conn), 79);
+  const toxic = await proxy.addToxic<Latency>({
+    type: "latency",
+    attributes: { latency: 80 },
+  } as ICreateToxicBody<Latency>);
+  const added = {
+    name: "latency_downstream",
+    type: "latency",
+    stream: "downstream",
+    toxicity: 1,
+    attributes: { latency: 80, jitter: 0 },
+  };
+  assertEquals(toxic.toJson(), added);
+  assertGreaterOrEqual(await ask(conn), 79);
 
-    const attributes = { latency: 40, jitter: 0 };
-    const changed = await toxic.update({ ...toxic.toJson(), attributes });
-    assertEquals(changed.attributes, attributes);
-    const get = () => proxy.getToxic<Latency>("latency_downstream");
-    assertEquals((await get()).toJson(), changed.toJson());
-    assertGreaterOrEqual(await ask(conn), 39);
-    await toxic.remove();
-    await assertRejects(get, ToxiproxyError, "404");
+  const attributes = { latency: 40, jitter: 0 };
+  const changed = await toxic.update({ ...toxic.toJson(), attributes });
+  assertEquals(changed.attributes, attributes);
+  const get = () => proxy.getToxic<Latency>("latency_downstream");
+  assertEquals((await get()).toJson(), changed.toJson());
+  assertGreaterOrEqual(await ask(conn), 39);
+  await toxic.remove();
+  await assertRejects(get, ToxiproxyError, "404");
 
-    const upstreamToxic = { stream: "upstream", toxicity: 1 } as const;
-    const limited = await proxy.addToxic<Bandwidth>({
-      name: "slow",
-      type: "bandwidth",
-      ...upstreamToxic,
-      attributes: { rate: 1 },
-    });
-    assertEquals(limited.getPath(), `${proxy.getPath()}/toxics/slow`);
-    assertGreaterOrEqual(await ask(conn), 3);
-    await client.reset();
-    await proxy.addToxic<Timeout>({
-      name: "end",
-      type: "timeout",
-      ...upstreamToxic,
-      attributes: { timeout: 1 },
-    });
-    assertEquals(await readToEnd(conn), 0);
-  },
-);
+  const limit = { type: "bandwidth", attributes: { rate: 1 } } as const;
+  const end = { type: "timeout", attributes: { timeout: 1 } } as const;
+  const way = { stream: "upstream", toxicity: 1 } as const;
+  const slow = { name: "slow", ...way, ...limit };
+  const limited = await proxy.addToxic<Bandwidth>(slow);
+  assertEquals(limited.getPath(), `${proxy.getPath()}/toxics/slow`);
+  assertGreaterOrEqual(await ask(conn), 3);
+  await client.reset();
+  await proxy.addToxic<Timeout>({ name: "end", ...way, ...end });
+  assertEquals(await readToEnd(conn), 0);
+});
