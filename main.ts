@@ -525,15 +525,24 @@ export interface ActiveToxic {
   end?(at: number): void;
 }
 
+/** Where a toxic puts what it passes: the order stays, whatever the times. */
+interface Queue extends ToxicOutput {
+  /** When what was passed last is due; after a change, what has left last. */
+  last: number;
+}
+
 /** All there is to know of a type of toxic. */
 interface ToxicDefinition<K extends string = string> {
-  readonly attributes: Readonly<Record<K, Field<number>>>;
+  readonly attributes: Fields<Record<K, number>>;
   /** What it does, for people. */
   inWords(attributes: Readonly<Record<K, number>>): string;
-  /** Starts it on a connection; `attributes` always has the present values. */
+  /**
+   * Starts it on a connection. `attributes` always has the present values; when
+   * they have changed, it is opened again, as of when it was first.
+   */
   begin(
     attributes: Readonly<Record<K, number>>,
-    out: ToxicOutput,
+    out: Queue,
     random: () => number,
   ): Partial<ActiveToxic>;
 }
@@ -546,10 +555,11 @@ function define<K extends string>(toxic: ToxicDefinition<K>): ToxicDefinition {
 const share = (fallback: number) => ({ guard: rate, default: fallback });
 const whole = { guard: integer(0, Number.MAX_SAFE_INTEGER), default: 0 };
 const ms = { guard: milliseconds, default: 0 };
-const bandwidthRate: Guard<number> = {
-  ...whole.guard,
-  expected: `${whole.guard.expected}, in KB/s; 0 holds all data`,
-};
+const kbPerS = { ...whole.guard, expected: "an integer from 0, in KB/s" };
+
+/** A number within so much of another. */
+const vary = (number: number, by: number, random: () => number) =>
+  number + (2 * random() - 1) * by;
 
 /** A limited bandwidth forwards pieces of that much time, for an even flow. */
 const BANDWIDTH_PIECE_MS = 10;
@@ -562,37 +572,28 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       `+${latency}${jitter > 0 ? `±${jitter}` : ""} ms`,
     begin: (attributes, out, random) => ({
       take({ at, what }) {
-        const delay = typeof what === "string" || attributes.jitter === 0
-          ? attributes.latency
-          : attributes.latency + (2 * random() - 1) * attributes.jitter;
+        const jitter = typeof what === "string" ? 0 : attributes.jitter;
+        const delay = vary(attributes.latency, jitter, random);
         out.pass({ at: at + Math.max(0, delay), what });
       },
     }),
   }),
 
   bandwidth: define({
-    attributes: { rate: { guard: bandwidthRate } },
+    attributes: { rate: { guard: kbPerS } },
     inWords: ({ rate }) => rate > 0 ? `${rate} KB/s` : "holds all data",
-    begin(attributes, out) {
-      // When all that was forwarded has left; Infinity while data is held.
-      let free = 0;
-      return {
-        take({ at, what }) {
-          free = Math.max(free, at);
-          if (typeof what === "string") return out.pass({ at: free, what });
-          const piece = attributes.rate * BANDWIDTH_PIECE_MS || what.length;
-          for (let start = 0; start < what.length; start += piece) {
-            const part = what.subarray(start, start + piece);
-            free += part.length / attributes.rate; // KB/s are bytes a millisecond
-            out.pass({ at: free, what: part });
-          }
-        },
-        change(_, at, lastLeft) {
-          // What was held begins to flow now, as if it had just arrived.
-          free = free === Infinity ? at : lastLeft;
-        },
-      };
-    },
+    begin: (attributes, out) => ({
+      take({ at, what }) {
+        if (typeof what === "string") return out.pass({ at, what });
+        const { rate } = attributes; // KB/s are bytes a millisecond
+        const size = rate * BANDWIDTH_PIECE_MS || what.length;
+        for (let start = 0; start < what.length; start += size) {
+          const piece = what.subarray(start, start + size);
+          const due = Math.max(at, out.last) + piece.length / rate;
+          out.pass({ at: due, what: piece });
+        }
+      },
+    }),
   }),
 
   slow_close: define({
@@ -608,11 +609,10 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   timeout: define({
     attributes: { timeout: ms },
     inWords: ({ timeout }) =>
-      timeout > 0
-        ? `nothing gets through, closed after ${timeout} ms`
-        : "nothing gets through",
+      "nothing gets through" +
+      (timeout > 0 ? `, closed after ${timeout} ms` : ""),
     begin: (attributes, out) => ({
-      ...closeAfter(() => attributes.timeout || Infinity, out),
+      open: (at) => out.cut(at + (attributes.timeout || Infinity), "close"),
       take({ at, what }) {
         if (typeof what !== "string") return;
         // Without a timeout, a side that leaves must not leave the other open.
@@ -627,19 +627,13 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   reset_peer: define({
     attributes: { timeout: ms },
     inWords: ({ timeout }) => `reset ${timeout} ms after the first data`,
-    begin(attributes, out) {
-      let first: number | undefined;
-      const order = (at: number) => out.cut(at + attributes.timeout, "reset");
-      return {
-        take({ at, what }) {
-          if (first === undefined) order(first = at);
-          out.pass({ at: Infinity, what });
-        },
-        change() {
-          if (first !== undefined) order(first);
-        },
-      };
-    },
+    begin: (attributes, out) => ({
+      take({ at, what }) {
+        const isFirst = out.last < Infinity; // as it holds all
+        if (isFirst) out.cut(at + attributes.timeout, "reset");
+        out.pass({ at: Infinity, what });
+      },
+    }),
   }),
 
   slicer: define({
@@ -653,27 +647,24 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       `${size_variation > 0 ? `±${size_variation}` : ""} B` +
       `${delay > 0 ? `, ${delay} µs apart` : ""}`,
     begin(attributes, out, random) {
-      let free = 0; // when the next piece may leave
       let left = 0; // bytes up to the next cut, also across chunks
-      const nextSize = () => {
-        const variation = (2 * random() - 1) * attributes.size_variation;
-        return Math.max(1, attributes.average_size + Math.round(variation));
-      };
       return {
         take({ at, what }) {
-          free = Math.max(at, free);
-          if (typeof what === "string") return out.pass({ at: free, what });
+          const { average_size, size_variation, delay } = attributes;
+          const due = () => Math.max(at, out.last + delay / 1000);
+          if (typeof what === "string") return out.pass({ at: due(), what });
           for (let start = 0; start < what.length;) {
-            if (left === 0) left = nextSize();
-            const part = what.subarray(start, start + left);
-            out.pass({ at: free, what: part });
-            free += attributes.delay / 1000;
-            start += part.length;
-            left -= part.length;
+            if (left === 0) {
+              const size = vary(average_size, size_variation, random);
+              left = Math.max(1, Math.round(size));
+            }
+            const piece = what.subarray(start, start + left);
+            out.pass({ at: due(), what: piece });
+            start += piece.length;
+            left -= piece.length;
           }
         },
-        change(_, _at, lastLeft) {
-          free = lastLeft + attributes.delay / 1000;
+        change() {
           left = 0;
         },
       };
@@ -716,13 +707,11 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       let lost = false;
       return {
         take(timed) {
-          if (typeof timed.what !== "string") {
-            const { loss_rate, correlation } = attributes;
-            const raised = lost ? correlation * (1 - loss_rate) : 0;
-            lost = random() < loss_rate + raised;
-            if (lost) return;
-          }
-          out.pass(timed);
+          if (typeof timed.what === "string") return out.pass(timed);
+          const { loss_rate, correlation } = attributes;
+          const raised = lost ? correlation * (1 - loss_rate) : 0;
+          lost = random() < loss_rate + raised;
+          if (!lost) out.pass(timed);
         },
       };
     },
@@ -732,24 +721,19 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     attributes: { rate: share(0.001) },
     inWords: ({ rate }) => `flips a bit in ${percent(rate)} of bytes`,
     begin(attributes, out, random) {
-      // How many bytes are spared is geometric: one draw a flip, not a byte.
-      const spared = () => {
-        const { rate } = attributes;
-        if (rate === 0) return Infinity;
-        if (rate === 1) return 0;
-        return Math.floor(Math.log1p(-random()) / Math.log1p(-rate));
-      };
+      // How many bytes are spared is geometric: one draw a flip, not a byte. A
+      // rate of 0 makes it Infinity, and of 1 always 0.
+      const spared = () =>
+        Math.floor(Math.log1p(-random()) / Math.log1p(-attributes.rate));
       let next = spared();
       return {
-        take(timed) {
-          const { what } = timed;
-          if (typeof what !== "string") {
-            for (; next < what.length; next += 1 + spared()) {
-              what[next] = (what[next] ?? 0) ^ (1 << Math.floor(random() * 8));
-            }
-            next -= what.length;
+        take({ at, what }) {
+          if (typeof what === "string") return out.pass({ at, what });
+          for (; next < what.length; next += 1 + spared()) {
+            what[next] = (what[next] ?? 0) ^ (1 << Math.floor(random() * 8));
           }
-          out.pass(timed);
+          next -= what.length;
+          out.pass({ at, what });
         },
         change() {
           next = spared();
@@ -761,7 +745,9 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   limit_time: define({
     attributes: { time: ms },
     inWords: ({ time }) => `closed after ${time} ms`,
-    begin: (attributes, out) => closeAfter(() => attributes.time, out),
+    begin: (attributes, out) => ({
+      open: (at) => out.cut(at + attributes.time, "close"),
+    }),
   }),
 
   noop: define({
@@ -771,22 +757,6 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   }),
 };
 
-/** Closes the connection that many milliseconds after it was established. */
-function closeAfter(
-  delay: () => number,
-  out: ToxicOutput,
-): Partial<ActiveToxic> {
-  let opened = 0;
-  const order = () => out.cut(opened + delay(), "close");
-  return {
-    open(at) {
-      opened = at;
-      if (delay() < Infinity) order();
-    },
-    change: order,
-  };
-}
-
 /** Starts a toxic of any type; its attributes have been checked. */
 function begin(
   { type, attributes }: Toxic,
@@ -794,12 +764,28 @@ function begin(
   random: () => number,
 ): ActiveToxic {
   const present = { ...attributes };
-  const active = TOXICS[type].begin(present, out, random);
+  const queue: Queue = {
+    last: -Infinity,
+    pass({ at, what }) {
+      queue.last = Math.max(queue.last, at);
+      out.pass({ at: queue.last, what });
+    },
+    cut: (at, how) => out.cut(at, how),
+  };
+  const active = TOXICS[type].begin(present, queue, random);
+  let opened = 0;
   return {
-    take: (timed) => out.pass(timed),
+    take: queue.pass,
     ...active,
+    open(at) {
+      opened = at;
+      active.open?.(at);
+    },
     change(attributes, at, lastLeft) {
       Object.assign(present, attributes);
+      // What was held for ever begins to flow now, as if it had just arrived.
+      queue.last = queue.last === Infinity ? at : lastLeft;
+      active.open?.(opened);
       active.change?.(attributes, at, lastLeft);
     },
   };
@@ -836,13 +822,9 @@ function describeToxic(toxic: Toxic): string {
 /** Checks a route's toxics. */
 function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
   const owners = new Map<string, Place>();
-  const normalized = Array.from(
-    values,
-    (value, index) => normalizeToxic(value, place.at(index)),
-  );
-  return normalized.map((value, index) => {
+  return Array.from(values, (value, index) => {
     const at = place.at(index);
-    const toxic = checkToxic(value, at);
+    const toxic = checkToxic(normalizeToxic(value, at), at);
     const { name } = toxic;
     const owner = owners.get(name);
     if (owner) {
@@ -1560,8 +1542,6 @@ interface Stage {
   since: number;
   /** When what left it last was due. */
   lastLeft: number;
-  /** When it last changed: nothing leaves before that. */
-  changed: number;
 }
 
 const MAX_HELD_BYTES = 64 * 1024 * 1024;
@@ -1577,17 +1557,14 @@ class Link {
   bytes = 0;
   /** The toxic that closes the connection behind what is delivered. */
   closedBy: string | undefined;
-  /** Ends the connection, by order of a toxic. */
-  readonly #cut: (toxic: string, how: "close" | "reset") => void;
-  readonly #randomOf: (toxic: string) => () => number;
   readonly #stages: Stage[] = [];
   #stopped = false;
   #ended = false;
   #heldBytes = 0;
-  #running = false;
   #nap: AbortController | undefined;
+  /** Resolves when it holds no more than so many bytes, or has stopped. */
   #room: PromiseWithResolvers<void> | undefined;
-  #flushed: PromiseWithResolvers<void> | undefined;
+  #most = MAX_HELD_BYTES;
   #controller!: TransformStreamDefaultController<Uint8Array>;
   readonly #stream = new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array>({
     start: (controller) => {
@@ -1600,13 +1577,11 @@ class Link {
   /** What is to be delivered. */
   readonly readable = this.#stream.readable;
 
+  /** `cut` ends the connection, by order of a toxic. */
   constructor(
-    cut: (toxic: string, how: "close" | "reset") => void,
-    randomOf: (toxic: string) => () => number,
-  ) {
-    this.#cut = cut;
-    this.#randomOf = randomOf;
-  }
+    readonly cut: (toxic: string, how: "close" | "reset") => void,
+    readonly randomOf: (toxic: string) => () => number,
+  ) {}
 
   /** Has these toxics act from now on, in this order, and no others. */
   act(toxics: readonly Toxic[]): void {
@@ -1648,7 +1623,6 @@ class Link {
     this.#stopped = true;
     this.#nap?.abort("stopped");
     this.#room?.resolve();
-    this.#flushed?.resolve();
   }
 
   #insert(index: number, toxic: Toxic): void {
@@ -1660,51 +1634,53 @@ class Link {
           stage.cut = { at, how };
           this.#wake();
         },
-      }, this.#randomOf(toxic.name)),
+      }, this.randomOf(toxic.name)),
       since: 0,
       lastLeft: -Infinity,
-      changed: -Infinity,
     };
     this.#stages.splice(index, 0, stage);
     stage.active.open?.(performance.now());
   }
 
   #change(stage: Stage, toxic: Toxic): void {
-    const held = this.#empty(stage);
+    const at = performance.now();
+    const all: Held[] = [];
+    while (stage.first) all.push(this.#shift(stage, stage.first));
     stage.toxic = toxic;
-    stage.changed = performance.now();
-    stage.active.change(toxic.attributes, stage.changed, stage.lastLeft);
-    for (const { since, what } of held) {
+    stage.active.change(toxic.attributes, at, stage.lastLeft);
+    for (const { since, what } of all) {
       this.#process(stage, { at: since, what });
     }
+    this.#release(stage, at, at);
+    this.#wake();
   }
 
   #remove(stage: Stage): void {
     const at = performance.now();
     stage.active.end?.(at);
-    for (const { what } of this.#empty(stage)) {
-      this.#forward(stage, { at, what });
-    }
+    this.#release(stage, Infinity, at);
     this.#stages.splice(this.#stages.indexOf(stage), 1);
+    this.#wake();
   }
 
   #transform(chunk: Uint8Array<ArrayBuffer>): Promise<void> | void {
     if (this.#stopped) return;
-    const [first] = this.#stages;
-    if (first === undefined) return this.#controller.enqueue(chunk);
-    this.#process(first, { at: performance.now(), what: chunk });
-    if (this.#heldBytes <= MAX_HELD_BYTES || this.#stopped) return;
-    this.#room = Promise.withResolvers();
-    return this.#room.promise;
+    if (this.#stages.length === 0) return this.#controller.enqueue(chunk);
+    this.#forward({ at: performance.now(), what: chunk });
+    return this.#untilHeld(MAX_HELD_BYTES);
   }
 
-  #flush(): Promise<void> | void {
-    const [first] = this.#stages;
-    if (first === undefined) this.#ended = true;
-    if (first === undefined || this.#stopped) return;
-    this.#flushed = Promise.withResolvers();
-    this.#process(first, { at: performance.now(), what: "end" });
-    return this.#flushed.promise;
+  async #flush(): Promise<void> {
+    this.#forward({ at: performance.now(), what: "end" });
+    await this.#untilHeld(0);
+    this.#ended = true;
+  }
+
+  #untilHeld(most: number): Promise<void> | void {
+    if (this.#heldBytes <= most || this.#stopped) return;
+    this.#most = most;
+    this.#room = Promise.withResolvers();
+    return this.#room.promise;
   }
 
   #process(stage: Stage, timed: TimedChunk): void {
@@ -1712,24 +1688,13 @@ class Link {
     stage.active.take(timed);
   }
 
-  /** Holds something at a toxic until it is due, not before what is there. */
   #hold(stage: Stage, { at, what }: TimedChunk): void {
-    if (this.#stopped) return;
-    const { last } = stage;
-    const due = Math.max(at, last?.at ?? stage.lastLeft);
     if (what === "close") this.closedBy ??= stage.toxic.name;
-    if (last === undefined && due <= performance.now()) {
-      stage.lastLeft = due;
-      return this.#forward(stage, { at: Math.max(due, stage.changed), what });
-    }
-    const held: Held = { at: due, what, since: stage.since };
+    const held: Held = { at, what, since: stage.since };
+    if (stage.last) stage.last.next = held;
+    else stage.first = held;
     stage.last = held;
     this.#heldBytes += HELD_OVERHEAD_BYTES + what.length;
-    if (last !== undefined) last.next = held;
-    else {
-      stage.first = held;
-      this.#wake();
-    }
   }
 
   #shift(stage: Stage, held: Held): Held {
@@ -1740,30 +1705,32 @@ class Link {
     return held;
   }
 
-  /** Takes all that a toxic holds from it. */
-  #empty(stage: Stage): Held[] {
-    const all: Held[] = [];
-    while (stage.first) all.push(this.#shift(stage, stage.first));
-    this.#wake();
-    return all;
+  /** Forwards what is due at a toxic, as of then or of another time. */
+  #release(stage: Stage, due: number, at?: number): void {
+    while (stage.first && stage.first.at <= due) {
+      const held = this.#shift(stage, stage.first);
+      stage.lastLeft = held.at;
+      this.#forward({ at: at ?? held.at, what: held.what }, stage);
+    }
   }
 
-  /** Forwards something from a toxic to the next one, or delivers it. */
-  #forward(stage: Stage, timed: TimedChunk): void {
-    const next = this.#stages[this.#stages.indexOf(stage) + 1];
-    if (next === undefined) this.#deliver(timed.what);
-    else this.#process(next, timed);
+  /** Forwards something to the first toxic, or the one behind another. */
+  #forward(timed: TimedChunk, from?: Stage): void {
+    const next = this.#stages[from ? this.#stages.indexOf(from) + 1 : 0];
+    if (next === undefined) return this.#deliver(timed.what);
+    const isIdle = next.first === undefined;
+    this.#process(next, timed);
+    if (!isIdle) return;
+    this.#release(next, performance.now());
+    if (next.first) this.#wake();
   }
 
   #deliver(what: TimedChunk["what"]): void {
-    if (this.#stopped) return;
-    if (what === "end") {
-      this.#ended = true;
-      this.#flushed?.resolve();
-    } else if (what === "close") {
+    if (this.#stopped || what === "end") return;
+    if (what === "close") {
       this.stop();
       // After `terminate`, `pipeTo` never settles if what came before fails.
-      if (this.#ended) this.#cut(this.closedBy!, "close");
+      if (this.#ended) this.cut(this.closedBy!, "close");
       else this.end();
     } else {
       try {
@@ -1776,37 +1743,31 @@ class Link {
 
   /** Looks again what is due next. */
   #wake(): void {
-    if (this.#running) this.#nap?.abort("woken"); // no reason: an error is made
-    else this.#run();
+    this.#nap?.abort("woken"); // no reason: an error is made
+    if (this.#stopped) return;
+    this.#nap = new AbortController();
+    this.#run(this.#nap.signal);
   }
 
   /** Releases what is held, and cuts the connection, each when it is due. */
-  async #run(): Promise<void> {
-    this.#running = true;
+  async #run(signal: AbortSignal): Promise<void> {
     await null; // a cut due at once must not end the connection in its own call
-    for (;;) {
-      if (this.#heldBytes <= MAX_HELD_BYTES) this.#room?.resolve();
-      let next: Stage | undefined;
+    while (!signal.aborted) {
+      const now = performance.now();
       let due = Infinity;
       for (const stage of this.#stages) {
-        const { first, cut } = stage;
-        const at = Math.min(first?.at ?? Infinity, cut?.at ?? Infinity);
-        if (at < due) [next, due] = [stage, at];
+        this.#release(stage, now);
+        const { first, cut, toxic } = stage;
+        if (cut && cut.at <= now) {
+          this.stop();
+          return this.cut(toxic.name, cut.how);
+        }
+        due = Math.min(due, first?.at ?? Infinity, cut?.at ?? Infinity);
       }
-      if (next === undefined || this.#stopped) break;
-      if (due > performance.now()) {
-        this.#nap = new AbortController();
-        await sleepUntil(due, this.#nap.signal);
-      } else if (due === next.cut?.at) {
-        this.stop();
-        this.#cut(next.toxic.name, next.cut.how);
-      } else if (next.first) {
-        const held = this.#shift(next, next.first);
-        next.lastLeft = held.at;
-        this.#forward(next, held);
-      }
+      if (this.#heldBytes <= this.#most) this.#room?.resolve();
+      if (due === Infinity) return;
+      await sleepUntil(due, signal);
     }
-    this.#running = false;
   }
 }
 
