@@ -536,10 +536,7 @@ interface ToxicDefinition<K extends string = string> {
   readonly attributes: Fields<Record<K, number>>;
   /** What it does, for people. */
   inWords(attributes: Readonly<Record<K, number>>): string;
-  /**
-   * Starts it on a connection. `attributes` always has the present values; when
-   * they have changed, it is opened again, as of when it was first.
-   */
+  /** Starts it. `attributes` is kept up to date; it is opened again then. */
   begin(
     attributes: Readonly<Record<K, number>>,
     out: Queue,
@@ -557,13 +554,6 @@ const whole = { guard: integer(0, Number.MAX_SAFE_INTEGER), default: 0 };
 const ms = { guard: milliseconds, default: 0 };
 const kbPerS = { ...whole.guard, expected: "an integer from 0, in KB/s" };
 
-/** A number within so much of another. */
-const vary = (number: number, by: number, random: () => number) =>
-  number + (2 * random() - 1) * by;
-
-/** A limited bandwidth forwards pieces of that much time, for an even flow. */
-const BANDWIDTH_PIECE_MS = 10;
-
 /** All types: an entry here, and its name in `ToxicType`, is all that it takes. */
 const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   latency: define({
@@ -573,7 +563,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     begin: (attributes, out, random) => ({
       take({ at, what }) {
         const jitter = typeof what === "string" ? 0 : attributes.jitter;
-        const delay = vary(attributes.latency, jitter, random);
+        const delay = attributes.latency + (2 * random() - 1) * jitter;
         out.pass({ at: at + Math.max(0, delay), what });
       },
     }),
@@ -586,7 +576,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       take({ at, what }) {
         if (typeof what === "string") return out.pass({ at, what });
         const { rate } = attributes; // KB/s are bytes a millisecond
-        const size = rate * BANDWIDTH_PIECE_MS || what.length;
+        const size = 10 * rate || what.length; // 10 ms each, to flow evenly
         for (let start = 0; start < what.length; start += size) {
           const piece = what.subarray(start, start + size);
           const due = Math.max(at, out.last) + piece.length / rate;
@@ -655,7 +645,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
           if (typeof what === "string") return out.pass({ at: due(), what });
           for (let start = 0; start < what.length;) {
             if (left === 0) {
-              const size = vary(average_size, size_variation, random);
+              const size = average_size + (2 * random() - 1) * size_variation;
               left = Math.max(1, Math.round(size));
             }
             const piece = what.subarray(start, start + left);
@@ -750,11 +740,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     }),
   }),
 
-  noop: define({
-    attributes: {},
-    inWords: () => "nothing",
-    begin: () => ({}),
-  }),
+  noop: define({ attributes: {}, inWords: () => "nothing", begin: () => ({}) }),
 };
 
 /** Starts a toxic of any type; its attributes have been checked. */
@@ -811,8 +797,7 @@ export function beginToxic(
 }
 
 /** A toxic in words: `downstream: +100±20 ms on every connection`. */
-function describeToxic(toxic: Toxic): string {
-  const { type, stream, toxicity, attributes } = toxic;
+function describeToxic({ type, stream, toxicity, attributes }: Toxic): string {
   const share = toxicity === 1
     ? "every connection"
     : `${percent(toxicity)} of connections`;
@@ -836,16 +821,12 @@ function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
 
 function checkToxic(value: unknown, place: Place): Toxic {
   const toxic = checkFields(value, place, TOXIC_FIELDS);
-  const { type, stream } = toxic;
-  if (type !== undefined && toxic.attributes !== undefined) {
-    toxic.attributes = checkFields(
-      toxic.attributes,
-      place.at("attributes"),
-      TOXICS[type].attributes,
-    ) as Record<string, number>;
-  }
-  if (type !== undefined) toxic.name ??= `${type}_${stream}`;
-  return toxic as Toxic; // whatever is missing is a problem
+  const { type, stream, attributes } = toxic;
+  // Whatever is missing is a problem.
+  if (type === undefined || attributes === undefined) return toxic as Toxic;
+  const at = place.at("attributes");
+  const good = checkFields(attributes, at, TOXICS[type].attributes);
+  return { name: `${type}_${stream}`, ...toxic, attributes: good } as Toxic;
 }
 
 /** As {@linkcode normalize}, of a toxic, or of changes of one. */
@@ -865,20 +846,17 @@ function normalizeToxic(
     }
   }
   const type = changed?.type ?? toxic["type"];
-  if (!TOXIC_FIELDS.type.guard.is(type)) return toxic;
-  const { attributes = {} } = toxic;
-  const fields = TOXICS[type].attributes;
-  return {
-    ...toxic,
-    attributes: normalize(attributes, place.at("attributes"), fields),
-  };
+  if (TOXIC_FIELDS.type.guard.is(type)) {
+    const { attributes } = toxic;
+    const at = place.at("attributes");
+    toxic["attributes"] = normalize(attributes, at, TOXICS[type].attributes);
+  }
+  return toxic;
 }
 
 function oneOf<T extends string>(...choices: T[]): Guard<T> {
-  return guard(
-    choices.join(" or "),
-    (value): value is T => choices.some((each) => each === value),
-  );
+  const all = new Set<unknown>(choices);
+  return guard(choices.join(" or "), (value): value is T => all.has(value));
 }
 
 const TOXIC_FIELDS: Fields<Toxic> = {
@@ -887,8 +865,7 @@ const TOXIC_FIELDS: Fields<Toxic> = {
   stream: {
     guard: oneOf<Stream>("upstream", "downstream"),
     default: "downstream",
-    normalize: (stream) =>
-      typeof stream === "string" ? stream.toLowerCase() : stream,
+    normalize: (stream) => isText(stream) ? stream.toLowerCase() : stream,
   },
   toxicity: {
     guard: rate,
@@ -900,19 +877,15 @@ const TOXIC_FIELDS: Fields<Toxic> = {
     },
   },
   attributes: {
-    guard: { expected: "a mapping", is: isRecord } as Guard<
-      Record<string, number>
-    >,
+    guard: guard("a mapping", isRecord) as Guard<Record<string, number>>,
     default: {},
   },
 };
 
-LEVELS.push(
-  ["in a toxic", TOXIC_FIELDS],
-  ...Object.values(TOXICS).map(({ attributes }) =>
-    ["in a toxic's attributes", attributes] as const
-  ),
-);
+LEVELS.push(["in a toxic", TOXIC_FIELDS]);
+for (const { attributes } of Object.values(TOXICS)) {
+  LEVELS.push(["in a toxic's attributes", attributes]);
+}
 
 // ---- Config: routes, and the files they come from ----------------------------
 
@@ -1570,8 +1543,17 @@ class Link {
     start: (controller) => {
       this.#controller = controller;
     },
-    transform: (chunk) => this.#transform(chunk),
-    flush: () => this.#flush(),
+    transform: (chunk, controller) => {
+      if (this.#stopped) return;
+      if (this.#stages.length === 0) return controller.enqueue(chunk);
+      this.#forward({ at: performance.now(), what: chunk });
+      return this.#untilHeld(MAX_HELD_BYTES);
+    },
+    flush: async () => {
+      this.#forward({ at: performance.now(), what: "end" });
+      await this.#untilHeld(0);
+      this.#ended = true;
+    },
   });
   readonly #writer = this.#stream.writable.getWriter();
   /** What is to be delivered. */
@@ -1632,7 +1614,7 @@ class Link {
         pass: (timed) => this.#hold(stage, timed),
         cut: (at, how) => {
           stage.cut = { at, how };
-          this.#wake();
+          this.#run();
         },
       }, this.randomOf(toxic.name)),
       since: 0,
@@ -1649,10 +1631,11 @@ class Link {
     stage.toxic = toxic;
     stage.active.change(toxic.attributes, at, stage.lastLeft);
     for (const { since, what } of all) {
-      this.#process(stage, { at: since, what });
+      stage.since = since;
+      stage.active.take({ at: since, what });
     }
     this.#release(stage, at, at);
-    this.#wake();
+    this.#run();
   }
 
   #remove(stage: Stage): void {
@@ -1660,20 +1643,7 @@ class Link {
     stage.active.end?.(at);
     this.#release(stage, Infinity, at);
     this.#stages.splice(this.#stages.indexOf(stage), 1);
-    this.#wake();
-  }
-
-  #transform(chunk: Uint8Array<ArrayBuffer>): Promise<void> | void {
-    if (this.#stopped) return;
-    if (this.#stages.length === 0) return this.#controller.enqueue(chunk);
-    this.#forward({ at: performance.now(), what: chunk });
-    return this.#untilHeld(MAX_HELD_BYTES);
-  }
-
-  async #flush(): Promise<void> {
-    this.#forward({ at: performance.now(), what: "end" });
-    await this.#untilHeld(0);
-    this.#ended = true;
+    this.#run();
   }
 
   #untilHeld(most: number): Promise<void> | void {
@@ -1681,11 +1651,6 @@ class Link {
     this.#most = most;
     this.#room = Promise.withResolvers();
     return this.#room.promise;
-  }
-
-  #process(stage: Stage, timed: TimedChunk): void {
-    stage.since = timed.at;
-    stage.active.take(timed);
   }
 
   #hold(stage: Stage, { at, what }: TimedChunk): void {
@@ -1719,10 +1684,11 @@ class Link {
     const next = this.#stages[from ? this.#stages.indexOf(from) + 1 : 0];
     if (next === undefined) return this.#deliver(timed.what);
     const isIdle = next.first === undefined;
-    this.#process(next, timed);
+    next.since = timed.at;
+    next.active.take(timed);
     if (!isIdle) return;
     this.#release(next, performance.now());
-    if (next.first) this.#wake();
+    if (next.first) this.#run();
   }
 
   #deliver(what: TimedChunk["what"]): void {
@@ -1741,18 +1707,12 @@ class Link {
     }
   }
 
-  /** Looks again what is due next. */
-  #wake(): void {
-    this.#nap?.abort("woken"); // no reason: an error is made
-    if (this.#stopped) return;
-    this.#nap = new AbortController();
-    this.#run(this.#nap.signal);
-  }
-
   /** Releases what is held, and cuts the connection, each when it is due. */
-  async #run(signal: AbortSignal): Promise<void> {
+  async #run(): Promise<void> {
+    this.#nap?.abort("runs anew"); // no reason: an error is made
+    const { signal } = this.#nap = new AbortController();
     await null; // a cut due at once must not end the connection in its own call
-    while (!signal.aborted) {
+    while (!this.#stopped && !signal.aborted) {
       const now = performance.now();
       let due = Infinity;
       for (const stage of this.#stages) {
