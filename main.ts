@@ -516,11 +516,7 @@ export interface ActiveToxic {
    * Updates its attributes, of which all are given. What is still held is then
    * processed again; what left last was due at `lastLeft`, or `-Infinity`.
    */
-  change(
-    attributes: Readonly<Record<string, number>>,
-    at: number,
-    lastLeft: number,
-  ): void;
+  change(attributes: Toxic["attributes"], at: number, lastLeft: number): void;
   /** The toxic is removed; what it holds is released next. */
   end?(at: number): void;
 }
