@@ -1677,6 +1677,7 @@ class Link {
 
   /** Forwards something to the first toxic, or the one behind another. */
   #forward(timed: TimedChunk, from?: Stage): void {
+    if (this.#stopped) return;
     const next = this.#stages[from ? this.#stages.indexOf(from) + 1 : 0];
     if (next === undefined) return this.#deliver(timed.what);
     const isIdle = next.first === undefined;
@@ -1688,7 +1689,7 @@ class Link {
   }
 
   #deliver(what: TimedChunk["what"]): void {
-    if (this.#stopped || what === "end") return;
+    if (what === "end") return;
     if (what === "close") {
       this.stop();
       // After `terminate`, `pipeTo` never settles if what came before fails.
