@@ -87,6 +87,12 @@ class Place {
     this.problems.push(this.path ? `${this.path}: ${problem}` : problem);
   }
 
+  /** Refuses what a guard does not take. */
+  refuseFor(guard: Guard<unknown>, found: unknown): void {
+    const hint = hintFor(guard, found);
+    this.refuse(`expected ${guard.expected}, found ${describe(found)}${hint}`);
+  }
+
   ignore(how = ""): void {
     this.ignored?.push(how ? `${this.path}: ${how}` : this.path);
   }
@@ -199,18 +205,12 @@ function checkFields<T>(
       ? written.value
       : written;
     if (guard.is(found)) good[key] = found;
-    else if (found !== undefined) {
-      place.at(key).refuse(
-        `expected ${guard.expected}, found ${describe(written)}` +
-          hintFor(guard, written),
-      );
-    } else if (!isRequired(fields[key])) {
-      if (fallback !== undefined) good[key] = fallback;
-    } else if (place.ignored && guard.is(ZERO)) {
+    else if (found !== undefined) place.at(key).refuseFor(guard, written);
+    else if (fallback !== undefined) good[key] = fallback;
+    else if (!isRequired(fields[key])) continue;
+    else if (place.ignored && guard.is(ZERO)) {
       good[key] = ZERO; // which Toxiproxy's clients may leave out
-    } else {
-      place.at(key).refuse(`missing; expected ${guard.expected}`);
-    }
+    } else place.at(key).refuse(`missing; expected ${guard.expected}`);
   }
   return good;
 }
@@ -219,9 +219,6 @@ function checkFields<T>(
 const LEVELS: (readonly [place: string, fields: object])[] = [];
 
 function hintForKey(key: string, known: readonly string[]): string {
-  if (key === "listen" && known.includes("localPort")) {
-    return "; write host and localPort";
-  }
   const meant = nearest(key, known);
   if (meant !== undefined) return `; did you mean ${meant}?`;
   const level = LEVELS.find(([, fields]) => Object.hasOwn(fields, key));
@@ -289,7 +286,6 @@ function describe(value: unknown): string {
   }
   if (value instanceof Date) return "a date";
   if (value instanceof OddNumber) return value.text;
-  if (typeof value === "function") return "a function";
   if (typeof value === "object" && value !== null) return "a mapping";
   const text = typeof value === "string"
     ? JSON.stringify(value).replace(PASSWORD, "$1***@")
@@ -304,28 +300,24 @@ function nearest(
 ): string | undefined {
   if (name.length > 64) return undefined;
   const near = Math.max(1, Math.floor(name.length / 3));
-  const [best] = candidates
-    .map((each) => ({ each, distance: editDistance(name, each) }))
-    .filter(({ distance }) => distance <= near)
-    .sort((a, b) => a.distance - b.distance);
-  return best?.each;
+  const far = Map.groupBy(candidates, (each) => editDistance(name, each));
+  const least = Math.min(...far.keys());
+  return least <= near ? far.get(least)?.[0] : undefined;
 }
 
 /** The fewest insertions, deletions and replacements between two words. */
 function editDistance(from: string, to: string): number {
-  const [a, b] = [from.toLowerCase(), to.toLowerCase()];
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (const [i, letter] of a.split("").entries()) {
-    let [diagonal = 0, ...above] = row;
-    let left = i + 1;
-    row = above.map((up, j) => {
+  const [a, b] = [[...from.toLowerCase()], [...to.toLowerCase()]];
+  let row = b.map((_, j) => j + 1);
+  for (const [i, letter] of a.entries()) {
+    let [diagonal, left] = [i, i + 1];
+    row = row.map((up, j) => {
       left = Math.min(diagonal + (letter === b[j] ? 0 : 1), up + 1, left + 1);
       diagonal = up;
       return left;
     });
-    row.unshift(i + 1);
   }
-  return row.at(-1) ?? 0;
+  return row.at(-1) ?? a.length;
 }
 
 /** Toxiproxy's clients write keys in any case, and null for what is absent. */
@@ -335,25 +327,25 @@ function normalize(
   fields: Readonly<Record<string, Field<unknown>>>,
 ): unknown {
   if (!isRecord(value) || !place.ignored) return value;
-  const known = new Map(
-    Object.keys(fields).map((key) => [key.toLowerCase(), key]),
+  const names = new Map(
+    Object.keys(fields).map((name) => [name.toLowerCase(), name]),
   );
-  const written = new Map<string, string>();
+  const written = Map.groupBy(
+    Object.keys(value),
+    (key) => names.get(key.toLowerCase()),
+  );
+  for (const key of written.get(undefined) ?? []) place.at(key).ignore();
   const normalized: Record<string, unknown> = {};
-  for (const [key, each] of Object.entries(value)) {
-    const name = known.get(key.toLowerCase());
-    if (name === undefined) place.at(key).ignore();
-    else if (written.has(name)) {
-      place.at(key).refuse(`the same key as ${written.get(name)}; write one`);
-    } else {
-      written.set(name, key);
-      if (each !== null) normalized[name] = each;
+  for (const [name, field] of Object.entries(fields)) {
+    const [key, ...others] = written.get(name) ?? [];
+    for (const other of others) {
+      place.at(other).refuse(`the same key as ${key}; write one`);
     }
-    if (place.problems.length >= MAX_PROBLEMS) break;
-  }
-  for (const [name, each] of Object.entries(normalized)) {
-    const meaning = fields[name]?.normalize;
-    if (meaning) normalized[name] = meaning(each, place.at(name));
+    const found = key === undefined ? null : value[key];
+    if (found === null) continue;
+    normalized[name] = field.normalize
+      ? field.normalize(found, place.at(name))
+      : found;
   }
   return normalized;
 }
@@ -896,9 +888,8 @@ export interface RouteOptions {
   /** Where to forward to: `host:port` or `[ipv6]:port`. */
   upstream: string;
   /**
-   * What the route is called, unique, in logs and as part of each random
-   * decision: 1 to 255 characters without white space, not `.` or `..`, which
-   * stand for something else in a URL. Default: the local port.
+   * Its unique name, also part of each random decision: 1 to 255 characters
+   * without white space, not `.` or `..`. Default: the local port.
    */
   name?: string;
   /** The address to listen on. Default: 127.0.0.1. */
@@ -917,21 +908,16 @@ export interface RouteOptions {
   jitterMs?: number;
   /** How long dialling the upstream may take, at least 1. Default: 10000. */
   connectTimeoutMs?: number;
-  /**
-   * How long a connection of which one side has ended its stream may go without
-   * a byte in the other direction; 0: for ever. Default: 60000.
-   */
+  /** How long a half-closed one may go without a byte; 0: ever. Default: 60000. */
   halfCloseTimeoutMs?: number;
   /** Faults on the bytes, in the order in which they act. Default: none. */
   toxics?: readonly ToxicOptions[];
 }
 
 /** A route with every default filled in. */
-export interface Route
-  extends Readonly<Required<Omit<RouteOptions, "toxics">>> {
-  /** Faults on the bytes, in the order in which they act. */
-  readonly toxics: readonly Toxic[];
-}
+export type Route = Readonly<
+  Required<Omit<RouteOptions, "toxics">> & { toxics: readonly Toxic[] }
+>;
 
 /** A configuration as one writes it: what is left out takes its default. */
 export interface ConfigOptions {
@@ -960,8 +946,11 @@ export interface Config extends ConfigOptions {
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
 const MAX_MERGED_CHARACTERS = 50_000_000; // takes a second at most
+const MAX_JSON_DEPTH = 100;
 const MAX_ROUTES = 1000;
 const MAX_TOXICS_IN_ALL = 10_000;
+/** Each passes on to the next in a call: 2,000 have overflowed the stack. */
+const MAX_TOXICS = 500;
 
 const listenHost = guard(
   "a host name or an IP address",
@@ -988,31 +977,14 @@ const apiAddress = guard(
   "a port or host:port, the port from 0 to 65535",
   (value): value is number | string => splitApi(value) !== undefined,
 );
-/** Each passes on to the next in a call: 2,000 have overflowed the stack. */
-const MAX_TOXICS = 500;
-const toxicList: Guard<unknown[]> = guard(
-  `a list of toxics, ${MAX_TOXICS} at most`,
-  Array.isArray,
-  (toxics) => toxics.length <= MAX_TOXICS,
-);
-
-/** Routes, or proxies of Toxiproxy's, which may be in an object by name. */
-type RouteList = readonly unknown[] | Record<string, unknown>;
-
-function routeList(
-  of: "routes" | "proxies",
-  mayBeEmpty: boolean,
-): Guard<RouteList> {
-  const list = of === "routes"
-    ? "a list of routes"
-    : "a list of proxies, or an object of them by name";
-  return guard(
-    mayBeEmpty ? list : `${list}, at least one`,
-    (value): value is RouteList =>
-      Array.isArray(value) || (of === "proxies" && isRecord(value)),
-    (routes) => mayBeEmpty || Object.keys(routes).length > 0,
+const listOf = (what: string, most: number): Guard<unknown[]> =>
+  guard(
+    `a list of ${what}, ${most} at most`,
+    Array.isArray,
+    ({ length }) => length <= most,
   );
-}
+const routeList = listOf("routes", MAX_ROUTES);
+const toxicList = listOf("toxics", MAX_TOXICS);
 
 function splitApi(address: unknown): Address | undefined {
   if (typeof address !== "string" && typeof address !== "number") return;
@@ -1059,17 +1031,18 @@ function normalizeUpstream(upstream: unknown, place: Place): unknown {
 }
 
 const CONFIG_FIELDS: Fields<
-  Omit<ConfigOptions, "routes"> & { routes: RouteList }
+  Omit<ConfigOptions, "routes"> & { routes: unknown[] }
 > = {
   seed: { guard: integer(0, Number.MAX_SAFE_INTEGER), optional: true },
   drainTimeoutMs: { guard: milliseconds, default: 30_000 },
   api: { guard: apiAddress, optional: true },
-  routes: { guard: routeList("routes", false) },
+  routes: { guard: routeList, default: [] },
 };
 
 LEVELS.unshift(
   ["at the top level", CONFIG_FIELDS],
   ["in a route", ROUTE_FIELDS],
+  ["in a proxy of Toxiproxy's, here host and localPort", PROXY_FIELDS],
 );
 
 /**
@@ -1104,24 +1077,18 @@ export function parseConfig(
 const LINE_END = /\r\n|\r|\n/;
 
 function readYaml(text: string, path: string): unknown {
-  // Each alias may copy as many keys as the text has, which takes minutes.
-  const count = (mark: string) => text.split(mark).length - 1;
-  const copies = count("<<") && Math.max(count("<<"), count("*"));
-  if (copies * text.length > MAX_MERGED_CHARACTERS) {
-    throw new ConfigError(path, [
-      `expected fewer merge keys (<<) in a file of this size, found ${copies}; ` +
-      "write out what they stand for",
-    ]);
-  }
   const lines = text.split(LINE_END);
-  const tab = findIndentingTab(lines);
-  if (tab) {
-    throw new ConfigError(path, [
-      `line ${tab}, column 1: invalid YAML: a tab in the indentation; ` +
-      "write spaces",
-    ]);
-  }
   try {
+    refuseTabs(lines);
+    // Each alias may copy as many keys as the text has, which takes minutes.
+    const count = (mark: string) => text.split(mark).length - 1;
+    const copies = count("<<") && Math.max(count("<<"), count("*"));
+    if (copies * text.length > MAX_MERGED_CHARACTERS) {
+      throw new SyntaxError(
+        `${copies} merge keys (<<) are too many in a file of this size; ` +
+          "write out what they stand for",
+      );
+    }
     const value = parseYaml(text);
     const asText = { schema: "failsafe", allowDuplicateKeys: true } as const;
     keepOddNumbers(value, parseYaml(text, asText));
@@ -1131,8 +1098,7 @@ function readYaml(text: string, path: string): unknown {
       ? "nested too deeply"
       : (error as Error).message;
     const [, reason, line, column] =
-      /^(.*?) at line (\d+), column (-?\d+)/s.exec(message) ??
-        ["", message.split("\n", 1)[0]];
+      /^(.*?)(?: at line (\d+), column (-?\d+)|\n|$)/.exec(message) ?? [];
     const place = line === undefined
       ? ""
       : `line ${line}, column ${Math.max(1, Number(column))}: `;
@@ -1143,11 +1109,14 @@ function readYaml(text: string, path: string): unknown {
   }
 }
 
-/** The line that YAML would read as if its tabs were not there. */
-function findIndentingTab(lines: readonly string[]): number | undefined {
+/** Refuses a tab that YAML would read as if it were not there. */
+function refuseTabs(lines: readonly string[]): void {
   let depth = 0; // of brackets, within which indentation means nothing
   for (const [index, line] of lines.entries()) {
-    if (depth <= 0 && /^ *\t\s*[^\s#]/.test(line)) return index + 1;
+    if (depth <= 0 && /^ *\t\s*[^\s#]/.test(line)) {
+      const place = `at line ${index + 1}, column 1`;
+      throw new SyntaxError(`a tab in the indentation; write spaces ${place}`);
+    }
     depth += line.split(/[[{]/).length - line.split(/[\]}]/).length;
   }
 }
@@ -1176,87 +1145,78 @@ function keepOddNumbers(
   }
 }
 
-const JSON_SPACE = /[ \t\r\n]*/y;
-const JSON_STRING =
-  /"[ !#-[\]-\uffff]*(?:\\(?:["\\/bfnrt]|u[\da-fA-F]{4})[ !#-[\]-\uffff]*)*"/y;
-const JSON_OTHER_SCALAR =
-  /(?:-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?|true|false|null)(?![\w.])/y;
-const MAX_JSON_DEPTH = 100;
+/** How V8 ends a message, unless it is of a token that is unexpected. */
+const JSON_POSITION =
+  /(?: in JSON)? at position (\d+)(?: \(line \d+ column \d+\))?$/;
 
-/**
- * Reads JSON in which no object repeats a key. `JSON.parse` lets that pass, and
- * tells the place of some errors only, so it comes last.
- */
+/** Reads JSON in which no object repeats a key, which `JSON.parse` lets pass. */
 function readJson(text: string, path: string): unknown {
-  let offset = 0;
+  const message = errorInJson(text) ?? errorInTokens(text);
+  if (message === undefined) return JSON.parse(text);
+  const [end, position] = JSON_POSITION.exec(message) ?? [];
+  const offset = Number(position ?? findUnexpectedToken(text));
+  const before = text.slice(0, offset);
+  const after = text.slice(offset);
+  const [token] = after;
+  const found = token === undefined ? "end" : JSON.stringify(token);
+  const reason = end ? message.replace(end, "") : `unexpected ${found}`;
+  const lines = before.split(LINE_END);
+  const column = (lines.at(-1) ?? "").length + 1;
+  throw new ConfigError(path, [
+    `line ${lines.length}, column ${column}: invalid JSON: ${reason}` +
+    hintForJson(before, after),
+  ]);
+}
 
-  function take(token: RegExp): string | undefined {
-    token.lastIndex = offset;
-    const taken = token.exec(text)?.[0];
-    JSON_SPACE.lastIndex = offset + (taken?.length ?? 0);
-    JSON_SPACE.test(text);
-    offset = JSON_SPACE.lastIndex;
-    return taken;
+function hintForJson(before: string, after: string): string {
+  if (/^(?:\/[/*]|#)/.test(after)) return "; JSON has no comments";
+  if (/^[\]}]/.test(after) && /,\s*$/.test(before)) {
+    return "; remove the comma before it";
   }
+  const isYaml = /^\s*[\w-]/.test(before + after);
+  return isYaml ? "; name a YAML file .yaml, not .json" : "";
+}
 
-  function fail(problem: string, at = offset): never {
-    const before = text.slice(0, at).split(LINE_END);
-    const column = (before.at(-1) ?? "").length + 1;
-    throw new ConfigError(path, [
-      `line ${before.length}, column ${column}: invalid JSON: ${problem}`,
-    ]);
+function errorInJson(text: string): string | undefined {
+  try {
+    JSON.parse(text);
+  } catch (error) {
+    return (error as Error).message;
   }
+}
 
-  function lacks(expected: string): never {
-    const next = text.codePointAt(offset);
-    const found = next === undefined
-      ? "the end"
-      : JSON.stringify(String.fromCodePoint(next));
-    const hint = /^(?:\/[/*]|#)/.test(text.slice(offset, offset + 2))
-      ? "; JSON has no comments"
-      : /,\s*$/.test(text.slice(0, offset)) && /[\]}]/.test(found)
-      ? "; remove the comma before it"
-      : offset === text.search(/\S/) && /[\w-]/.test(found)
-      ? "; name a YAML file .yaml, not .json"
-      : "";
-    fail(`expected ${expected}, found ${found}${hint}`);
+/** A token that V8 finds unexpected is so in every text that goes on to it. */
+function findUnexpectedToken(text: string): number {
+  let [start, end] = [0, text.length];
+  while (start < end) {
+    const middle = Math.ceil((start + end) / 2);
+    const error = errorInJson(text.slice(0, middle));
+    if (error?.endsWith("is not valid JSON")) end = middle - 1;
+    else start = middle;
   }
+  return start;
+}
 
-  function takeValue(depth: number): void {
-    const start = offset;
-    const opening = take(/[[{]/y);
-    if (opening === undefined) {
-      if (take(JSON_STRING) ?? take(JSON_OTHER_SCALAR)) return;
-      if (text[offset] !== '"') lacks("a value");
-      lacks("a string with its closing quote, and escapes that JSON has");
+/** A bracket, or a string, which as a key has its colon. */
+const JSON_TOKEN = /[[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"(?:\s*:)?/g;
+
+/** What else may be wrong with JSON, in a message as V8 would write it. */
+function errorInTokens(text: string): string | undefined {
+  const open: Set<string>[] = []; // the keys of each object, none of a list
+  for (const { 0: token, index } of text.matchAll(JSON_TOKEN)) {
+    if (/^[[{]/.test(token)) open.push(new Set());
+    if (/^[\]}]/.test(token)) open.pop();
+    if (open.length > MAX_JSON_DEPTH) {
+      return `nested deeper than ${MAX_JSON_DEPTH} levels at position ${index}`;
     }
-    if (depth === MAX_JSON_DEPTH) {
-      fail(`nested deeper than ${depth} levels`, start + 1);
+    if (!token.endsWith(":")) continue;
+    const key = JSON.parse(token.replace(/\s*:$/, ""));
+    const keys = open.at(-1);
+    if (keys?.has(key)) {
+      return `${describe(key)} is repeated at position ${index}`;
     }
-    const isObject = opening === "{";
-    const end = isObject ? /\}/y : /\]/y;
-    if (take(end)) return;
-    const keys = new Set<string>();
-    do {
-      if (isObject) takeKey(keys);
-      takeValue(depth + 1);
-    } while (take(/,/y));
-    if (!take(end)) lacks(isObject ? '"," or "}"' : '"," or "]"');
+    keys?.add(key);
   }
-
-  function takeKey(keys: Set<string>): void {
-    const at = offset;
-    const key = take(JSON_STRING) ?? lacks("a key in double quotes");
-    const name = JSON.parse(key);
-    if (keys.has(name)) fail(`${key} is repeated`, at);
-    keys.add(name);
-    if (!take(/:/y)) lacks('":"');
-  }
-
-  take(/^/y); // the space before
-  takeValue(0);
-  if (offset < text.length) lacks("the end");
-  return JSON.parse(text);
 }
 
 /** Checks a config; one from a file, with what is `given`, must have routes. */
@@ -1266,55 +1226,44 @@ function checkConfig(
   given?: Omit<ConfigOptions, "routes">,
 ): Config {
   return validate(source, (place) => {
-    const form = formOf(value);
-    const key = form === "routes" ? form : "proxies";
-    const read = form === "bare" ? { proxies: value } : value;
-    const all = isRecord(read) ? { ...read, ...given } : read;
-    const mayBeEmpty = !given || (isRecord(all) && all["api"] !== undefined);
-    const guard = routeList(key, mayBeEmpty);
-    const list = mayBeEmpty ? { guard, default: [] } : { guard };
-    const { routes: _, ...others } = CONFIG_FIELDS;
-    const fields = { ...others, [key]: list } as Fields<Written>;
-    const { routes: own, proxies, ...config } = checkFields(all, place, fields);
-    const path = form === "bare" ? "" : key;
-    const ignored = key === "proxies" ? [] : undefined;
+    const [path, list, rest] = partsOf(value);
+    const all = isRecord(rest) ? { ...rest, ...given } : rest;
+    const config = checkFields(all, place, CONFIG_FIELDS);
+    const ignored = path === "routes" ? undefined : [];
+    const at = new Place(path, place.problems, ignored);
     const api = splitApi(config.api);
-    const routes = checkRoutes(
-      own ?? proxies ?? [],
-      new Place(path, place.problems, ignored),
-      api,
-    );
+    const routes = checkRoutes(list, at, api);
+    if (given && !api && isTree(list) && Object.keys(list).length === 0) {
+      at.refuse("expected at least one route");
+    }
     const address = api && { api: addressOf(api) };
     return { ...config, routes, ...address } as Config; // nothing is missing
   });
 }
 
-/** What stands in a configuration of any form. */
-type Written = Omit<ConfigOptions, "routes"> & {
-  routes?: RouteList;
-  proxies?: RouteList;
-};
-
-/** With `routes`, or with `proxies` as in Toxiproxy, or bare: these alone. */
-function formOf(value: unknown): "routes" | "proxies" | "bare" {
-  if (Array.isArray(value)) return value.some(isOwn) ? "routes" : "bare";
-  if (!isRecord(value)) return "routes";
-  if (areByName(value)) return "bare";
-  return "proxies" in value && !("routes" in value) ? "proxies" : "routes";
+/** The path of the routes in any form of a config, these, and what else it has. */
+function partsOf(
+  value: unknown,
+): [path: string, routes: unknown, rest: unknown] {
+  if (holdsProxiesAlone(value)) return ["", value, {}];
+  if (!isRecord(value)) return ["routes", [], value];
+  const isOwn = "routes" in value || !("proxies" in value);
+  const path = isOwn ? "routes" : "proxies";
+  const { [path]: routes = [], ...rest } = value;
+  return [path, routes, rest];
 }
 
-function isOwn(route: unknown): boolean {
-  return isRecord(route) && "localPort" in route;
-}
-
-/** Whether an object is as `GET /proxies` returns it, at least in part. */
-function areByName(value: Record<string, unknown>): boolean {
-  const isProxy = (each: object) =>
+/** Whether it is a list of proxies, or what `GET /proxies` returns, in part. */
+function holdsProxiesAlone(value: unknown): boolean {
+  const isOwn = (each: unknown) => isRecord(each) && "localPort" in each;
+  if (Array.isArray(value)) return !value.some(isOwn);
+  const isProxy = (each: unknown) =>
+    isRecord(each) &&
     Object.entries(each).some(([key, text]) =>
       /^(?:listen|upstream)$/i.test(key) && typeof text === "string"
     );
-  const entries = Object.entries(value);
-  return entries.some(([_, each]) => isRecord(each) && isProxy(each)) &&
+  const entries = isRecord(value) ? Object.entries(value) : [];
+  return entries.some(([, each]) => isProxy(each)) &&
     entries.every(([key, each]) =>
       isRecord(each) && !isOwn(each) &&
       (!Object.hasOwn(CONFIG_FIELDS, key) || each["name"] === key)
@@ -1322,44 +1271,40 @@ function areByName(value: Record<string, unknown>): boolean {
 }
 
 /** Checks routes, also for whether one of them leaves no place to the API. */
-function checkRoutes(list: RouteList, place: Place, api?: Address): Route[] {
+function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
   const { problems } = place;
-  const entries: [key: number | string, value: unknown][] = Array.isArray(list)
-    ? [...list.entries()]
-    : Object.entries(list);
-  const toxics = entries.map(([, value]) =>
-    isRecord(value) && Array.isArray(value["toxics"])
-      ? value["toxics"].length
-      : 0
-  ).reduce((sum, each) => sum + each, 0);
-  // Before anything is looked at: YAML's aliases make much of little text.
-  const limits: [most: number, found: number, what: string][] = [
-    [MAX_ROUTES, entries.length, "routes"],
-    [MAX_TOXICS_IN_ALL, toxics, "toxics in all"],
-  ];
-  for (const [most, found, what] of limits) {
-    if (found <= most) continue;
-    problems.push(`expected at most ${most} ${what}, found ${found}`);
+  const byName = place.ignored && isRecord(list) ? list : undefined;
+  const names = byName && Object.keys(byName);
+  const values = byName ? Object.values(byName) : list;
+  if (!routeList.is(values)) {
+    place.refuseFor(routeList, list);
     return [];
   }
   const places = new Map<Partial<Route>, Place>();
-  for (const [key, value] of entries) {
-    const name = typeof key === "string" ? key : undefined;
-    const own = place.at(key);
-    places.set(checkRoute(value, own, name), own);
-    if (problems.length >= MAX_PROBLEMS) break; // enough to begin with
+  let toxics = 0; // YAML's aliases make many of little text
+  for (const [index, value] of values.entries()) {
+    const name = names?.[index];
+    const own = place.at(name ?? index);
+    const route = checkRoute(value, own, name);
+    places.set(route, own);
+    toxics += route.toxics?.length ?? 0;
+    if (toxics > MAX_TOXICS_IN_ALL || problems.length >= MAX_PROBLEMS) break;
+  }
+  if (toxics > MAX_TOXICS_IN_ALL) {
+    place.refuse(`expected at most ${MAX_TOXICS_IN_ALL} toxics in all`);
   }
   checkUnique(places);
   const routes = [...places.keys()];
   const circle = findCircle(routes);
   if (circle) places.get(circle.route)?.at("upstream").refuse(circle.problem);
-  const taken = routes.find(({ enabled, host, localPort }) =>
-    api && enabled && localPort && localPort === api.port && host &&
-    overlaps(canonicalHost(host), canonicalHost(api.hostname))
-  );
-  if (api && taken) {
+  const taken = api?.port &&
+    routes.find(({ enabled, host, localPort }) =>
+      enabled && host && localPort === api.port &&
+      overlaps(canonicalHost(host), canonicalHost(api.hostname))
+    );
+  if (taken) {
     const by = places.get(taken)?.path;
-    problems.push(`api: ${api.port} is already taken by ${by}`);
+    problems.push(`api: ${taken.localPort} is already taken by ${by}`);
   }
   return routes as Route[]; // whatever is missing is a problem
 }
@@ -1409,9 +1354,9 @@ function warningsOf(route: Route): string[] {
 
 /** The fields of a route, or of changes of one. */
 function fieldsOf(value: unknown): typeof ROUTE_FIELDS {
-  return fromToxiproxy.has(value as object)
-    ? { ...ROUTE_FIELDS, upstream: PROXY_FIELDS.upstream }
-    : ROUTE_FIELDS;
+  const isProxy = fromToxiproxy.has(value as object);
+  const { upstream } = isProxy ? PROXY_FIELDS : ROUTE_FIELDS;
+  return { ...ROUTE_FIELDS, upstream };
 }
 
 /** Where a route in Toxiproxy's words listens. */
@@ -1422,40 +1367,26 @@ function hostAndPort(listen: string): Pick<Route, "host" | "localPort"> {
 
 /** Refuses a name or port that is taken, or in Toxiproxy's form an address. */
 function checkUnique(places: ReadonlyMap<Partial<Route>, Place>): void {
-  type Listener = { host: string; isProxy: boolean; place: Place };
-  const names = new Map<string, Place>();
-  const listening = new Map<number, Listener[]>(); // by port, without overlaps
+  type Claim = { name?: string; host: string; port: number; by: string };
+  const earlier: Claim[] = [];
   for (const [route, place] of places) {
-    const { localPort = 0, name, enabled } = route;
+    const { name, localPort = 0, enabled } = route;
     const isProxy = fromToxiproxy.has(route);
-    const host = isProxy && route.host !== undefined
-      ? canonicalHost(route.host)
-      : "::";
-    const taken = (key: string, value: unknown, by: Place, hint = "") =>
-      place.at(key).refuse(`${value} is already taken by ${by.path}${hint}`);
-    const at = (hostname: string) => addressOf({ hostname, port: localPort });
-    const listens = localPort > 0 && (!isProxy || enabled);
-    const others = listening.get(localPort) ?? [];
-    const rival = others.find((each) => listens && overlaps(each.host, host));
-    if (rival === undefined) {
-      const own = { host, isProxy, place };
-      if (listens) listening.set(localPort, [...others, own]);
-    } else if (isProxy) {
-      const isOther = rival.isProxy && rival.host !== host;
-      const hint = isOther ? `, on ${at(rival.host)}` : "";
-      taken("listen", at(host), rival.place, hint);
-    } else {
-      taken("localPort", localPort, rival.place);
-    }
-    if (name === undefined) continue;
-    const sameName = names.get(name);
-    const isPort = name === `${route.localPort}`;
-    const saidAlready = rival !== undefined && isPort;
-    if (sameName === undefined) names.set(name, place);
-    else if (!saidAlready) {
-      const hint = isPort ? " (a name defaults to the port)" : "";
-      taken("name", name + hint, sameName);
-    }
+    const host = isProxy && route.host ? canonicalHost(route.host) : "::";
+    const port = isProxy && !enabled ? 0 : localPort;
+    const rival = earlier.find((each) =>
+      port > 0 && each.port === port && overlaps(each.host, host)
+    );
+    const namesake = earlier.find((each) => name && each.name === name);
+    earlier.push({ name, host, port, by: place.path });
+    const key = isProxy ? "listen" : "localPort";
+    const taken = isProxy ? addressOf({ hostname: host, port }) : port;
+    if (rival) place.at(key).refuse(`${taken} is already taken by ${rival.by}`);
+    const isPort = name === `${localPort}`;
+    if (!namesake || (rival && isPort)) continue;
+    const hint = isPort ? " (a name defaults to the port)" : "";
+    const problem = `${name}${hint} is already taken by ${namesake.by}`;
+    place.at("name").refuse(problem);
   }
 }
 
@@ -1464,23 +1395,20 @@ function findCircle<R extends Partial<Route>>(
   routes: readonly R[],
 ): { route: R; problem: string } | undefined {
   const byPort = Map.groupBy(routes, ({ localPort }) => localPort);
-  const nextOf = ({ upstream = "" }: R) => {
-    const to = splitAddress(upstream);
-    return to &&
+  const next = new Map(routes.map((route) => {
+    const to = splitAddress(route.upstream ?? "");
+    const there = to &&
       byPort.get(to.port)?.find(({ host = LOOPBACK }) =>
         reaches(to.hostname, host)
       );
-  };
-  const seen = new Set<R>();
+    return [route, there];
+  }));
   for (const start of routes) {
-    const path: R[] = [];
+    const path = new Set<R>();
     let at: R | undefined = start;
-    for (; at !== undefined && !seen.has(at); at = nextOf(at)) {
-      seen.add(at);
-      path.push(at);
-    }
-    if (at === undefined || !path.includes(at)) continue;
-    const circle = path.slice(path.indexOf(at));
+    for (; at !== undefined && !path.has(at); at = next.get(at)) path.add(at);
+    if (at === undefined) continue;
+    const circle = [...path].slice([...path].indexOf(at));
     const names = [...circle, at].map(({ name }) => name);
     const problem = circle.length === 1
       ? `${at.upstream} is where the route itself listens`
