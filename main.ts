@@ -1698,12 +1698,11 @@ const MAX_READ_BYTES = 256 * 1024;
 
 /** After so much work a poll is begun, and after as much again waited for. */
 const MAX_WORK_BYTES = 1024 * 1024; // about 0.5 ms
-const MIN_WORK_CALLS = 16;
-const MAX_WORK_MS = 5;
+const CALL_BYTES = 2 * 1024; // what a call costs besides its bytes
 const BULK_BYTES = 16 * 1024;
 const MAX_POLL_MS = 100;
 const POLL_TURNS = 64;
-const REOPEN_PAUSE_MS = 1000;
+const REOPEN_MS = 1000;
 
 const REARM_MS = 500;
 const BACKLOG = 511; // Node's own default
@@ -1737,15 +1736,18 @@ function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
  */
 class PollGate {
   #listeners = 0;
-  #pair: [from: Deno.TcpConn, to: Deno.TcpConn] | undefined;
-  #lastOpened = 0;
-  #calls = 0;
-  #bytes = 0;
-  #since = 0;
-  /** The poll under way, and the one that the watch saw last. */
+  #pair: readonly Deno.TcpConn[] = [];
+  #openedAt = 0;
+  /** What was done since the last poll, in bytes. */
+  #work = 0;
   #poll: Promise<void> | undefined;
-  #seen: Promise<void> | undefined;
-  readonly #watch = watched<PollGate>(MAX_POLL_MS, () => this.#look());
+  #isLate = false;
+  readonly #watch = watched<PollGate>(MAX_POLL_MS, () => {
+    // Gives up a byte that does not come. A timer for each would cost more.
+    if (!this.#poll) this.#watch.delete(this);
+    else if (this.#isLate) this.#closePair();
+    this.#isLate = true;
+  });
 
   /** Call it for each listener: the first one opens the connection. */
   async retain(): Promise<void> {
@@ -1760,12 +1762,8 @@ class PollGate {
 
   /** What to wait for, if anything, after reading or before writing bytes. */
   pass(bytes: number): Promise<void> | undefined {
-    this.#calls++;
-    this.#bytes += bytes;
-    const isSpent = this.#bytes >= MAX_WORK_BYTES ||
-      this.#calls >= MIN_WORK_CALLS &&
-        performance.now() >= this.#since + MAX_WORK_MS;
-    if (!isSpent) return undefined;
+    this.#work += bytes + CALL_BYTES;
+    if (this.#work < MAX_WORK_BYTES) return undefined;
     if (!this.#poll) {
       // Mostly the system is polled soon by itself, and nothing has to wait.
       this.#poll = this.#startPoll();
@@ -1777,47 +1775,28 @@ class PollGate {
   }
 
   async #startPoll(): Promise<void> {
-    this.#restart();
-    if (!await this.#passByte()) {
+    this.#work = 0;
+    this.#isLate = false;
+    const [from, to] = this.#pair;
+    if (to) this.#watch.add(this);
+    // A read that fills its buffer leaves the next one ready, without a poll.
+    const [size] = await Promise.all([
+      to?.read(new Uint8Array(2)),
+      from?.write(new Uint8Array(1)),
+    ]).catch(() => []); // it was closed, or is broken
+    if (size !== 1) {
       this.#closePair();
-      for (let turn = 0; turn < POLL_TURNS && this.#listeners > 0; turn++) {
+      for (let turn = 0; turn < POLL_TURNS; turn++) {
         await new Promise<void>((resolve) => setImmediate(resolve));
       }
-      const reopensAt = this.#lastOpened + REOPEN_PAUSE_MS;
-      if (performance.now() > reopensAt) this.#openPair();
+      if (performance.now() > this.#openedAt + REOPEN_MS) this.#openPair();
     }
+    this.#work = 0;
     this.#poll = undefined;
-    this.#restart();
-  }
-
-  #restart(): void {
-    this.#calls = this.#bytes = 0;
-    this.#since = performance.now();
-  }
-
-  async #passByte(): Promise<boolean> {
-    if (!this.#pair) return false;
-    const [from, to] = this.#pair;
-    this.#watch.add(this);
-    try {
-      // A read that fills its buffer leaves the next one ready, without a poll.
-      const read = to.read(new Uint8Array(2));
-      from.write(new Uint8Array(1)).catch(() => this.#closePair());
-      return await read === 1;
-    } catch {
-      return false; // it was closed, or is broken
-    }
-  }
-
-  /** Gives up a byte that does not come. A timer for each would cost more. */
-  #look(): void {
-    if (!this.#poll) this.#watch.delete(this);
-    else if (this.#poll === this.#seen) this.#closePair();
-    this.#seen = this.#poll;
   }
 
   async #openPair(): Promise<void> {
-    this.#lastOpened = performance.now();
+    this.#openedAt = performance.now();
     if (!await mayUseLoopback()) return;
     try {
       using opened = new DisposableStack();
@@ -1825,8 +1804,8 @@ class PollGate {
       const { hostname, port } = listener.addr;
       const from = opened.use(await Deno.connect({ hostname, port }));
       const to = opened.use(await listener.accept());
-      const isOwn = addressOf(to.remoteAddr) === addressOf(from.localAddr);
-      if (!isOwn || this.#listeners === 0 || this.#pair) return;
+      const isOwn = to.remoteAddr.port === from.localAddr.port;
+      if (!isOwn || this.#listeners === 0 || this.#pair.length > 0) return;
       this.#pair = [from, to];
       opened.move(); // or it would close them
     } catch {
@@ -1835,8 +1814,8 @@ class PollGate {
   }
 
   #closePair(): void {
-    for (const conn of this.#pair ?? []) conn.close();
-    this.#pair = undefined;
+    for (const conn of this.#pair) conn.close();
+    this.#pair = [];
   }
 }
 
@@ -1856,7 +1835,7 @@ interface Socket {
   read(): Promise<Uint8Array<ArrayBuffer> | null>;
   /** Resolves when all of them are on their way. */
   write(bytes: Uint8Array): Promise<void>;
-  closeWrite(): Promise<void>;
+  closeWrite(): Promise<void> | void;
   /** Closes it; `reset` sends a RST, where the kind of socket can. */
   close(how?: "close" | "reset"): void;
 }
@@ -1887,7 +1866,7 @@ function denoSocket(conn: Deno.TcpConn): Socket {
       }
     },
     closeWrite: () => conn.closeWrite(),
-    close: () => conn.close(),
+    close: () => conn[Symbol.dispose](), // also more than once
   };
 }
 
@@ -1897,12 +1876,7 @@ const CLOSED = new Deno.errors.BadResource("closed");
 /** A socket of Node's, for Deno's own cannot send a RST. */
 function nodeSocket(socket: net.Socket): Socket {
   const { remoteAddress: hostname = "", remotePort: port = 0 } = socket;
-  const received: Uint8Array<ArrayBuffer>[] = [];
-  const waiting: (() => void)[] = [];
-  let failure: Error | undefined;
-  const wake = () => {
-    for (const go of waiting.splice(0)) go();
-  };
+  let next: PromiseWithResolvers<Uint8Array<ArrayBuffer> | null> | undefined;
   socket.setNoDelay();
   socket.setKeepAlive(true);
   // A write that fails would destroy the socket, with all that it has received
@@ -1916,76 +1890,45 @@ function nodeSocket(socket: net.Socket): Socket {
     _readableState.errored = null;
     return socket;
   };
+  socket.pause(); // or bytes would come before they are asked for
   socket.on("data", (bytes: Uint8Array<ArrayBuffer>) => {
-    received.push(bytes);
     socket.pause();
-    wake();
+    next?.resolve(bytes);
+    next = undefined;
   });
-  socket.on("end", wake);
-  socket.on("error", (error) => {
-    for (let bytes; (bytes = socket.read()) !== null;) received.push(bytes);
-    failure ??= error;
-    wake();
-  });
-  socket.on("close", () => {
-    failure ??= CLOSED;
-    wake();
-  });
+  socket.on("end", () => next?.resolve(null));
+  socket.on("error", () => {}); // `close` follows
+  socket.on("close", () => next?.reject(socket.errored ?? CLOSED));
   return {
     peer: addressOf({ hostname, port }),
     async read() {
-      for (;;) {
-        const bytes = received.shift();
-        if (bytes) return bytes;
-        if (socket.readableEnded) return null;
-        if (failure) throw failure;
-        socket.resume();
-        await new Promise<void>((resolve) => waiting.push(resolve));
+      if (socket.readableEnded) return null;
+      if (socket.closed) {
+        const rest: Uint8Array<ArrayBuffer> | null = socket.read();
+        if (rest) return rest;
+        throw socket.errored ?? CLOSED;
       }
+      next ??= Promise.withResolvers(); // a call may be waiting already
+      socket.resume();
+      return await next.promise;
     },
     write: (bytes) =>
       new Promise((resolve, reject) => {
         socket.write(bytes, (error) => {
           if (!error) return resolve();
-          if (!socket.readableEnded) return reject(error);
           // Deno's node:net (2.9.6) takes the end of a stream without a byte for
           // its sender's leaving as soon as a write to it has to wait. What is
           // missing must not look like the end.
-          socket.resetAndDestroy();
-          reject(
-            new Error(
-              `${error.message}: it had ended its stream without a byte, and ` +
-                "then gets no more on a socket of Node's than can be buffered",
-            ),
-          );
+          if (socket.readableEnded) socket.resetAndDestroy();
+          reject(error);
         });
       }),
-    closeWrite: () =>
-      new Promise((resolve, reject) => {
-        // One that is closed, or is so meanwhile, would never call back.
-        const closed = () => reject(CLOSED);
-        if (socket.destroyed) return closed();
-        socket.once("close", closed);
-        socket.end((error?: Error | null) => error ? reject(error) : resolve());
-      }),
+    closeWrite: () => void socket.end(),
     close(how) {
       if (how === "reset") socket.resetAndDestroy();
       else socket.destroy();
     },
   };
-}
-
-async function dialOnNode(
-  { hostname, port }: Address,
-  signal: AbortSignal,
-): Promise<Socket> {
-  const socket = net.connect({ host: hostname, port, allowHalfOpen: true });
-  signal.addEventListener("abort", () => socket.destroy(CLOSED));
-  await new Promise<void>((resolve, reject) => {
-    socket.once("connect", resolve);
-    socket.once("error", reject);
-  });
-  return nodeSocket(socket);
 }
 
 /** An address could not be listened on. */
@@ -1997,9 +1940,10 @@ export class ListenError extends Error {
 
   /** Says for what the address was meant, such as `route db`, and why not. */
   constructor(what: string, address: Address, cause: unknown) {
-    const why = cause instanceof Deno.errors.AddrInUse
+    const code = codeOf(cause);
+    const why = code === "EADDRINUSE"
       ? "the port is already in use"
-      : cause instanceof Deno.errors.PermissionDenied
+      : code === "EACCES"
       ? "permission denied; ports below 1024 are for privileged users"
       : causeOf(cause);
     super(`${what}: cannot listen on ${addressOf(address)}: ${why}`, { cause });
@@ -2036,9 +1980,8 @@ function listenOnDeno(address: Address): Listener {
 /** Node's server, with the handle that it keeps to itself. */
 interface NodeServer extends net.Server {
   readonly _handle?: { listen(backlog: number): number } | null;
+  address(): net.AddressInfo;
 }
-
-type NodeListener = Listener & { rearm(shortage?: Error): void };
 
 /**
  * Deno's `net.Server` (2.9.6) says nothing when it finds no file descriptor for
@@ -2046,27 +1989,42 @@ type NodeListener = Listener & { rearm(shortage?: Error): void };
  * sure from outside. Telling it to listen again makes it look again, costs next
  * to nothing and changes nothing else, so each one is told from time to time.
  */
-const nodeListeners = watched<NodeListener>(REARM_MS, (all) => {
+const nodeServers = watched<NodeServer>(REARM_MS, (all) => {
   const before = shortage;
   const [first] = all;
-  shortage = first && shortageAt(first.addr);
-  for (const each of all) each.rearm(before ? undefined : shortage);
+  shortage = first && shortageAt(first.address());
+  for (const server of all) {
+    if (shortage && !before) server.emit("error", shortage);
+    server._handle?.listen(BACKLOG);
+  }
 });
 let shortage: Error | undefined;
+
+/** What a shortage of descriptors is called, if there is one. */
+function shortageAt(at: net.AddressInfo): Error | undefined {
+  try {
+    // Nor can it listen without a shortage: the address is listened on already.
+    Deno.listen({ hostname: at.address, port: at.port }).close();
+  } catch (error) {
+    if (/^E[MN]FILE$/.test(codeOf(error) ?? "")) return error as Error;
+  }
+}
 
 async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
   const accepted: Socket[] = [];
   let waiting: PromiseWithResolvers<void> | undefined;
-  const options = { allowHalfOpen: true };
-  const server: NodeServer = net.createServer(options, (conn) => {
+  const server = net.createServer({ allowHalfOpen: true }) as NodeServer;
+  server.on("connection", (conn) => {
     accepted.push(nodeSocket(conn));
     waiting?.resolve();
   });
   server.listen(port, hostname);
-  await once(server, "listening").catch(throwAsOfDeno);
-  const addr = server.address() as net.AddressInfo;
-  const listener: NodeListener = {
-    addr: { hostname: addr.address, port: addr.port },
+  await once(server, "listening");
+  server.on("error", (error) => waiting?.reject(error));
+  nodeServers.add(server);
+  const at = server.address();
+  return {
+    addr: { hostname: at.address, port: at.port },
     async accept() {
       for (;;) {
         const socket = accepted.shift();
@@ -2075,58 +2033,31 @@ async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
         await waiting.promise;
       }
     },
-    rearm(failure) {
-      if (failure) waiting?.reject(failure);
-      server._handle?.listen(BACKLOG);
-    },
     close() {
       pollGate.release();
-      nodeListeners.delete(listener);
+      nodeServers.delete(server);
       server.close();
       for (const socket of accepted) socket.close();
       waiting?.reject(CLOSED);
     },
   };
-  nodeListeners.add(listener);
-  return listener;
-}
-
-/** What a shortage of descriptors is called, if there is one. */
-function shortageAt(address: Address): Error | undefined {
-  try {
-    Deno.listen(address).close(); // nor can it: it is listened on already
-  } catch (error) {
-    const { code } = error as Error & { code?: string };
-    if (code === "EMFILE" || code === "ENFILE") return error as Error;
-  }
-}
-
-/** Throws an error of Node's as the one that Deno has for it. */
-function throwAsOfDeno(error: NodeJS.ErrnoException): never {
-  const { message, code } = error;
-  if (code === "EADDRINUSE") throw new Deno.errors.AddrInUse(message);
-  if (code === "EACCES") throw new Deno.errors.PermissionDenied(message);
-  throw error;
 }
 
 /** Lookups under way, by name: each takes a thread, of which there are few. */
 const lookups = new Map<string, Promise<string[]>>();
 
 async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
+  signal.throwIfAborted();
   if (net.isIP(host)) return [host];
   if (host === "localhost") return [LOOPBACK, "::1"];
-  signal.throwIfAborted();
   const lookup = lookups.get(host) ??
     dns.lookup(host, { all: true })
       .then((found) => found.map(({ address }) => address))
       .finally(() => lookups.delete(host));
   lookups.set(host, lookup);
-  return await new Promise((resolve, reject) => {
-    const abort = () => reject(signal.reason);
-    signal.addEventListener("abort", abort);
-    lookup.then(resolve, reject)
-      .finally(() => signal.removeEventListener("abort", abort));
-  });
+  const { promise: aborted, reject } = Promise.withResolvers<never>();
+  signal.addEventListener("abort", () => reject(signal.reason));
+  return await Promise.race([lookup, aborted]);
 }
 
 /** Listens; where a RST may be asked for, by way of Node's sockets. */
@@ -2138,10 +2069,8 @@ async function listen(
   const asked = { hostname: route.host, port: route.localPort };
   try {
     const [hostname = route.host] = await lookUp(route.host, signal);
-    const address = { ...asked, hostname };
-    const listener = resettable
-      ? await listenOnNode(address)
-      : listenOnDeno(address);
+    const listenOn = resettable ? listenOnNode : listenOnDeno;
+    const listener = await listenOn({ ...asked, hostname });
     await pollGate.retain();
     return listener;
   } catch (error) {
@@ -2155,17 +2084,23 @@ async function dial(
   resettable: boolean,
   signal: AbortSignal,
 ): Promise<Socket> {
-  const [, host, port] = /^\[?(.+?)\]?:(\d+)$/.exec(upstream) ?? [];
+  const [, host, digits] = /^\[?(.+?)\]?:(\d+)$/.exec(upstream) ?? [];
   if (host === undefined) { // as Toxiproxy's may be
     throw new Error("the upstream has no port; expected host:port");
   }
+  const port = Number(digits);
   let failure: unknown;
   for (const hostname of await lookUp(host, signal)) {
-    const address = { hostname, port: Number(port) };
+    let socket: net.Socket | undefined;
     try {
-      if (resettable) return await dialOnNode(address, signal);
-      return denoSocket(await Deno.connect({ ...address, signal }));
+      if (!resettable) {
+        return denoSocket(await Deno.connect({ hostname, port, signal }));
+      }
+      socket = net.connect({ host: hostname, port, allowHalfOpen: true });
+      await once(socket, "connect", { signal });
+      return nodeSocket(socket);
     } catch (error) {
+      socket?.destroy();
       signal.throwIfAborted();
       failure ??= error;
     }
@@ -2177,6 +2112,11 @@ function isDisconnect(error: unknown): boolean {
   return error instanceof Deno.errors.NotConnected ||
     error instanceof Deno.errors.ConnectionReset ||
     error instanceof Deno.errors.ConnectionAborted;
+}
+
+/** The system's code of an error, such as `EADDRINUSE`. */
+function codeOf(error: unknown): string | undefined {
+  return (error as NodeJS.ErrnoException).code;
 }
 
 /** An error in the system's words, without its number. */
@@ -2202,34 +2142,21 @@ export type Decision =
  * Decides what happens to a connection, by the seed, the name and the faults of
  * its route, and its number there, from 1: not by the clock or by others.
  */
-export function decide(
-  seed: number,
-  route: Route,
-  connection: number,
-): Decision {
-  const random = randomStream(seed, route.name, connection);
+export function decide(seed: number, route: Route, number: number): Decision {
+  const random = randomStream(seed, route.name, number);
   const [drop, timeout, jitter] = [random(), random(), random()];
   if (drop < route.dropRate) return { kind: "drop" };
   if (timeout < route.timeoutRate) return { kind: "timeout" };
   const delay = route.latencyMs + (2 * jitter - 1) * route.jitterMs;
-  return {
-    kind: "forward",
-    delayMs: Math.max(0, toMicroseconds(delay)),
-    toxics: actingOn(seed, route, connection),
-  };
+  const delayMs = Math.max(0, toMicroseconds(delay));
+  return { kind: "forward", delayMs, toxics: actingOn(seed, route, number) };
 }
 
 /** Draws by name which toxics act: neither the others nor their order count. */
-function actingOn(
-  seed: number,
-  route: Route,
-  connection: number,
-  toxics = route.toxics,
-): Toxic[] {
-  return toxics.filter(({ name, toxicity }) => {
+function actingOn(seed: number, route: Route, number: number): Toxic[] {
+  return route.toxics.filter(({ name, toxicity }) => {
     if (toxicity === 0 || toxicity === 1) return toxicity === 1;
-    const random = randomStream(seed, route.name, connection, name, "acts");
-    return random() < toxicity;
+    return randomStream(seed, route.name, number, name, "acts")() < toxicity;
   });
 }
 
@@ -2241,7 +2168,6 @@ function toMicroseconds(ms: number): number {
 /** One end of a connection through the proxy. */
 export type Side = "client" | "upstream";
 
-const SIDES = ["client", "upstream"] as const;
 const OTHER = { client: "upstream", upstream: "client" } as const;
 
 /**
@@ -2291,19 +2217,13 @@ export type ConnectionEvent =
       cause?: string;
       /** The toxic that ended it, if one did. */
       toxic?: string;
-      /** Bytes that came from the client. */
+      /** Bytes that came from the client, and from the upstream. */
       bytesUp: number;
-      /** Bytes that came from the upstream. */
       bytesDown: number;
       /** From accepted to closed. */
       durationMs: number;
     }
   );
-
-/** An event without what says to which connection it happens. */
-type EventFields<E = ConnectionEvent> = E extends ConnectionEvent
-  ? Omit<E, "route" | "connection" | "client">
-  : never;
 
 /** Why a connection is over, as its last event says. */
 type Reason = { why: Outcome; cause?: string; toxic?: string };
@@ -2317,37 +2237,33 @@ class Connection {
     for (const each of all) each.#endIfSilent();
   });
 
+  readonly client: string;
   /** Bytes that have been written to each side. */
   readonly sent: Record<Side, number> = { client: 0, upstream: 0 };
-  readonly client: string;
-  readonly #seed: number;
-  readonly #onEvent: (event: ConnectionEvent) => void;
+  readonly #id: Pick<ConnectionEvent, "route" | "connection" | "client">;
   readonly #start = performance.now();
-  readonly #aborted = new AbortController();
-  readonly #sockets: Partial<Record<Side, Socket>>;
+  readonly #sockets: { client: Socket; upstream?: Socket };
   readonly #links: Partial<Record<Side, Link>> = {};
   #toxics: Toxic[];
-  #forwards = false;
-  #delaying = false;
-  /** How many bytes had been read and written, and when that was seen first. */
-  #moved = -1;
-  #movedAt = 0;
-  #ended = 0;
-  #firstToEnd: Side | undefined;
+  readonly #aborted = new AbortController();
   /** Why it is over before both sides have ended their streams. */
   #failure: Reason | undefined;
+  #firstToEnd: Side | undefined;
+  #delivered = 0;
+  /** Whether bytes were read or written since it was looked at; when they were. */
+  #hasMoved = true;
+  #movedAt = 0;
 
   constructor(
     client: Socket,
     readonly route: Route,
     readonly number: number,
-    seed: number,
+    private readonly seed: number,
     readonly resettable: boolean,
-    onEvent: (event: ConnectionEvent) => void,
+    private readonly onEvent: (event: ConnectionEvent) => void,
   ) {
     this.client = client.peer;
-    this.#seed = seed;
-    this.#onEvent = onEvent;
+    this.#id = { route: route.name, connection: number, client: client.peer };
     this.#sockets = { client };
     this.#toxics = actingOn(seed, route, number);
   }
@@ -2361,20 +2277,21 @@ class Connection {
   }
 
   get acting(): Toxic[] {
-    return this.#forwards && !this.#failure ? this.#toxics : [];
+    return this.#sockets.upstream && !this.#failure ? this.#toxics : [];
   }
 
   setToxics(toxics: readonly Toxic[]): void {
-    this.#toxics = actingOn(this.#seed, this.route, this.number, toxics);
-    if (this.#forwards) this.#act();
+    this.#toxics = actingOn(this.seed, { ...this.route, toxics }, this.number);
+    this.#act();
   }
 
   /** Runs the connection until it has ended; never fails. */
   async run(): Promise<void> {
-    this.#emit({ event: "accepted", upstream: this.route.upstream });
-    const decision = decide(this.#seed, this.route, this.number);
+    const { upstream } = this.route;
+    this.onEvent({ event: "accepted", ...this.#id, upstream });
+    const decision = decide(this.seed, this.route, this.number);
     if (decision.kind === "drop") {
-      this.#emit({ event: "dropped" });
+      this.onEvent({ event: "dropped", ...this.#id });
       this.end({ why: "fault" });
     } else if (decision.kind === "timeout") {
       await this.#hold();
@@ -2382,10 +2299,9 @@ class Connection {
       await this.#forward(decision.delayMs);
     }
     this.#release();
-    // Toxics that act by the clock have nothing left to end.
-    for (const link of Object.values(this.#links)) link.stop();
-    this.#emit({
+    this.onEvent({
       event: "closed",
+      ...this.#id,
       ...(this.#failure ?? { why: this.#firstToEnd ?? "client" }),
       bytesUp: this.received("client"),
       bytesDown: this.received("upstream"),
@@ -2396,36 +2312,24 @@ class Connection {
   /** Ends it at once; an earlier reason stands. */
   end(reason: Reason, how?: "close" | "reset"): void {
     this.#failure ??= reason;
+    this.#aborted.abort(CLOSED);
     this.#release(how);
-  }
-
-  #emit({ event, ...fields }: EventFields): void {
-    const { route: { name: route }, number: connection, client } = this;
-    const id = { event, route, connection, client };
-    this.#onEvent({ ...id, ...fields } as ConnectionEvent);
   }
 
   /** Closes all that is open, so that whatever is under way ends. */
   #release(how?: "close" | "reset"): void {
     Connection.#halfClosed.delete(this);
-    for (const side of SIDES) {
-      this.#closeSide(side, how);
-      if (this.#failure) this.#links[side]?.abort();
-    }
-    if (this.#failure) this.#aborted.abort(CLOSED);
-  }
-
-  #closeSide(side: Side, how?: "close" | "reset"): void {
-    this.#sockets[side]?.close(how);
-    delete this.#sockets[side];
+    for (const socket of Object.values(this.#sockets)) socket.close(how);
+    for (const link of Object.values(this.#links)) link.abort();
   }
 
   /** Answers nothing until the timeout, also if the client ends its stream. */
   async #hold(): Promise<void> {
     const { timeoutMs } = this.route;
-    this.#emit({ event: "timed_out", timeoutMs });
-    this.#read("client");
-    const read = this.#carry("client", new WritableStream());
+    this.onEvent({ event: "timed_out", ...this.#id, timeoutMs });
+    const link = this.#newLink("client");
+    link.readable.pipeTo(new WritableStream()).catch(expectedOfDelivery);
+    const read = this.#read("client", this.#sockets.client, link);
     if (timeoutMs > 0) {
       await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
       this.end({ why: "fault" });
@@ -2434,22 +2338,27 @@ class Connection {
   }
 
   async #forward(delayMs: number): Promise<void> {
+    const { client } = this.#sockets;
+    const up = this.#newLink("client");
     if (delayMs > 0) {
-      this.#read("client");
-      this.#emit({ event: "delayed", delayMs });
-      this.#delaying = true;
+      this.onEvent({ event: "delayed", ...this.#id, delayMs });
+      this.#read("client", client, up).then(() => {
+        // A client that waits for an answer has asked for it.
+        const mayLeave = up.bytes === 0 && !this.#sockets.upstream;
+        if (mayLeave) this.end({ why: "client" });
+      });
       await sleepUntil(this.#start + delayMs, this.#aborted.signal);
-      this.#delaying = false;
     }
-    if (!this.#failure) await this.#dial();
-    const { client, upstream } = this.#sockets;
-    if (!client || !upstream) return;
-    if (!this.#links.client) this.#read("client");
-    this.#read("upstream");
+    await this.#dial();
+    const { upstream } = this.#sockets;
+    if (!upstream || this.#failure) return;
+    const down = this.#newLink("upstream");
+    if (delayMs === 0) this.#read("client", client, up);
+    this.#read("upstream", upstream, down);
     this.#act();
     await Promise.all([
-      this.#carry("client", this.#sinkTo("upstream", upstream)),
-      this.#carry("upstream", this.#sinkTo("client", client)),
+      this.#carry("client", up, upstream),
+      this.#carry("upstream", down, client),
     ]);
   }
 
@@ -2459,88 +2368,85 @@ class Connection {
     const timer = setTimeout(() => {
       this.#aborted.abort(new Error(`no answer within ${connectTimeoutMs} ms`));
     }, connectTimeoutMs);
-    try {
-      const { signal } = this.#aborted;
-      const socket = await dial(upstream, this.resettable, signal);
-      if (this.#failure) return socket.close(); // ended in the last moment
-      this.#sockets.upstream = socket;
-      this.#forwards = true;
-      this.#emit({
-        event: "connected",
-        upstream,
-        address: socket.peer,
-        dialMs: toMicroseconds(performance.now() - start),
-        toxics: this.acting.map(({ name }) => name),
-      });
-    } catch (error) {
+    const { signal } = this.#aborted;
+    const fail = (error: unknown) => {
       if (this.#failure) return; // ended meanwhile, which aborts the dialling
       const cause = causeOf(error);
-      this.#emit({ event: "upstream_failed", upstream, cause });
       this.#failure = { why: "upstream_failed", cause };
-    } finally {
-      clearTimeout(timer);
-    }
+      this.onEvent({ event: "upstream_failed", ...this.#id, upstream, cause });
+    };
+    const socket = await dial(upstream, this.resettable, signal).catch(fail);
+    clearTimeout(timer);
+    if (!socket) return;
+    this.#sockets.upstream = socket;
+    if (this.#failure) return; // ended in the last moment
+    this.onEvent({
+      event: "connected",
+      ...this.#id,
+      upstream,
+      address: socket.peer,
+      dialMs: toMicroseconds(performance.now() - start),
+      toxics: this.acting.map(({ name }) => name),
+    });
   }
 
-  #newLink(): Link {
-    return new Link(
+  #newLink(from: Side): Link {
+    const { seed, route: { name }, number } = this;
+    return this.#links[from] = new Link(
       (toxic, how) => this.end({ why: "fault", toxic }, how),
-      (toxic) => randomStream(this.#seed, this.route.name, this.number, toxic),
+      (toxic) => randomStream(seed, name, number, toxic),
     );
   }
 
   /** Has the toxics of each direction act on its link. */
   #act(): void {
-    const { acting } = this;
-    const on = (stream: Stream) =>
-      acting.filter((toxic) => toxic.stream === stream);
-    this.#links.client?.act(on("upstream"));
-    this.#links.upstream?.act(on("downstream"));
+    const acting = Map.groupBy(this.acting, ({ stream }) => stream);
+    this.#links.client?.act(acting.get("upstream") ?? []);
+    this.#links.upstream?.act(acting.get("downstream") ?? []);
   }
 
   /**
-   * Delivers what one side sends until the end of its stream. If that is its
-   * reset or a toxic's order, the connection is closed then. When the receiver
-   * is reset, its own stream ends the connection after its last delivery.
+   * Delivers what one side sends, and then closes the connection if the stream
+   * ended by a reset or by a toxic. When the receiver is reset, its own stream
+   * ends the connection so, after its last delivery.
    */
-  async #carry(from: Side, to: WritableStream<Uint8Array>): Promise<void> {
-    const link = this.#links[from]!;
+  async #carry(from: Side, link: Link, socket: Socket): Promise<void> {
+    const to = OTHER[from];
+    const fail = (error: unknown) => {
+      this.#failure ??= { why: `${to}_reset`, cause: causeOf(error) };
+      throw error;
+    };
+    const sink = new WritableStream<Uint8Array>({
+      write: async (chunk) => {
+        const turn = pollGate.pass(chunk.length);
+        if (turn) await turn;
+        await socket.write(chunk).catch(fail);
+        this.sent[to] += chunk.length;
+        this.#hasMoved = true;
+      },
+      close: async () => {
+        // After the second end both sockets are closed, which ends them too.
+        if (++this.#delivered < 2) await socket.closeWrite()?.catch(fail);
+      },
+    });
     try {
-      await link.readable.pipeTo(to);
+      await link.readable.pipeTo(sink);
     } catch {
       return; // the sink has said why, or the connection was ended
     }
-    if (link.closedBy) this.#failure ??= { why: "fault", toxic: link.closedBy };
-    if (link.closedBy || this.#failure?.why === `${from}_reset`) {
-      await this.#linger(OTHER[from]);
-    }
-  }
-
-  /**
-   * Ends the connection when a side has got all. What it sends is read for a
-   * while: to close with unread bytes discards those on their way out.
-   */
-  async #linger(side: Side): Promise<void> {
-    const socket = this.#sockets[side];
-    if (!socket) return this.#release();
-    this.#closeSide(OTHER[side]);
-    this.#links[side]?.abort();
+    const { closedBy: toxic } = link;
+    if (toxic) this.#failure ??= { why: "fault", toxic };
+    if (!toxic && this.#failure?.why !== `${from}_reset`) return;
+    this.#sockets[from]?.close();
+    this.#links[to]?.abort();
+    // To close with unread bytes would discard those on their way out.
     const timer = setTimeout(() => this.#release(), MAX_LINGER_MS);
-    try {
-      for (let bytes; (bytes = await socket.read()) !== null;) {
-        await pollGate.pass(bytes.length);
-      }
-    } catch {
-      // The side was reset itself, or the time is over.
-    }
+    await this.#read(to, socket);
     clearTimeout(timer);
-    this.#release();
   }
 
-  /** Reads a side; ahead, before there is an upstream, to notice its end. */
-  async #read(from: Side): Promise<void> {
-    const link = this.#links[from] = this.#newLink();
-    const socket = this.#sockets[from]!;
+  /** Reads what a side sends into its link, or to discard it. */
+  async #read(from: Side, socket: Socket, link?: Link): Promise<void> {
     try {
       for (let size = 0;;) {
         const turn = pollGate.pass(size);
@@ -2548,63 +2454,38 @@ class Connection {
         const bytes = await socket.read();
         if (bytes === null) break;
         size = bytes.length;
+        this.#hasMoved = true;
+        if (!link) continue;
         const written = link.write(bytes);
-        const readsAhead = !this.#forwards && link.bytes < MAX_READ_BYTES;
-        if (readsAhead) written.catch(expectedOfDelivery);
-        else await written;
+        // Without an upstream it is read ahead, to notice its end.
+        if (this.#sockets.upstream || link.bytes > MAX_READ_BYTES) {
+          await written;
+        } else written.catch(expectedOfDelivery);
       }
       this.#firstToEnd ??= from;
-      // A client that waits for an answer has asked for it.
-      if (this.#delaying && link.bytes === 0) this.end({ why: from });
-      else if (this.route.halfCloseTimeoutMs > 0) {
-        Connection.#halfClosed.add(this);
-      }
+      if (this.route.halfCloseTimeoutMs > 0) Connection.#halfClosed.add(this);
     } catch (error) {
       // If it was the link that failed, its reason stands, or is in the link.
-      if (!link.closedBy) {
+      if (!link?.closedBy) {
         this.#failure ??= { why: `${from}_reset`, cause: causeOf(error) };
       }
-      if (!this.#forwards) this.#aborted.abort(CLOSED);
+      this.#aborted.abort(CLOSED);
     }
-    link.end();
+    link?.end();
   }
 
   /** Ends it if nothing has moved for so long since one side's end of stream. */
   #endIfSilent(): void {
-    const { client, upstream } = this.sent;
-    const moved = client + upstream + this.received("client") +
-      this.received("upstream");
-    const isWaiting = !this.#forwards ||
-      SIDES.some((side) => this.#links[side]?.isBuffering);
+    const isWaiting = !this.#sockets.upstream ||
+      Object.values(this.#links).some((link) => link.isBuffering);
     const now = performance.now();
-    if (isWaiting || moved !== this.#moved) {
-      this.#moved = moved;
-      this.#movedAt = now;
-    }
+    if (this.#hasMoved || isWaiting) this.#movedAt = now;
+    this.#hasMoved = false;
     const { halfCloseTimeoutMs } = this.route;
     if (now < this.#movedAt + halfCloseTimeoutMs) return;
     const why = this.#firstToEnd ?? "client";
     const cause = `no byte from the ${OTHER[why]} for ${halfCloseTimeoutMs} ms`;
     this.end({ why, cause });
-  }
-
-  #sinkTo(side: Side, socket: Socket): WritableStream<Uint8Array> {
-    const fail = (error: unknown) => {
-      this.#failure ??= { why: `${side}_reset`, cause: causeOf(error) };
-      throw error;
-    };
-    return new WritableStream({
-      write: async (chunk) => {
-        const turn = pollGate.pass(chunk.length);
-        if (turn) await turn;
-        await socket.write(chunk).catch(fail);
-        this.sent[side] += chunk.length;
-      },
-      close: async () => {
-        // After the second end both sockets are closed, which ends them too.
-        if (++this.#ended < 2) await socket.closeWrite().catch(fail);
-      },
-    });
   }
 }
 
@@ -2929,7 +2810,7 @@ class LiveRoute {
         return await listen(next, this.#resettable, signal);
       } catch (error) {
         signal.throwIfAborted();
-        const isInUse = (error as Error).cause instanceof Deno.errors.AddrInUse;
+        const isInUse = codeOf((error as Error).cause) === "EADDRINUSE";
         const wasOwn = next.localPort === this.#lastPort;
         if (isInUse && wasOwn && attempt < REGAIN_ATTEMPTS) {
           await sleep(REGAIN_PAUSE_MS, signal);
