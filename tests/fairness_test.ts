@@ -8,58 +8,45 @@ const ROUND_TRIPS = 10;
 const MAX_MIB = 64;
 
 /** In a thread of its own: sends without end to all who connect. */
-function serveBulk(): void {
+async function serveBulk(): Promise<void> {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   (self as unknown as Worker).postMessage(listener.addr.port);
   const bytes = new Uint8Array(256 * 1024);
   const serve = async (conn: Deno.Conn) => {
     for (;;) await conn.write(bytes);
   };
-  (async () => {
-    for await (const conn of listener) serve(conn).catch(() => {});
-  })();
+  for await (const conn of listener) serve(conn).catch(() => {});
 }
 
 /** In a thread of its own: reads all it gets, and counts the KiB. */
 function readBulk(port: number, streams: number, read: Int32Array): void {
   const buffer = new Uint8Array(256 * 1024);
-  for (let i = 0; i < streams; i++) {
-    (async () => {
-      const conn = await Deno.connect({ hostname: "127.0.0.1", port });
-      for (let size; (size = await conn.read(buffer)) !== null;) {
-        Atomics.add(read, 0, size / 1024);
-      }
-    })().catch(() => {});
-  }
+  const run = async () => {
+    const conn = await Deno.connect({ hostname: "127.0.0.1", port });
+    for (let size; (size = await conn.read(buffer)) !== null;) {
+      Atomics.add(read, 0, size / 1024);
+    }
+  };
+  while (streams-- > 0) run().catch(() => {});
 }
 
 /** Runs a function in a thread; it knows nothing of what surrounds it here. */
-class Thread implements Disposable {
-  readonly #worker: Worker;
-
-  constructor(work: (...args: never[]) => void, ...args: unknown[]) {
-    const source = `self.onmessage = ({ data }) => (${work})(...data);`;
-    const url = `data:application/javascript,${encodeURIComponent(source)}`;
-    this.#worker = new Worker(url, { type: "module" });
-    this.#worker.postMessage(args);
-  }
-
-  message(): Promise<number> {
-    return new Promise((resolve) => {
-      this.#worker.onmessage = ({ data }) => resolve(data);
-    });
-  }
-
-  [Symbol.dispose](): void {
-    this.#worker.terminate();
-  }
+function runInThread(work: (...args: never[]) => unknown, ...args: unknown[]) {
+  const source = `self.onmessage = ({ data }) => (${work})(...data);`;
+  const url = `data:application/javascript,${encodeURIComponent(source)}`;
+  const worker = new Worker(url, { type: "module" });
+  worker.postMessage(args);
+  const message = new Promise<number>((resolve) => {
+    worker.onmessage = ({ data }) => resolve(data);
+  });
+  return { message, [Symbol.dispose]: () => worker.terminate() };
 }
 
 for (const { sockets, resettable } of SOCKETS) {
   Deno.test(`bulk does not starve other routes, on ${sockets}`, async () => {
     const read = new Int32Array(new SharedArrayBuffer(4));
-    using source = new Thread(serveBulk);
-    const port = await source.message();
+    using source = runInThread(serveBulk);
+    const port = await source.message;
     await using upstream = echo();
     await using cli = await Cli.start({
       api: resettable ? 0 : undefined,
@@ -68,7 +55,7 @@ for (const { sockets, resettable } of SOCKETS) {
         { name: "echo", localPort: 0, upstream: upstream.address },
       ],
     });
-    using _bulk = new Thread(readBulk, cli.port(0), STREAMS, read);
+    using _bulk = runInThread(readBulk, cli.port(0), STREAMS, read);
     await cli.log.first("connected", STREAMS);
     using client = await Deno.connect({ port: cli.port(1) });
 

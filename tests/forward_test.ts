@@ -43,34 +43,32 @@ import {
   writeAndEnd,
 } from "./helpers.ts";
 
-const HAS_IPV6 = canListenOn("::1");
+const HAS_IPV6 = Deno.networkInterfaces()
+  .some(({ address }) => address === "::1");
 if (!HAS_IPV6) console.warn("there is no ::1: IPv6 is not tested");
 if (!IS_LINUX) console.warn("connect timeouts and memory: tested on Linux");
 
-const SIZES: [up: number, down: number][] = [
-  [0, 0],
-  [0, 1],
-  [1, 0],
-  [4095, 4096],
-  [4096, 4097],
-  [4097, 4095],
-  [64 * 1024 - 1, 64 * 1024 + 1],
-  [64 * 1024, 256 * 1024],
-  [256 * 1024 - 1, 256 * 1024 + 1],
-  [10_000_003, 0],
-  [10_000_003, 10_000_003],
+/** As many bytes go up as a number says, while the next number comes down. */
+const SIZES = [
+  ...[0, 0, 1, 0, 4095, 4096, 4097, 65_535, 65_536, 65_537, 262_143, 262_145],
+  ...[10_000_003, 10_000_003, 0],
 ];
+const SIDES = ["client", "upstream"] as const;
+const OTHER = { client: "upstream", upstream: "client" } as const;
+const BYTES_OF = { client: "bytesUp", upstream: "bytesDown" } as const;
 const ODD_CHUNKS = [1, 7, 4095, 1, 4096, 4097, 65_537, 262_145, 3];
 
 Deno.test("each local port leads to its upstream", async () => {
-  await using red = naming("red");
-  await using green = naming("green");
-  await using blue = naming("blue");
-  const upstreams = [red, green, blue, green];
+  await using stack = new AsyncDisposableStack();
+  const names = ["red", "green", "blue"];
+  const servers = names.map((name) =>
+    stack.use(new Upstream((conn) => send(conn, name)))
+  );
+  const leads = [0, 1, 2, 1];
   await using watched = await WatchedProxy.start({
-    routes: upstreams.map(({ address }, i) => ({
+    routes: leads.map((server, i) => ({
       localPort: 0,
-      upstream: address,
+      upstream: defined(servers[server]).address,
       name: `route-${i}`,
     })),
   });
@@ -81,8 +79,8 @@ Deno.test("each local port leads to its upstream", async () => {
     return text(await readAll(client));
   }));
 
-  const names = ["red", "green", "blue", "green"];
-  assertEquals(answers, routes.map((route) => names[route]));
+  const expected = routes.map((route) => names[defined(leads[route])]);
+  assertEquals(answers, expected);
   const closed = await watched.log.first("closed", routes.length);
   assertEquals(
     closed.map((each) => each.route).sort(),
@@ -90,16 +88,18 @@ Deno.test("each local port leads to its upstream", async () => {
   );
   const ports = new Set(watched.proxy.routes.map((each) => each.localPort));
   assertEquals(ports.size, 4);
-  assertEquals([red, green, blue].map((each) => each.accepted), [2, 4, 4]);
+  assertEquals(servers.map((each) => each.accepted), [2, 4, 4]);
 });
 
 for (
-  const { name, listen, dial, ignore } of [
-    { name: "IPv4", listen: "127.0.0.1", dial: "127.0.0.1", ignore: false },
-    { name: "IPv6", listen: "::1", dial: "[::1]", ignore: !HAS_IPV6 },
-    { name: "name", listen: "127.0.0.1", dial: "localhost", ignore: false },
-  ]
+  const [name, listen, dial] of [
+    ["IPv4", "127.0.0.1", "127.0.0.1"],
+    ["IPv6", "::1", "[::1]"],
+    ["name", "127.0.0.1", "localhost"],
+    ["name on IPv6 alone", "::1", "localhost"],
+  ] as const
 ) {
+  const ignore = listen === "::1" && !HAS_IPV6;
   Deno.test(`an upstream is reached by ${name}`, { ignore }, async () => {
     await using upstream = echo(listen);
     const address = `${dial}:${upstream.address.split(":").at(-1)}`;
@@ -118,14 +118,14 @@ Deno.test("a route listens on IPv6", { ignore: !HAS_IPV6 }, async () => {
   const [hostname, port] = ["::1", watched.port()];
   using client = await Deno.connect({ hostname, port });
   await assertEchoes(client);
-  const [accepted] = await watched.log.first("accepted", 1);
-  assertMatch(accepted.client, /^\[::1\]:\d+$/);
+  assertMatch(watched.log.only("accepted").client, /^\[::1\]:\d+$/);
 });
 
-for (const [up, down] of SIZES) {
+SIZES.slice(1).forEach((down, i) => {
+  const up = defined(SIZES[i]);
   Deno.test(`${up} bytes go up while ${down} come down`, () =>
     assertExchanged(testBytes(up, 3), testBytes(down, 4)));
-}
+});
 
 Deno.test("bytes arrive exactly in whatever portions they come", () =>
   assertExchanged(
@@ -134,12 +134,10 @@ Deno.test("bytes arrive exactly in whatever portions they come", () =>
     writeOddly,
   ));
 
-for (const first of ["client", "upstream"] as const) {
-  Deno.test(`what comes after the ${first}'s end arrives whole`, async () => {
+for (const side of SIDES) {
+  Deno.test(`what comes after the ${side}'s end arrives whole`, async () => {
     await using ends = await openEnds();
-    const [ended, other] = first === "client"
-      ? [ends.client, ends.upstream]
-      : [ends.upstream, ends.client];
+    const [ended, other] = [ends[side], ends[OTHER[side]]];
     await send(ended, "bye");
     await ended.closeWrite();
     assertEquals(text(await readAll(other)), "bye");
@@ -150,10 +148,30 @@ for (const first of ["client", "upstream"] as const) {
     const rest = testBytes(3_000_001);
     const [got] = await Promise.all([readAll(ended), writeAndEnd(other, rest)]);
     assertBytes(got, rest);
-    const [bytesUp, bytesDown] = first === "client"
-      ? [3, 6 + rest.length]
-      : [6 + rest.length, 3];
-    await assertClosed(ends.watched, { why: first, bytesUp, bytesDown });
+    const { bytesUp, bytesDown } = await assertClosed(ends.watched, {
+      why: side,
+      [BYTES_OF[side]]: 3,
+    });
+    assertEquals(bytesUp + bytesDown, 3 + 6 + rest.length);
+  });
+
+  Deno.test(`what the ${side} sent before it closed arrives`, async () => {
+    await using ends = await openEnds();
+    const sent = testBytes(300_001);
+    await writeAll(ends[side], sent);
+    ends[side].close();
+    assertBytes(await readAll(ends[OTHER[side]]), sent);
+  });
+
+  Deno.test(`a reader that pauses stops the ${side} that sends`, async () => {
+    await using ends = await openEnds();
+    const block = testBytes(MIB);
+    const total = 192 * MIB;
+    const flow = flood(ends[side], block, total);
+    await untilStalled(flow);
+    assertLess(flow.sent, 64 * MIB);
+    assertEquals(await readToEnd(ends[OTHER[side]], block), total);
+    await flow.done;
   });
 }
 
@@ -166,27 +184,6 @@ Deno.test("small messages are not withheld", async () => {
     await send(ends.upstream, down);
     await assertReads(ends.client, down);
   }
-});
-
-for (const side of ["client", "upstream"] as const) {
-  Deno.test(`what the ${side} sent before it closed arrives`, async () => {
-    await using ends = await openEnds();
-    const sent = testBytes(300_001);
-    await writeAll(ends[side], sent);
-    ends[side].close();
-    const other = side === "client" ? ends.upstream : ends.client;
-    assertBytes(await readAll(other), sent);
-  });
-}
-
-Deno.test("what was read from a client before its reset arrives", async () => {
-  await using ends = await openNodeClient();
-  const block = testBytes(MIB);
-  await untilStalled(flood(ends.client, block));
-  await ends.client.reset();
-  const got = await readToEnd(ends.upstream, block);
-  assertGreater(got, 0);
-  await assertClosed(ends.watched, { why: "client_reset", bytesUp: got });
 });
 
 Deno.test(
@@ -205,28 +202,28 @@ Deno.test(
     await send(upstream, "an answer that cannot be delivered");
     const got = await readToEnd(upstream, block);
     assertGreaterOrEqual(got, flow.sent - unacknowledged);
-    await assertClosed(ends.watched, { why: "client_reset", bytesUp: got });
+    await assertReset(ends.watched, "client", got);
   },
 );
 
-Deno.test("what was read from an upstream before its reset arrives", async () => {
-  await using ends = await openNodeUpstream();
-  const block = testBytes(MIB);
-  await untilStalled(flood(ends.upstream, block));
-  await ends.upstream.reset();
-  const got = await readToEnd(ends.client, block);
-  assertGreater(got, 0);
-  await assertClosed(ends.watched, { why: "upstream_reset", bytesDown: got });
-});
-
-for (const side of ["client", "upstream"] as const) {
+for (const side of SIDES) {
   const openResettable = side === "client" ? openNodeClient : openNodeUpstream;
-  const other = side === "client" ? "upstream" : "client";
+  const other = OTHER[side];
   const open = async () => {
     const ends = await openResettable();
     const [from, to] = [ends[side] as NodeEnd, ends[other] as Deno.TcpConn];
     return { ...ends, from, to };
   };
+
+  Deno.test(`what was read from the ${side} before its reset arrives`, async () => {
+    await using ends = await open();
+    const block = testBytes(MIB);
+    await untilStalled(flood(ends.from, block));
+    await ends.from.reset();
+    const got = await readToEnd(ends.to, block);
+    assertGreater(got, 0);
+    await assertReset(ends.watched, side, got);
+  });
 
   Deno.test(`the ${side}'s reset ends an idle ${other}`, async () => {
     await using ends = await open();
@@ -234,7 +231,7 @@ for (const side of ["client", "upstream"] as const) {
     await assertReads(ends.to, "hello");
     await ends.from.reset();
     assertEquals(await readToEnd(ends.to), 0);
-    await assertReset(ends.watched, side);
+    await assertReset(ends.watched, side, 5);
   });
 
   Deno.test(`the ${side}'s reset ends the ${other} that has ended its stream`, async () => {
@@ -243,7 +240,7 @@ for (const side of ["client", "upstream"] as const) {
     await ends.from.ended;
     await ends.from.reset();
     assertEquals(await readToEnd(ends.to), 0);
-    await assertReset(ends.watched, side);
+    await assertReset(ends.watched, side, 0);
   });
 
   Deno.test(`the reset of the ${side} that does not read ends the ${other}`, async () => {
@@ -256,7 +253,7 @@ for (const side of ["client", "upstream"] as const) {
     await untilStalled(flood(to));
     await from.reset();
     await to.closed;
-    await assertReset(watched, side);
+    await assertReset(watched, side, 0);
   });
 }
 
@@ -266,24 +263,8 @@ Deno.test("a client that ended its stream and then reset ends the upstream when 
   assertEquals(await readToEnd(ends.upstream), 0);
   await ends.client.reset();
   await flood(ends.upstream).done;
-  await assertReset(ends.watched, "client");
+  await assertReset(ends.watched, "client", 0);
 });
-
-for (const direction of ["down", "up"] as const) {
-  Deno.test(`a reader that pauses stops the sender, bytes going ${direction}`, async () => {
-    await using ends = await openEnds();
-    const [sender, reader] = direction === "down"
-      ? [ends.upstream, ends.client]
-      : [ends.client, ends.upstream];
-    const block = testBytes(MIB);
-    const total = 192 * MIB;
-    const flow = flood(sender, block, total);
-    await untilStalled(flow);
-    assertLess(flow.sent, 64 * MIB);
-    assertEquals(await readToEnd(reader, block), total);
-    await flow.done;
-  });
-}
 
 Deno.test("a stalled client costs little memory", {
   ignore: !IS_LINUX,
@@ -314,41 +295,30 @@ Deno.test("each connection accepted is closed once, with its bytes", async () =>
     const answer = await exchange(client, testBytes(size));
     assertEquals(answer.length, 2 * size + 1);
     const { port } = client.localAddr as Deno.NetAddr;
-    return [`127.0.0.1:${port}`, [size, answer.length]];
+    return `127.0.0.1:${port}: ${size} up, ${answer.length} down`;
   });
   await watched.log.first("closed", count);
   await watched.proxy.stop();
 
-  const closed = watched.log.of("closed");
-  assertEquals(closed.length, count);
-  assertEquals(
-    Object.fromEntries(
-      closed.map((each) => [each.client, [each.bytesUp, each.bytesDown]]),
-    ),
-    Object.fromEntries(expected),
+  const [closed, accepted] = [
+    watched.log.of("closed"),
+    watched.log.of("accepted"),
+  ];
+  const found = closed.map(({ client, bytesUp, bytesDown }) =>
+    `${client}: ${bytesUp} up, ${bytesDown} down`
   );
-  const numbers = (name: "accepted" | "closed") =>
-    watched.log.of(name).map((each) => each.connection).sort();
-  assertEquals(numbers("closed"), numbers("accepted"));
-});
-
-Deno.test("an upstream that refuses costs that connection alone", () =>
-  assertUnreachable(nowhere().address, /refused/i));
-
-Deno.test("a name that does not resolve costs that connection alone", () =>
-  assertUnreachable("no-such-host.invalid:80", /./));
-
-Deno.test("an upstream that does not answer costs that connection alone", {
-  ignore: !IS_LINUX,
-}, async () => {
-  await using upstream = await unanswering();
-  await assertUnreachable(upstream.address, /no answer within 300 ms/);
+  assertEquals(found.sort(), expected.sort());
+  assertEquals(
+    closed.map((each) => each.connection).sort(),
+    accepted.map((each) => each.connection).sort(),
+  );
 });
 
 /** An upstream cannot be reached; what else there is does not suffer. */
 async function assertUnreachable(
   address: string,
   cause: RegExp,
+  resettable: boolean,
 ): Promise<void> {
   await using upstream = echo();
   await using watched = await WatchedProxy.start({
@@ -356,7 +326,7 @@ async function assertUnreachable(
       { name: "good", localPort: 0, upstream: upstream.address },
       { name: "bad", localPort: 0, upstream: address, connectTimeoutMs: 300 },
     ],
-  });
+  }, { resettable });
   using before = await watched.connect(0);
   await assertEchoes(before);
 
@@ -406,13 +376,16 @@ async function writeOddly(conn: Deno.Conn, bytes: Uint8Array): Promise<void> {
   }
 }
 
+/** A side's reset has ended the connection, after so many of its bytes. */
 async function assertReset(
   { log }: WatchedProxy,
-  side: "client" | "upstream",
+  side: typeof SIDES[number],
+  bytes: number,
 ): Promise<void> {
-  const { cause } = await assertClosed({ log }, { why: `${side}_reset` });
-  assert(cause);
-  assertEquals(log.of("closed").length, 1);
+  const why = `${side}_reset` as const;
+  const expected = { why, [BYTES_OF[side]]: bytes };
+  assert((await assertClosed({ log }, expected)).cause);
+  log.only("closed");
 }
 
 /** The queues and the timer of a socket on Linux, found by its two ports. */
@@ -423,21 +396,23 @@ async function socketState(local: number, remote: number): Promise<string> {
   return captured(line, await Deno.readTextFile("/proc/net/tcp"));
 }
 
-function naming(name: string): Upstream {
-  return new Upstream((conn) => send(conn, name));
-}
-
-function canListenOn(hostname: string): boolean {
-  try {
-    Deno.listen({ hostname, port: 0 }).close();
-    return true;
-  } catch {
-    return false;
-  }
-}
-
 for (const { sockets, resettable } of SOCKETS) {
-  for (const side of ["client", "upstream"] as const) {
+  const alone = `costs that connection alone, on ${sockets}`;
+  Deno.test(`an upstream that refuses ${alone}`, () =>
+    assertUnreachable(nowhere().address, /refused/i, resettable));
+
+  Deno.test(`a name that does not resolve ${alone}`, () =>
+    assertUnreachable("no-such-host.invalid:80", /./, resettable));
+
+  Deno.test(`an upstream that does not answer ${alone}`, {
+    ignore: !IS_LINUX,
+  }, async () => {
+    await using upstream = await unanswering();
+    const cause = /no answer within 300 ms/;
+    await assertUnreachable(upstream.address, cause, resettable);
+  });
+
+  for (const side of SIDES) {
     Deno.test(`a connection is closed once the ${side} has ended its stream and nothing comes, on ${sockets}`, async () => {
       const halfCloseTimeoutMs = 300;
       await using ends = await openEnds({ halfCloseTimeoutMs }, { resettable });
@@ -448,8 +423,7 @@ for (const { sockets, resettable } of SOCKETS) {
       await assertReads(client, "hello");
       const start = performance.now();
       await ends[side].closeWrite();
-      const silent = side === "client" ? "upstream" : "client";
-      const cause = `no byte from the ${silent} for 300 ms`;
+      const cause = `no byte from the ${OTHER[side]} for 300 ms`;
       await assertClosed(watched, { why: side, cause });
       assertGreaterOrEqual(performance.now() - start, halfCloseTimeoutMs - 1);
       assertEquals(await readToEnd(client), 0);
