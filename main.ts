@@ -2492,38 +2492,42 @@ class Connection {
 // ---- Proxy: listeners and open connections -----------------------------------
 
 const ACCEPT_PAUSE_MS = 100;
+const LISTEN_ATTEMPTS = 20;
+const LISTEN_PAUSE_MS = 10;
+const WARM_UPS = 3;
+const MAX_WARM_UP_MS = 1000;
 
 /** What happens to the proxy, its routes, their toxics and connections. */
 export type ProxyEvent =
   | ConnectionEvent
-  /** A route's listener is open, at the address really taken. */
-  | {
-    event: "listening";
-    route: string;
-    address: string;
-    upstream: string;
-    faults: string;
-  }
+  | { route: string }
+    & (
+      /** The route's listener is open, at the address really taken. */
+      | {
+        event: "listening";
+        address: string;
+        upstream: string;
+        faults: string;
+      }
+      /** What of the route was ignored, or does not do what it seems to. */
+      | { event: "config_warning"; warnings: string[] }
+      | { event: "accept_failed"; cause: string }
+      | {
+        event: "route_added" | "route_changed";
+        upstream: string;
+        enabled: boolean;
+        faults: string;
+      }
+      | { event: "route_removed" }
+      | {
+        event: "toxic_added" | "toxic_changed";
+        toxic: string;
+        effect: string;
+      }
+      | { event: "toxic_removed"; toxic: string }
+    )
   /** All listeners are open; the seed repeats this run's decisions. */
   | { event: "started"; routes: number; seed: number }
-  /** What of a route was ignored, or does not do what it seems to. */
-  | { event: "config_warning"; route: string; warnings: string[] }
-  | { event: "accept_failed"; route: string; cause: string }
-  | {
-    event: "route_added" | "route_changed";
-    route: string;
-    upstream: string;
-    enabled: boolean;
-    faults: string;
-  }
-  | { event: "route_removed"; route: string }
-  | {
-    event: "toxic_added" | "toxic_changed";
-    route: string;
-    toxic: string;
-    effect: string;
-  }
-  | { event: "toxic_removed"; route: string; toxic: string }
   | { event: "reseeded"; seed: number }
   /** Waits for the connections in flight, for so long; 0: for ever. */
   | { event: "draining"; connections: number; timeoutMs: number }
@@ -2532,7 +2536,7 @@ export type ProxyEvent =
 
 /** How to start a {@linkcode ChaosProxy}. */
 export interface StartOptions {
-  /** Told of all that happens, as it happens; must not throw. */
+  /** Called with each event, as it happens; must not throw. */
   onEvent?: (event: ProxyEvent) => void;
   /**
    * Whether every connection can be reset. It takes Node's sockets: slower, and
@@ -2542,22 +2546,18 @@ export interface StartOptions {
   resettable?: boolean;
 }
 
-/** A connection in flight. */
-export interface LiveConnection {
+/** A connection in flight, with the bytes so far. */
+export interface LiveConnection extends
+  Pick<
+    ConnectionEvent & { event: "closed" },
+    "route" | "client" | "bytesUp" | "bytesDown"
+  > {
   /** Identifies it among all connections of this proxy. */
   id: number;
-  /** Its route's name. */
-  route: string;
   /** Its number on that route, from 1. */
   number: number;
-  /** The client's address. */
-  client: string;
   /** Where it goes. */
   upstream: string;
-  /** Bytes that have come from the client. */
-  bytesUp: number;
-  /** Bytes that have come from the upstream. */
-  bytesDown: number;
   /** How long it has lasted, in milliseconds. */
   ageMs: number;
   /** The names of the toxics that act on it. */
@@ -2593,13 +2593,6 @@ export const DIAL_BOUNDS_MS: readonly number[] = [
 
 type Counts = Omit<RouteStats, "route" | "open">;
 
-function tally<K extends PropertyKey>(
-  counts: Partial<Record<K, number>>,
-  key: K,
-): void {
-  counts[key] = (counts[key] ?? 0) + 1;
-}
-
 const noBytes = () => ({
   received: { upstream: 0, downstream: 0 },
   sent: { upstream: 0, downstream: 0 },
@@ -2612,12 +2605,12 @@ function addBytes({ received, sent }: Counts, connection: Connection): void {
   sent.downstream += connection.sent.client;
 }
 
-function namesOf(toxics: readonly Toxic[]): Set<string> {
-  return new Set(toxics.map(({ name }) => name));
+function tally<K extends PropertyKey>(
+  counts: Partial<Record<K, number>>,
+  key: K,
+): void {
+  counts[key] = (counts[key] ?? 0) + 1;
 }
-
-const REGAIN_ATTEMPTS = 20;
-const REGAIN_PAUSE_MS = 10;
 
 /** What the routes of a proxy share. */
 interface ProxyContext {
@@ -2632,17 +2625,15 @@ interface ProxyContext {
 /** Serves a route, and changes it as {@linkcode ChaosProxy} decides. */
 class LiveRoute {
   lastNumber = 0;
-  /** By id, with where their bytes are counted. */
-  readonly connections = new Map<
+  /** By id; those that are cut by a change of the route are not among them. */
+  connections = new Map<
     number,
-    { connection: Connection; ended: Promise<void>; counts: Counts }
+    { connection: Connection; ended: Promise<void> }
   >();
   readonly #resettable: boolean;
   /** Where it was told to listen; the route has where it does. */
-  #asked: string;
+  #asked: Route;
   #listener: Listener | undefined;
-  /** The port that it gave back last. */
-  #lastPort: number | undefined;
   #counts: Counts = {
     ended: {},
     faults: {},
@@ -2650,16 +2641,17 @@ class LiveRoute {
     ...noBytes(),
   };
 
-  /** `route` is as it stands from then on, with the address really taken. */
   constructor(public route: Route, private readonly context: ProxyContext) {
-    this.#asked = listenAddressOf(route);
+    this.#asked = route;
     this.#resettable = context.resettable || route.toxics.some(needsReset);
   }
 
   /** Whether it listens at an address, or was told to. */
-  isAt(place: Pick<Route, "host" | "localPort">): boolean {
-    const address = listenAddressOf(place);
-    return address === this.#asked || address === listenAddressOf(this.route);
+  isAt({ host, localPort }: Route): boolean {
+    return [this.#asked, this.route].some((at) =>
+      at.localPort === localPort &&
+      canonicalHost(at.host) === canonicalHost(host)
+    );
   }
 
   /** Listens, unless it is disabled; nothing is accepted yet. */
@@ -2692,12 +2684,13 @@ class LiveRoute {
     }
   }
 
-  /** Takes on other settings; `restart` counts connections from 1 again. */
-  async update(changes: Partial<Route>, restart = false): Promise<void> {
-    this.#assertResettable(changes.toxics ?? []);
+  /** Takes on other settings; with toxics they are those of another route. */
+  async update(changes: Partial<Route>): Promise<Route> {
+    if (changes.toxics?.some(needsReset)) this.assertResettable();
     const wanted = { ...this.route, ...changes };
     // Port 0 takes a new port, but not where populate replaces the route.
-    const moves = (changes.localPort === 0 && !restart) || !this.isAt(wanted);
+    const takesNew = changes.localPort === 0 && !changes.toxics;
+    const moves = takesNew || !this.isAt(wanted);
     const { host, localPort } = moves ? wanted : this.route;
     const next = { ...wanted, host, localPort };
     const opens = next.enabled && (moves || !this.#listener);
@@ -2707,24 +2700,29 @@ class LiveRoute {
     signal.throwIfAborted();
 
     const restarts = moves || next.upstream !== this.route.upstream;
-    const { toxics } = this.route; // those of this moment
-    this.route = { ...next, toxics };
-    if (moves) this.#asked = listenAddressOf(next);
-    if (restarts) this.#counts = { ...this.#counts, ...noBytes() };
-    if (restart) this.lastNumber = 0;
-    const ended = restarts || !next.enabled ? this.cut("cut") : undefined;
-    if (changes.toxics) this.setToxics(changes.toxics);
+    this.route = { ...next, toxics: this.route.toxics };
+    if (moves) this.#asked = next;
+    const cut = restarts || !next.enabled ? this.cut() : undefined;
+    if (restarts) {
+      this.connections = new Map();
+      this.#counts = { ...this.#counts, ...noBytes() };
+    }
+    if (changes.toxics) {
+      this.lastNumber = 0;
+      this.setToxics(changes.toxics);
+    }
     const closed = listener || !next.enabled ? this.close() : undefined;
     if (listener) {
       this.#take(listener);
       this.run();
     }
-    await Promise.all([ended, closed]);
+    await Promise.all([cut, closed]);
     this.tell("route_changed");
+    return this.route;
   }
 
   setToxics(toxics: readonly Toxic[]): void {
-    this.#assertResettable(toxics);
+    if (toxics.some(needsReset)) this.assertResettable();
     const { name: route, toxics: before } = this.route;
     this.route = { ...this.route, toxics };
     for (const { connection } of this.connections.values()) {
@@ -2747,9 +2745,12 @@ class LiveRoute {
     }
   }
 
-  #assertResettable(toxics: readonly Toxic[]): void {
-    if (this.#resettable || !toxics.some(needsReset)) return;
-    throw notResettable(`route ${this.route.name}: its connections`);
+  assertResettable(): void {
+    if (this.#resettable) return;
+    throw new Deno.errors.NotSupported(
+      `route ${this.route.name}: its connections cannot be reset; ` +
+        "start the proxy with resettable: true",
+    );
   }
 
   tell(event: "route_added" | "route_changed"): void {
@@ -2762,45 +2763,24 @@ class LiveRoute {
   async close(): Promise<void> {
     const listener = this.#listener;
     this.#listener = undefined;
-    this.#lastPort = listener?.addr.port ?? this.#lastPort;
     await listener?.close();
   }
 
-  async cut(why: Outcome): Promise<void> {
-    for (const each of this.connections.values()) each.connection.end({ why });
-    await this.ended();
-  }
-
-  async ended(): Promise<void> {
-    await Promise.all(this.connections.values().map(({ ended }) => ended));
-  }
-
-  list(): LiveConnection[] {
-    return Array.from(this.connections, ([id, { connection }]) => ({
-      id,
-      route: connection.route.name,
-      number: connection.number,
-      client: connection.client,
-      upstream: connection.route.upstream,
-      bytesUp: connection.received("client"),
-      bytesDown: connection.received("upstream"),
-      ageMs: connection.ageMs,
-      toxics: connection.acting.map(({ name }) => name),
-    }));
+  async cut(): Promise<void> {
+    const all = [...this.connections.values()];
+    for (const { connection } of all) connection.end({ why: "cut" });
+    await Promise.all(all.map(({ ended }) => ended));
   }
 
   stats(): RouteStats {
     const sum = structuredClone(this.#counts);
-    for (const { connection, counts } of this.connections.values()) {
-      if (counts === this.#counts) addBytes(sum, connection);
+    for (const { connection } of this.connections.values()) {
+      addBytes(sum, connection);
     }
     return { route: this.route, open: this.connections.size, ...sum };
   }
 
-  /**
-   * Listens. An address just given back may be in use for a moment longer: a
-   * process that another thread is starting has a copy of all that was open.
-   */
+  /** Listens, for as long as a process that is being started has a copy of what was closed. */
   async #listen(next: Route): Promise<Listener> {
     const { signal } = this.context.stopping;
     const makesWay = this.#listener?.addr.port === next.localPort;
@@ -2811,9 +2791,8 @@ class LiveRoute {
       } catch (error) {
         signal.throwIfAborted();
         const isInUse = codeOf((error as Error).cause) === "EADDRINUSE";
-        const wasOwn = next.localPort === this.#lastPort;
-        if (isInUse && wasOwn && attempt < REGAIN_ATTEMPTS) {
-          await sleep(REGAIN_PAUSE_MS, signal);
+        if (isInUse && attempt < LISTEN_ATTEMPTS) {
+          await sleep(LISTEN_PAUSE_MS, signal);
           continue;
         }
         const disable = () => this.update({ enabled: false });
@@ -2848,7 +2827,7 @@ class LiveRoute {
       addBytes(counts, connection);
       this.connections.delete(id);
     });
-    this.connections.set(id, { connection, ended, counts });
+    this.connections.set(id, { connection, ended });
   }
 
   #count(event: ConnectionEvent, connection: Connection): void {
@@ -2867,20 +2846,12 @@ class LiveRoute {
   }
 }
 
-function listenAddressOf(
-  { host: hostname, localPort: port }: Pick<Route, "host" | "localPort">,
-): string {
-  return addressOf(ofLocalhost({ hostname, port }));
+function namesOf(toxics: readonly Toxic[]): Set<string> {
+  return new Set(toxics.map(({ name }) => name));
 }
 
 function needsReset({ type, toxicity }: Toxic): boolean {
   return type === "reset_peer" && toxicity > 0;
-}
-
-function notResettable(what: string): Error {
-  return new Deno.errors.NotSupported(
-    `${what} cannot be reset; start the proxy with resettable: true`,
-  );
 }
 
 /**
@@ -2900,6 +2871,7 @@ export class ChaosProxy implements AsyncDisposable {
   readonly #drainTimeoutMs: number;
   readonly #context: ProxyContext;
   readonly #routes = new Map<string, LiveRoute>();
+  /** Resolves when the change of a route that is under way is over. */
   #turn: Promise<unknown> = Promise.resolve();
   #cutSoFar = 0;
 
@@ -2999,8 +2971,7 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** How many connections are in flight. */
   get connections(): number {
-    return this.#routes.values()
-      .reduce((sum, { connections }) => sum + connections.size, 0);
+    return this.#live.size;
   }
 
   /** A route as it stands. */
@@ -3010,9 +2981,8 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Adds a route, with its toxics, and listens on it. */
   async addRoute(options: RouteOptions): Promise<Route> {
-    const check = (place: Place) => checkRoute(options, place) as Route;
-    const route = validate("route", check);
-    return await this.#inTurn(() => this.#add(route));
+    const route = validate("route", (place) => checkRoute(options, place));
+    return await this.#inTurn(() => this.#add(route as Route));
   }
 
   /**
@@ -3038,7 +3008,7 @@ export class ChaosProxy implements AsyncDisposable {
     await this.#inTurn(async () => {
       const route = this.#find(name);
       this.#routes.delete(name);
-      await Promise.all([route.close(), route.cut("cut")]);
+      await Promise.all([route.close(), route.cut()]);
       this.#context.emit({ event: "route_removed", route: name });
     });
   }
@@ -3059,7 +3029,7 @@ export class ChaosProxy implements AsyncDisposable {
         if (!live) return this.#add(route);
         const isSame = live.isAt(route) &&
           live.route.upstream === route.upstream;
-        return isSame ? live.route : this.#change(live, route, true);
+        return isSame ? live.route : this.#change(live, route);
       })
     );
   }
@@ -3068,10 +3038,10 @@ export class ChaosProxy implements AsyncDisposable {
   async reset(): Promise<void> {
     await this.#inTurn(async () => {
       const failures: unknown[] = [];
-      for (const route of this.#routes.values()) {
-        route.setToxics([]);
-        if (route.route.enabled) continue;
-        await this.#change(route, { enabled: true })
+      for (const live of this.#routes.values()) {
+        live.setToxics([]);
+        if (live.route.enabled) continue;
+        await live.update({ enabled: true })
           .catch((error) => failures.push(error));
       }
       if (failures.length > 0) throw failures[0];
@@ -3124,20 +3094,27 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** The connections in flight. */
   liveConnections(): LiveConnection[] {
-    return [...this.#routes.values().flatMap((route) => route.list())];
+    return Array.from(this.#live, ([id, { connection }]) => ({
+      id,
+      route: connection.route.name,
+      number: connection.number,
+      client: connection.client,
+      upstream: connection.route.upstream,
+      bytesUp: connection.received("client"),
+      bytesDown: connection.received("upstream"),
+      ageMs: connection.ageMs,
+      toxics: connection.acting.map(({ name }) => name),
+    }));
   }
 
   /** Cuts a connection; `reset` sends a RST to both sides. */
   cutConnection(id: number, how: "close" | "reset" = "close"): void {
-    const connection = this.#routes.values()
-      .map(({ connections }) => connections.get(id)?.connection)
-      .find((each) => each !== undefined);
+    const { connection } = this.#live.get(id) ?? {};
     if (!connection) {
       throw new Deno.errors.NotFound(`there is no connection ${id}`);
     }
-    if (how === "reset" && !connection.resettable) {
-      throw notResettable(`connection ${id}`);
-    }
+    const route = this.#find(connection.route.name);
+    if (how === "reset") route.assertResettable();
     connection.end({ why: "cut" }, how);
   }
 
@@ -3166,13 +3143,12 @@ export class ChaosProxy implements AsyncDisposable {
     checkArgument({ timeoutMs }, { timeoutMs: { guard: milliseconds } });
     const start = performance.now();
     const cutBefore = this.#cutSoFar;
-    const stopped = this.#stopAccepting();
+    const ended = this.#end();
     const { emit } = this.#context;
     emit({ event: "draining", connections: this.connections, timeoutMs });
-    const wait = new AbortController();
-    const ended = this.#all((each) => each.ended()).then(() => wait.abort());
-    await (timeoutMs > 0 ? sleep(timeoutMs, wait.signal) : ended);
-    await Promise.all([stopped, this.#cut()]);
+    const timer = timeoutMs > 0 ? setTimeout(() => this.#cut(), timeoutMs) : 0;
+    await ended;
+    clearTimeout(timer);
     const cut = this.#cutSoFar - cutBefore;
     const durationMs = toMicroseconds(performance.now() - start);
     emit({ event: "drained", cut, durationMs });
@@ -3181,12 +3157,20 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Stops at once: closes the listeners, cuts the connections in flight. */
   async stop(): Promise<void> {
-    await Promise.all([this.#stopAccepting(), this.#cut()]);
+    const ended = this.#end();
+    this.#cut();
+    await ended;
   }
 
   /** Stops at once, as {@linkcode ChaosProxy.stop} does. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.stop();
+  }
+
+  /** The connections in flight, by id. */
+  get #live() {
+    const routes = this.#routes.values();
+    return new Map(routes.flatMap(({ connections }) => connections));
   }
 
   #find(name: string): LiveRoute {
@@ -3202,53 +3186,6 @@ export class ChaosProxy implements AsyncDisposable {
     throw new Deno.errors.NotFound(`route ${route} has no toxic ${name}`);
   }
 
-  async #add(route: Route): Promise<Route> {
-    const { name } = route;
-    if (this.#routes.has(name)) {
-      throw new Deno.errors.AlreadyExists(`there is a route ${name} already`);
-    }
-    this.#refuseCircle([route]);
-    await this.#open([route]);
-    const live = this.#find(name);
-    live.tell("route_added");
-    live.run();
-    return live.route;
-  }
-
-  /** Listens on new routes, on all or on none; nothing is accepted yet. */
-  async #open(routes: readonly Route[]): Promise<void> {
-    const opened = routes.map((route) => new LiveRoute(route, this.#context));
-    try {
-      for (const route of opened) await route.open();
-      this.#context.stopping.signal.throwIfAborted();
-      this.#refuseCircle(opened.map(({ route }) => route)); // at their ports
-    } catch (error) {
-      await Promise.all(opened.map((route) => route.close()));
-      throw error;
-    }
-    for (const live of opened) this.#routes.set(live.route.name, live);
-  }
-
-  async #change(
-    live: LiveRoute,
-    changes: Partial<Route>,
-    restart = false,
-  ): Promise<Route> {
-    this.#refuseCircle([{ ...live.route, ...changes }]);
-    await live.update(changes, restart);
-    return live.route;
-  }
-
-  /** Refuses these, in place of the routes of their names. */
-  #refuseCircle(changed: readonly Route[]): void {
-    const all = [...this.routes, ...changed];
-    const routes = [...new Map(all.map((each) => [each.name, each])).values()];
-    const circle = findCircle(routes);
-    if (!circle) return;
-    const { route: { name }, problem } = circle;
-    throw new ConfigError(`route ${name}`, [`upstream: ${problem}`]);
-  }
-
   /** Listening takes time: changes of routes wait for each other. */
   #inTurn<T>(change: () => Promise<T>): Promise<T> {
     const changed = this.#turn.then(() => {
@@ -3259,29 +3196,66 @@ export class ChaosProxy implements AsyncDisposable {
     return changed;
   }
 
-  /** Resolves when each route has done it, and the change under way is over. */
-  async #all(work: (route: LiveRoute) => Promise<void>): Promise<void> {
-    await Promise.all([this.#turn, ...this.#routes.values().map(work)]);
+  async #add(route: Route): Promise<Route> {
+    const { name } = route;
+    if (this.#routes.has(name)) {
+      throw new Deno.errors.AlreadyExists(`there is a route ${name} already`);
+    }
+    await this.#open([route]);
+    const live = this.#find(name);
+    live.tell("route_added");
+    live.run();
+    return live.route;
   }
 
-  #stopAccepting(): Promise<void> {
+  /** Listens on new routes, on all or on none; nothing is accepted yet. */
+  async #open(routes: readonly Route[]): Promise<void> {
+    await using failed = new AsyncDisposableStack();
+    const opened = routes.map((route) => new LiveRoute(route, this.#context));
+    for (const live of opened) {
+      failed.defer(() => live.close());
+      await live.open();
+    }
+    this.#context.stopping.signal.throwIfAborted();
+    assertNoCircle([...this.routes, ...opened.map(({ route }) => route)]);
+    failed.move(); // none has
+    for (const live of opened) this.#routes.set(live.route.name, live);
+  }
+
+  async #change(live: LiveRoute, changes: Partial<Route>): Promise<Route> {
+    const others = this.routes.filter((route) => route !== live.route);
+    assertNoCircle([...others, { ...live.route, ...changes }]);
+    return await live.update(changes);
+  }
+
+  /** Accepts nothing more; resolves when all that was under way has ended. */
+  async #end(): Promise<void> {
     const error = new Deno.errors.BadResource("the proxy is shutting down");
     this.#context.stopping.abort(error);
-    return this.#all((route) => route.close());
+    const closed = this.#routes.values().map((route) => route.close());
+    const ended = this.#live.values().map(({ ended }) => ended);
+    await Promise.all([this.#turn, ...closed, ...ended]);
   }
 
-  #cut(): Promise<void> {
-    this.#cutSoFar += this.connections;
-    return this.#all((route) => route.cut("drain"));
+  #cut(): void {
+    for (const { connection } of this.#live.values()) {
+      connection.end({ why: "drain" });
+      this.#cutSoFar++;
+    }
   }
 }
 
-const WARM_UPS = 3;
-const MAX_WARM_UP_MS = 1000;
-
 function randomSeed(): number {
-  return new DataView(crypto.getRandomValues(new Uint8Array(4)).buffer)
-    .getUint32(0);
+  const [seed = 0] = crypto.getRandomValues(new Uint32Array(1));
+  return seed;
+}
+
+/** @throws {ConfigError} If some of the routes forward to each other. */
+function assertNoCircle(routes: readonly Route[]): void {
+  const circle = findCircle(routes);
+  if (!circle) return;
+  const { route: { name }, problem } = circle;
+  throw new ConfigError(`route ${name}`, [`upstream: ${problem}`]);
 }
 
 function describeFaults(route: Route): string {
