@@ -2497,36 +2497,31 @@ const LISTEN_PAUSE_MS = 10;
 const WARM_UPS = 3;
 const MAX_WARM_UP_MS = 1000;
 
-/** What happens to the proxy, its routes, their toxics and connections. */
+/** What happens to a route and its toxics. */
+export type RouteEvent =
+  & { route: string }
+  & (
+    /** It listens, at the address really taken. */
+    | { event: "listening"; address: string; upstream: string; faults: string }
+    /** What was ignored, or does not do what it seems to. */
+    | { event: "config_warning"; warnings: string[] }
+    | { event: "accept_failed"; cause: string }
+    | {
+      event: "route_added" | "route_changed";
+      upstream: string;
+      enabled: boolean;
+      faults: string;
+    }
+    | { event: "route_removed" }
+    | { event: "toxic_added" | "toxic_changed"; toxic: string; effect: string }
+    | { event: "toxic_removed"; toxic: string }
+  );
+
+/** What happens to the proxy, its routes and connections. */
 export type ProxyEvent =
   | ConnectionEvent
-  | { route: string }
-    & (
-      /** The route's listener is open, at the address really taken. */
-      | {
-        event: "listening";
-        address: string;
-        upstream: string;
-        faults: string;
-      }
-      /** What of the route was ignored, or does not do what it seems to. */
-      | { event: "config_warning"; warnings: string[] }
-      | { event: "accept_failed"; cause: string }
-      | {
-        event: "route_added" | "route_changed";
-        upstream: string;
-        enabled: boolean;
-        faults: string;
-      }
-      | { event: "route_removed" }
-      | {
-        event: "toxic_added" | "toxic_changed";
-        toxic: string;
-        effect: string;
-      }
-      | { event: "toxic_removed"; toxic: string }
-    )
-  /** All listeners are open; the seed repeats this run's decisions. */
+  | RouteEvent
+  /** All routes listen; the seed repeats this run's decisions. */
   | { event: "started"; routes: number; seed: number }
   | { event: "reseeded"; seed: number }
   /** Waits for the connections in flight, for so long; 0: for ever. */
@@ -2625,7 +2620,7 @@ interface ProxyContext {
 /** Serves a route, and changes it as {@linkcode ChaosProxy} decides. */
 class LiveRoute {
   lastNumber = 0;
-  /** By id; those that are cut by a change of the route are not among them. */
+  /** By id, without those that a change of address or upstream has cut. */
   connections = new Map<
     number,
     { connection: Connection; ended: Promise<void> }
@@ -2676,10 +2671,9 @@ class LiveRoute {
       } catch (error) {
         if (listener !== this.#listener) return;
         emit({ event: "accept_failed", route, cause: causeOf(error) });
-        // Descriptors that have run out will be given back in a moment. A
-        // client that has already left must not make the next one wait.
+        // A client that has left again must not make the next one wait.
         if (isDisconnect(error)) continue;
-        await sleep(ACCEPT_PAUSE_MS, stopping.signal);
+        await sleep(ACCEPT_PAUSE_MS, stopping.signal); // for file descriptors
       }
     }
   }
@@ -2780,7 +2774,10 @@ class LiveRoute {
     return { route: this.route, open: this.connections.size, ...sum };
   }
 
-  /** Listens, for as long as a process that is being started has a copy of what was closed. */
+  /**
+   * Listens, perhaps only in a moment: a process that another thread is starting
+   * has a copy of all that was open, also of what was closed just before.
+   */
   async #listen(next: Route): Promise<Listener> {
     const { signal } = this.context.stopping;
     const makesWay = this.#listener?.addr.port === next.localPort;
@@ -2815,14 +2812,11 @@ class LiveRoute {
       ++this.lastNumber,
       this.context.seed,
       this.#resettable,
-      (event) => {
-        this.#count(event, connection);
-        this.context.emit(event);
-      },
+      (event) => this.#tell(event, connection),
     );
     const id = ++this.context.lastId;
     const counts = this.#counts;
-    // It is counted before it tells anyone, who may stop the proxy on hearing it.
+    // It is in the list before its first event, on which one may stop the proxy.
     const ended = Promise.resolve().then(() => connection.run()).then(() => {
       addBytes(counts, connection);
       this.connections.delete(id);
@@ -2830,19 +2824,22 @@ class LiveRoute {
     this.connections.set(id, { connection, ended });
   }
 
-  #count(event: ConnectionEvent, connection: Connection): void {
+  /** Counts an event, and then passes it on. */
+  #tell(event: ConnectionEvent, connection: Connection): void {
     const { ended, faults, dials } = this.#counts;
     if (event.event === "dropped") tally(faults, "dropRate");
     if (event.event === "timed_out") tally(faults, "timeoutRate");
     if (event.event === "delayed") tally(faults, "latencyMs");
     if (event.event === "closed") tally(ended, event.why);
-    if (event.event !== "connected") return;
-    dials.count++;
-    dials.totalMs += event.dialMs;
-    DIAL_BOUNDS_MS.forEach((bound, i) => {
-      if (event.dialMs <= bound) tally(dials.within, i);
-    });
-    for (const { type } of connection.acting) tally(faults, type);
+    if (event.event === "connected") {
+      dials.count++;
+      dials.totalMs += event.dialMs;
+      DIAL_BOUNDS_MS.forEach((bound, i) => {
+        if (event.dialMs <= bound) tally(dials.within, i);
+      });
+      for (const { type } of connection.acting) tally(faults, type);
+    }
+    this.context.emit(event);
   }
 }
 
@@ -2855,23 +2852,20 @@ function needsReset({ type, toxicity }: Toxic): boolean {
 }
 
 /**
- * A running proxy. Toxics change at once, and routes in turn, one after the
- * other. After `drain` or `stop` toxics can still be changed, and connections
- * cut, but no route. A `reset_peer` needs a proxy that is `resettable`
- * ({@linkcode StartOptions}), or a route that has had one from the start.
+ * A running proxy. Toxics change at once, and routes one after the other; when it
+ * drains or has stopped, routes cannot change any more. A `reset_peer` takes a
+ * proxy that is `resettable`, or a route that has had one from the start.
  *
  * A method that throws has changed nothing, unless it says otherwise. It throws
  * {@linkcode ConfigError} or `RangeError` if a value is not valid,
- * {@linkcode ListenError} if an address cannot be listened on, and of
- * `Deno.errors` `NotFound`, `AlreadyExists`, `NotSupported` if a connection
- * cannot be reset, and `BadResource` if a route cannot change any more.
+ * {@linkcode ListenError}, or of `Deno.errors` `NotFound`, `AlreadyExists`,
+ * `NotSupported` (no connection can be reset) and `BadResource` (it has stopped).
  */
 export class ChaosProxy implements AsyncDisposable {
   static #isWarm = false;
   readonly #drainTimeoutMs: number;
   readonly #context: ProxyContext;
   readonly #routes = new Map<string, LiveRoute>();
-  /** Resolves when the change of a route that is under way is over. */
   #turn: Promise<unknown> = Promise.resolve();
   #cutSoFar = 0;
 
@@ -2908,11 +2902,10 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Forwards some connections on loopback, in 30 to 50 ms. The first one of a
-   * process would be 10 to 25 ms late otherwise, since much is loaded and compiled
-   * when it is first used, and test suites start the proxy afresh each time.
-   * Not by a proxy of its own: with a second one, V8 makes each connection of the
-   * first take 1.4 times as long.
+   * Forwards some connections on loopback, in 30 to 50 ms: the first one of a
+   * process is 10 to 25 ms late otherwise, while much is loaded and compiled, and
+   * test suites start the proxy often. Not by a proxy of its own: with a second
+   * one, V8 makes each connection of the first take 1.4 times as long.
    */
   static async #warmUp(resettable = false): Promise<void> {
     this.#isWarm = true;
@@ -2986,10 +2979,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Changes a route; a `localPort` of 0 takes a new free port. With another
-   * address or upstream, or disabled, its connections are cut. Rates and delays
-   * are for those to come. If it cannot be listened on, it stays as it was; but
-   * on the way to another host it may lose its port, and is disabled then.
+   * Changes a route; a `localPort` of 0 takes a new free port. Another address or
+   * upstream, or `enabled: false`, cuts its connections. When it throws, a route
+   * on its way to another host may have lost its port, and is disabled then.
    */
   async updateRoute(
     name: string,
@@ -3014,9 +3006,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Adds each of these routes, or puts it in the place of one of that name that
-   * listens or forwards elsewhere. One that is there already is left alone, with
-   * its toxics and connections. If one fails, those before it are in place.
+   * Adds each of these routes, or replaces one of that name that listens or
+   * forwards elsewhere; one that does not is left alone, with its toxics and
+   * connections. If one fails, those before it are in place.
    */
   async populate(options: readonly RouteOptions[]): Promise<Route[]> {
     const routes = validate(
@@ -3119,8 +3111,8 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Has connections to come follow from a seed, 0 to 2^53 - 1 or a random one,
-   * and counts them from 1 again by route, so that a run can be repeated.
+   * Takes a seed, 0 to 2^53 - 1 or a random one, for connections to come, which
+   * each route counts from 1 again, so that a run can be repeated.
    */
   reseed(seed: number = randomSeed()): void {
     checkArgument({ seed }, { seed: CONFIG_FIELDS.seed });
@@ -3135,9 +3127,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Stops accepting at once, and waits for the connections in flight to end.
-   * Those left after `timeoutMs`, 0 to 2147483647, are cut; 0: never. Default:
-   * the configured `drainTimeoutMs`. Returns how many were cut meanwhile.
+   * Stops accepting, and waits for the connections in flight to end. Those left
+   * after `timeoutMs`, 0 to 2147483647, are cut; 0: never. Default: the config's
+   * `drainTimeoutMs`. Returns how many were cut meanwhile.
    */
   async drain(timeoutMs: number = this.#drainTimeoutMs): Promise<number> {
     checkArgument({ timeoutMs }, { timeoutMs: { guard: milliseconds } });
@@ -3250,7 +3242,6 @@ function randomSeed(): number {
   return seed;
 }
 
-/** @throws {ConfigError} If some of the routes forward to each other. */
 function assertNoCircle(routes: readonly Route[]): void {
   const circle = findCircle(routes);
   if (!circle) return;
