@@ -2812,7 +2812,7 @@ class LiveRoute {
       ++this.lastNumber,
       this.context.seed,
       this.#resettable,
-      (event) => this.#tell(event, connection),
+      (event) => this.#onEvent(event, connection),
     );
     const id = ++this.context.lastId;
     const counts = this.#counts;
@@ -2824,8 +2824,8 @@ class LiveRoute {
     this.connections.set(id, { connection, ended });
   }
 
-  /** Counts an event, and then passes it on. */
-  #tell(event: ConnectionEvent, connection: Connection): void {
+  /** Counts an event before it is told of. */
+  #onEvent(event: ConnectionEvent, connection: Connection): void {
     const { ended, faults, dials } = this.#counts;
     if (event.event === "dropped") tally(faults, "dropRate");
     if (event.event === "timed_out") tally(faults, "timeoutRate");
@@ -3105,8 +3105,7 @@ export class ChaosProxy implements AsyncDisposable {
     if (!connection) {
       throw new Deno.errors.NotFound(`there is no connection ${id}`);
     }
-    const route = this.#find(connection.route.name);
-    if (how === "reset") route.assertResettable();
+    if (how === "reset") this.#find(connection.route.name).assertResettable();
     connection.end({ why: "cut" }, how);
   }
 

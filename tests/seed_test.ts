@@ -16,11 +16,11 @@ import {
   type RouteOptions,
 } from "../main.ts";
 import {
-  defined,
   echo,
+  exchange,
   only,
-  readAll,
-  send,
+  testBytes,
+  times,
   unlessDisconnected,
   WatchedProxy,
 } from "./helpers.ts";
@@ -29,6 +29,7 @@ const COUNT = 10_000;
 const SEEDS = [0, 1, 2, 42, 2 ** 32, Number.MAX_SAFE_INTEGER];
 const JITTER = { latencyMs: 9, jitterMs: 5 };
 const WIDE_JITTER = { latencyMs: 200, jitterMs: 100 };
+const RATES = { dropRate: 0.2, timeoutRate: 0.2 };
 
 function routeWith(options: Partial<RouteOptions>): Route {
   const route = { localPort: 1, name: "db", upstream: "a:1", ...options };
@@ -58,7 +59,7 @@ function assertShare(found: number, of: number, share: number): void {
   assertLessOrEqual(off, 4, `${found} of ${of} for ${share}`);
 }
 
-function count(all: Decision[], kind: Decision["kind"]): number {
+function count(all: Decision[], kind: string): number {
   return all.filter((decision) => decision.kind === kind).length;
 }
 
@@ -66,25 +67,24 @@ function mean(values: number[]): number {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
+function covariance(a: number[], b: number[]): number {
+  const [meanA, meanB] = [mean(a), mean(b)];
+  return mean(a.map((x, i) => (x - meanA) * ((b[i] ?? NaN) - meanB)));
+}
+
 function variance(values: number[]): number {
-  const average = mean(values);
-  return mean(values.map((value) => (value - average) ** 2));
+  return covariance(values, values);
 }
 
 /** That two series have no more to do with each other than chance brings. */
 function assertUnrelated(a: number[], b: number[]): void {
-  const [meanA, meanB] = [mean(a), mean(b)];
-  const off = b.map((y) => y - meanB);
-  const covariance = mean(a.map((x, i) => (x - meanA) * defined(off[i])));
-  const correlation = covariance / Math.sqrt(variance(a) * variance(b));
+  const correlation = covariance(a, b) / Math.sqrt(variance(a) * variance(b));
   assertLess(Math.abs(correlation), 4 / Math.sqrt(a.length));
 }
 
-const RATES = [0.001, 0.01, 0.05, 0.3, 0.5, 0.9, 0.999];
-
 Deno.test("the share of connections dropped is dropRate, of the others never answered timeoutRate", () => {
   for (const seed of SEEDS) {
-    for (const rate of RATES) {
+    for (const rate of [0.001, 0.01, 0.05, 0.3, 0.5, 0.9, 0.999]) {
       const drops = decisions(seed, { dropRate: rate, timeoutRate: 0.5 });
       assertShare(count(drops, "drop"), COUNT, rate);
       const holds = decisions(seed, { dropRate: 0.25, timeoutRate: rate });
@@ -95,14 +95,10 @@ Deno.test("the share of connections dropped is dropRate, of the others never ans
 });
 
 Deno.test("a rate of 0 is never, a rate of 1 always", () => {
+  const timeout = { timeoutRate: 1 };
+  const always = { forward: {}, timeout, drop: { ...timeout, dropRate: 1 } };
   for (const seed of SEEDS) {
-    for (
-      const [kind, options] of [
-        ["forward", {}],
-        ["drop", { dropRate: 1, timeoutRate: 1 }],
-        ["timeout", { timeoutRate: 1 }],
-      ] as const
-    ) {
+    for (const [kind, options] of Object.entries(always)) {
       assertEquals(count(decisions(seed, options), kind), COUNT);
     }
   }
@@ -119,13 +115,13 @@ Deno.test("jitter is uniform around the latency", () => {
     assertGreaterOrEqual(Math.min(...found), latencyMs - jitterMs);
     assertLessOrEqual(Math.max(...found), latencyMs + jitterMs);
 
-    const binned = new Array<number>(bins).fill(0);
-    for (const delay of found) {
+    const binned = Map.groupBy(found, (delay) => {
       const place = (delay - latencyMs + jitterMs) / (2 * jitterMs);
-      const bin = Math.min(bins - 1, Math.floor(place * bins));
-      binned[bin] = defined(binned[bin]) + 1;
-    }
-    const chiSquare = bins * variance(binned) / (COUNT / bins);
+      return Math.min(bins - 1, Math.floor(place * bins));
+    });
+    const sizes = Array.from(binned.values(), ({ length }) => length);
+    assertEquals(sizes.length, bins);
+    const chiSquare = bins * variance(sizes) / (COUNT / bins);
     assertLess(chiSquare, 50); // 19 degrees of freedom: once in 7,000 seeds
     assertGreater(chiSquare, 4); // nor more even than chance would have it
   }
@@ -140,7 +136,7 @@ Deno.test("a delay is never below 0, and without jitter always the same", () => 
 });
 
 Deno.test("the same seed decides the same, whatever was decided before", () => {
-  const options = { dropRate: 0.2, timeoutRate: 0.2, ...JITTER };
+  const options = { ...RATES, ...JITTER };
   const route = routeWith(options);
   const first = decisions(42, options);
   assertEquals(decisions(42, options), first);
@@ -151,19 +147,17 @@ Deno.test("the same seed decides the same, whatever was decided before", () => {
 });
 
 Deno.test("only the name and the faults of a route count", () => {
-  const options = { dropRate: 0.3, timeoutRate: 0.3, ...JITTER };
+  const options = { ...RATES, ...JITTER };
   const address = { localPort: 2, host: "::1", upstream: "b:2" };
-  const times = { timeoutMs: 1, connectTimeoutMs: 1 };
-  assertEquals(
-    decisions(42, { ...options, ...address, ...times }),
-    decisions(42, options),
-  );
+  const other = { ...address, timeoutMs: 1, connectTimeoutMs: 1 };
+  const found = decisions(42, { ...options, ...other });
+  assertEquals(found, decisions(42, options));
 });
 
 Deno.test("a fault that is switched on or off leaves the others as they are", () => {
   const plain = decisions(42, JITTER);
-  const some = decisions(42, { ...JITTER, dropRate: 0.2, timeoutRate: 0.2 });
-  const more = decisions(42, { ...JITTER, dropRate: 0.3, timeoutRate: 0.2 });
+  const some = decisions(42, { ...JITTER, ...RATES });
+  const more = decisions(42, { ...JITTER, ...RATES, dropRate: 0.3 });
   for (const [i, { kind }] of some.entries()) {
     if (kind === "forward") assertEquals(some[i], plain[i]);
     if (kind === "drop") assertEquals(more[i]?.kind, "drop");
@@ -183,10 +177,12 @@ Deno.test("another seed, or another name, decides independently", () => {
     assertShare(agreed, COUNT, 0.5);
     assertUnrelated(delayed, jitters(seed, name));
   };
-  const seeds = [43, 41, 0, 42 + 2 ** 32, 2 ** 53 - 1];
-  for (const seed of seeds) assertIndependent(seed, "db");
-  const names = ["da", "Db", "db1", "bd", "42"];
-  for (const name of names) assertIndependent(42, name);
+  for (const seed of [43, 41, 0, 42 + 2 ** 32, 2 ** 53 - 1]) {
+    assertIndependent(seed, "db");
+  }
+  for (const name of ["da", "Db", "db1", "bd", "42"]) {
+    assertIndependent(42, name);
+  }
   assertIndependent(4, "2db");
 });
 
@@ -230,18 +226,16 @@ const GOLDEN = [
 ];
 
 Deno.test("seed 42 decides what it has always decided", () => {
-  const rates = { dropRate: 0.2, timeoutRate: 0.2 };
-  const route = { name: "golden", ...rates, latencyMs: 150, jitterMs: 50 };
+  const route = { name: "golden", ...RATES, latencyMs: 150, jitterMs: 50 };
   const first = decisions(42, route, GOLDEN.length).map((decision) =>
     decision.kind === "forward" ? decision.delayMs : decision.kind
   );
   assertEquals(first, GOLDEN);
 });
 
-const FAULTS: Partial<RouteOptions> = {
+const FAULTS = {
+  ...RATES,
   name: "db",
-  dropRate: 0.2,
-  timeoutRate: 0.2,
   timeoutMs: 1,
   latencyMs: 2,
   jitterMs: 2,
@@ -256,35 +250,28 @@ async function decisionsSeen(
   await using upstream = echo();
   await using watched = await WatchedProxy.to(upstream, FAULTS, { seed });
   for (let done = 0; done < connections; done += atOnce) {
-    await Promise.all(Array.from({ length: atOnce }, () => converse(watched)));
+    await times(atOnce, async () => {
+      using client = await watched.connect();
+      await exchange(client, testBytes(5)).catch(unlessDisconnected);
+    });
   }
   const { log } = watched;
   await log.first("closed", connections);
   assertEquals(log.of("accepted").length, connections);
   const seen = new Array<Decision>(connections)
     .fill({ kind: "forward", delayMs: 0, toxics: [] });
-  for (const event of log.all) {
-    const index = "connection" in event ? event.connection - 1 : NaN;
-    if (event.event === "dropped") seen[index] = { kind: "drop" };
-    if (event.event === "timed_out") seen[index] = { kind: "timeout" };
-    if (event.event !== "delayed") continue;
-    seen[index] = { kind: "forward", delayMs: event.delayMs, toxics: [] };
+  for (const { connection, delayMs } of log.of("delayed")) {
+    seen[connection - 1] = { kind: "forward", delayMs, toxics: [] };
+  }
+  for (const { connection } of log.of("dropped")) {
+    seen[connection - 1] = { kind: "drop" };
+  }
+  for (const { connection } of log.of("timed_out")) {
+    seen[connection - 1] = { kind: "timeout" };
   }
   assertEquals(log.of("connected").length, count(seen, "forward"));
   assertEquals(upstream.accepted, count(seen, "forward"));
   return seen;
-}
-
-/** Connects, says something, and waits for the end. */
-async function converse(watched: WatchedProxy): Promise<void> {
-  using client = await watched.connect();
-  try {
-    await send(client, "hello");
-    await client.closeWrite();
-    await readAll(client);
-  } catch (error) {
-    unlessDisconnected(error);
-  }
 }
 
 Deno.test("connection by connection, one at a time as 100 at once", async () => {
