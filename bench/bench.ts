@@ -49,18 +49,20 @@ interface Contender {
 
 interface Row {
   name: string;
-  /** The load tools it needs. */
-  tools: string[];
-  measures(contender: string): boolean;
-  /** One round's samples of one contender; none where it cannot be told. */
-  measure(contender: Contender, ports: Ports): Promise<number[]>;
+  /** The load tools it needs, if any. */
+  tools?: string[];
+  /** Which contenders are measured; default: all. */
+  measures?(contender: string): boolean;
+  /** What a round finds of a contender; nothing where it cannot be told. */
+  measure(contender: Contender, ports: Ports): Promise<number | number[]>;
   figures: Figure[];
 }
 
 interface Figure {
   label: string;
   digits: number;
-  of(samples: number[]): number;
+  /** Default: the median. */
+  of?(samples: number[]): number;
   /** Only what is added to a direct connection's median. */
   added?: true;
   /** Followed by a line with the ratios to the reference. */
@@ -110,6 +112,7 @@ const toxics: Partial<Record<Service, Record<string, unknown>[]>> = {
   ])),
 };
 const haveToxics = ["chaos-proxy", "with --api", "toxiproxy"];
+const hasToxics = (contender: string) => haveToxics.includes(contender);
 
 const notes = new Set<string>();
 
@@ -137,23 +140,36 @@ function chaosProxyAs(name: string, ...args: string[]): Contender {
 }
 
 async function findOthers(): Promise<Contender[]> {
-  const found = [findHaproxy(), findNginx(), findSocat(), findToxiproxy()];
-  return (await Promise.all(found)).filter((each) => each !== undefined);
+  const found = await Promise.all([
+    find("haproxy", "haproxy", "-v", startHaproxy),
+    findNginx(),
+    find("socat", "socat", "-V", startSocat),
+    find("toxiproxy", "toxiproxy-server", "-version", startToxiproxy),
+  ]);
+  return found.filter((each) => each !== undefined);
 }
 
-async function findHaproxy(): Promise<Contender | undefined> {
-  const version = await versionOf("haproxy", "-v");
-  if (!version) return undefined;
-  const startHaproxy = async (routes: Route[]) => {
-    const config = `${await tempDir()}/haproxy.cfg`;
-    const listens = routes.map(({ name, port, upstream }) => `
+/** A contender whose command tells its version, if it is installed. */
+async function find(
+  name: string,
+  command: string,
+  flag: string,
+  start: Contender["start"],
+): Promise<Contender | undefined> {
+  const version = await versionOf(command, flag);
+  return version ? { name, version, start } : undefined;
+}
+
+async function startHaproxy(routes: Route[]): Promise<Deno.ChildProcess[]> {
+  const config = `${await tempDir()}/haproxy.cfg`;
+  const listens = routes.map(({ name, port, upstream }) => `
 listen ${name}
   bind 127.0.0.1:${port}
   server upstream 127.0.0.1:${upstream}
 `);
-    await Deno.writeTextFile(
-      config,
-      `global
+  await Deno.writeTextFile(
+    config,
+    `global
   nbthread 1
   maxconn 4000
 defaults
@@ -162,15 +178,11 @@ defaults
   timeout client 1h
   timeout server 1h
 ${listens.join("")}`,
-    );
-    return [start("haproxy", ["-db", "-q", "-f", config])];
-  };
-  return { name: "haproxy", version, start: startHaproxy };
+  );
+  return [start("haproxy", ["-db", "-q", "-f", config])];
 }
 
 async function findNginx(): Promise<Contender | undefined> {
-  const version = await versionOf("nginx", "-v");
-  if (!version) return undefined;
   const built = await outputOf("nginx", "-V");
   if (!built?.includes("--with-stream")) return undefined;
   let load = "";
@@ -180,7 +192,7 @@ async function findNginx(): Promise<Contender | undefined> {
     if (!await exists(module)) return undefined;
     load = `load_module ${module};`;
   }
-  const startStream = async (routes: Route[]) => {
+  return await find("nginx", "nginx", "-v", async (routes) => {
     const servers = routes.map(({ port, upstream }) => `
   server {
     listen 127.0.0.1:${port} backlog=4096;
@@ -188,52 +200,41 @@ async function findNginx(): Promise<Contender | undefined> {
     proxy_timeout 1h;
   }`);
     return [await startNginx(load, `stream {${servers.join("")}\n}`)];
-  };
-  return { name: "nginx", version, start: startStream };
+  });
 }
 
-async function findSocat(): Promise<Contender | undefined> {
-  const version = await versionOf("socat", "-V");
-  if (!version) return undefined;
-  const startSocat = async (routes: Route[]) => {
-    // Its buffer of 8 KiB is the others' many times over; it logs each reset.
-    const options = ["-b65536", "-lf", `${await tempDir()}/log`];
-    return routes.map(({ port, upstream }) =>
-      start("socat", [
-        ...options,
-        `TCP-LISTEN:${port},bind=127.0.0.1,fork,reuseaddr,backlog=4096,nodelay`,
-        `TCP:127.0.0.1:${upstream},nodelay`,
-      ])
-    );
-  };
-  return { name: "socat", version, start: startSocat };
+async function startSocat(routes: Route[]): Promise<Deno.ChildProcess[]> {
+  // Its buffer of 8 KiB is the others' many times over; it logs each reset.
+  const options = ["-b65536", "-lf", `${await tempDir()}/log`];
+  return routes.map(({ port, upstream }) =>
+    start("socat", [
+      ...options,
+      `TCP-LISTEN:${port},bind=127.0.0.1,fork,reuseaddr,backlog=4096,nodelay`,
+      `TCP:127.0.0.1:${upstream},nodelay`,
+    ])
+  );
 }
 
-async function findToxiproxy(): Promise<Contender | undefined> {
-  const version = await versionOf("toxiproxy-server", "-version");
-  if (!version) return undefined;
-  const startToxiproxy = async (routes: Route[]) => {
-    const config = `${await tempDir()}/toxiproxy.json`;
-    const proxies = routes.map(({ name, port, upstream }) => ({
-      name,
-      listen: `127.0.0.1:${port}`,
-      upstream: `127.0.0.1:${upstream}`,
-      enabled: true,
-    }));
-    await Deno.writeTextFile(config, JSON.stringify(proxies));
-    const control = freePort();
-    const args = ["-port", `${control}`, "-config", config];
-    const child = start("toxiproxy-server", args);
-    await ready(child, control);
-    for (const { name, port } of routes) {
-      await ready(child, port);
-      for (const toxic of toxics[name] ?? []) {
-        await addToxic(`http://127.0.0.1:${control}/proxies/${name}`, toxic);
-      }
+async function startToxiproxy(routes: Route[]): Promise<Deno.ChildProcess[]> {
+  const config = `${await tempDir()}/toxiproxy.json`;
+  const proxies = routes.map(({ name, port, upstream }) => ({
+    name,
+    listen: `127.0.0.1:${port}`,
+    upstream: `127.0.0.1:${upstream}`,
+    enabled: true,
+  }));
+  await Deno.writeTextFile(config, JSON.stringify(proxies));
+  const control = freePort();
+  const args = ["-port", `${control}`, "-config", config];
+  const child = start("toxiproxy-server", args);
+  await ready(child, control);
+  for (const { name, port } of routes) {
+    await ready(child, port);
+    for (const toxic of toxics[name] ?? []) {
+      await addToxic(`http://127.0.0.1:${control}/proxies/${name}`, toxic);
     }
-    return [child];
-  };
-  return { name: "toxiproxy", version, start: startToxiproxy };
+  }
+  return [child];
 }
 
 async function addToxic(proxy: string, toxic: unknown): Promise<void> {
@@ -412,6 +413,17 @@ async function besideBulk<T>(
   }
 }
 
+/** In milliseconds. */
+async function roundTripBesideBulk(
+  ports: Ports,
+  port: number,
+  streams: number,
+  seconds: number,
+): Promise<number> {
+  const measure = () => roundTripMicroseconds(port, seconds);
+  return await besideBulk(ports, streams, seconds, measure) / 1000;
+}
+
 /** Many connections at once, each waiting for its answers one by one. */
 async function answerMilliseconds(
   port: number,
@@ -541,66 +553,52 @@ function rowsFor(seconds: number): Row[] {
     {
       name: "bulk",
       tools: ["iperf3"],
-      measures: () => true,
-      measure: async (_, { bulk }) => [await gigabytesPerSecond(bulk, seconds)],
+      measure: (_, { bulk }) => gigabytesPerSecond(bulk, seconds),
       figures: [
-        { label: "one stream, GB/s ↑", digits: 2, of: median, ratio: true },
+        { label: "one stream, GB/s ↑", digits: 2, ratio: true },
       ],
     },
     {
       name: "http",
       tools: ["wrk", "nginx"],
-      measures: () => true,
-      measure: async ({ name }, { http }) => [
-        await requestsPerSecond(`http, ${name}`, http, seconds),
-      ],
+      measure: ({ name }, { http }) =>
+        requestsPerSecond(`http, ${name}`, http, seconds),
       figures: [{
         label: `requests/s, ${httpConnections} kept connections ↑`,
         digits: 0,
-        of: median,
         ratio: true,
       }],
     },
     {
       name: "connections",
       tools: ["wrk", "nginx"],
-      measures: () => true,
-      measure: async ({ name }, { http }) => [
-        await requestsPerSecond(`connections, ${name}`, http, seconds, [
-          "-H",
-          "Connection: close",
-        ]),
-      ],
+      measure: ({ name }, { http }) => {
+        const header = ["-H", "Connection: close"];
+        return requestsPerSecond(`connections, ${name}`, http, seconds, header);
+      },
       figures: [
-        { label: "connections/s ↑", digits: 0, of: median, ratio: true },
+        { label: "connections/s ↑", digits: 0, ratio: true },
       ],
     },
     {
       name: "memory",
-      tools: [],
       // socat's is that of a thousand processes.
       measures: (contender) => !["direct", "socat"].includes(contender),
       measure: idleConnectionKiB,
       figures: [{
         label: `KiB an idle connection, of ${idleConnections} ↓`,
         digits: 1,
-        of: median,
         ratio: true,
       }],
     },
     {
       name: "pingpong",
-      tools: [],
-      measures: () => true,
-      measure: async (_, { echo }) => [
-        await roundTripMicroseconds(echo, seconds),
-      ],
+      measure: (_, { echo }) => roundTripMicroseconds(echo, seconds),
       figures: [
-        { label: "round trip, µs ↓", digits: 0, of: median },
+        { label: "round trip, µs ↓", digits: 0 },
         {
           label: "round trip, added µs ↓",
           digits: 0,
-          of: median,
           added: true,
           ratio: true,
         },
@@ -609,52 +607,34 @@ function rowsFor(seconds: number): Row[] {
     ...[5, 20].map((streams): Row => ({
       name: `beside${streams}`,
       tools: ["iperf3"],
-      measures: () => true,
-      measure: async (_, ports) => [
-        await besideBulk(
-          ports,
-          streams,
-          seconds,
-          () => roundTripMicroseconds(ports.echo, seconds),
-        ) / 1000,
-      ],
+      measure: (_, ports) =>
+        roundTripBesideBulk(ports, ports.echo, streams, seconds),
       figures: [{
         label: `round trip beside ${streams} bulk streams, ms ↓`,
         digits: 2,
-        of: median,
         ratio: true,
       }],
     })),
     {
       name: "latebeside",
       tools: ["iperf3"],
-      measures: (contender) => haveToxics.includes(contender),
-      measure: async (_, ports) => [
-        await besideBulk(
-          ports,
-          5,
-          seconds,
-          () => roundTripMicroseconds(ports.lateEcho, seconds),
-        ) / 1000,
-      ],
+      measures: hasToxics,
+      measure: (_, ports) =>
+        roundTripBesideBulk(ports, ports.lateEcho, 5, seconds),
       figures: [{
         label: `toxic latency ${toxicMs} beside 5 bulk streams, ms, median`,
         digits: 2,
-        of: median,
       }],
     },
     ...[1, 16].map((count): Row => ({
       name: `limitedbeside${count}`,
       tools: ["iperf3"],
-      measures: (contender) => haveToxics.includes(contender),
-      measure: async (_, ports) => [
-        await besideBulk(
-          ports,
-          3,
-          rateMs / 1000,
-          () => slowestShare(ports[`limited${besideRate}`], count),
-        ),
-      ],
+      measures: hasToxics,
+      measure: (_, ports) => {
+        const limited = ports[`limited${besideRate}`];
+        const measure = () => slowestShare(limited, count);
+        return besideBulk(ports, 3, rateMs / 1000, measure);
+      },
       figures: [{
         label: `toxic bandwidth ${besideRate} beside 3 bulk streams: ` +
           (count > 1 ? `slowest of ${count}, %` : "%"),
@@ -664,7 +644,6 @@ function rowsFor(seconds: number): Row[] {
     })),
     {
       name: "latency",
-      tools: [],
       measures: (contender) =>
         ["direct", "chaos-proxy", "with --api"].includes(contender),
       measure: (_, { delayedEcho }) =>
@@ -673,7 +652,6 @@ function rowsFor(seconds: number): Row[] {
         {
           label: `latencyMs: ${delayMs}, added ms, median`,
           digits: 2,
-          of: median,
           added: true,
         },
         {
@@ -686,12 +664,11 @@ function rowsFor(seconds: number): Row[] {
     },
     {
       name: "toxiclatency",
-      tools: [],
-      measures: (contender) => haveToxics.includes(contender),
+      measures: hasToxics,
       measure: (_, { lateEcho }) => answerMilliseconds(lateEcho, seconds),
       figures: [
         { label: `toxic latency ${toxicMs}: ms, least`, digits: 2, of: least },
-        { label: "  median", digits: 2, of: median },
+        { label: "  median", digits: 2 },
         {
           label: "  99th percentile",
           digits: 2,
@@ -701,24 +678,17 @@ function rowsFor(seconds: number): Row[] {
     },
     {
       name: "first",
-      tools: [],
       measures: (contender) =>
         [chaosProxy.name, withApi.name].includes(contender),
-      measure: ({ name }) =>
-        inLanes(
-          5,
-          1,
-          () =>
-            firstAnswerMilliseconds(
-              name === withApi.name ? ["--api", "0"] : [],
-            ),
-        ),
+      measure({ name }) {
+        const args = name === withApi.name ? ["--api", "0"] : [];
+        return inLanes(5, 1, () => firstAnswerMilliseconds(args));
+      },
       figures: [
         {
           label:
             `toxic latency ${toxicMs}: a process's first answer, ms, median`,
           digits: 2,
-          of: median,
         },
         { label: "  most", digits: 2, of: most },
       ],
@@ -727,32 +697,25 @@ function rowsFor(seconds: number): Row[] {
       name: "toxicbulk",
       tools: ["iperf3"],
       measures: (contender) => ["direct", ...haveToxics].includes(contender),
-      measure: async (_, { lateBulk }) => [
-        await megabytesPerSecondDown(lateBulk, seconds),
-      ],
+      measure: (_, { lateBulk }) => megabytesPerSecondDown(lateBulk, seconds),
       figures: [{
         label: `toxic latency ${toxicMs}: one stream, MB/s ↑`,
         digits: 0,
-        of: median,
       }],
     },
     {
       name: "plainbulk",
       tools: ["iperf3"],
       measures: (contender) => ["direct", ...haveToxics].includes(contender),
-      measure: async (_, { bulk }) => [
-        await megabytesPerSecondDown(bulk, seconds),
-      ],
+      measure: (_, { bulk }) => megabytesPerSecondDown(bulk, seconds),
       figures: [{
         label: "  the same without the toxic",
         digits: 0,
-        of: median,
       }],
     },
     ...rates.map((rate): Row => ({
       name: `bandwidth${rate}`,
-      tools: [],
-      measures: (contender) => haveToxics.includes(contender),
+      measures: hasToxics,
       measure: (_, ports) => windowShares(ports[`limited${rate}`], rate),
       figures: [
         {
@@ -770,14 +733,11 @@ function rowsFor(seconds: number): Row[] {
     {
       name: "idletoxics",
       tools: ["wrk", "nginx"],
-      measures: (contender) => haveToxics.includes(contender),
-      measure: async ({ name }, ports) => [
-        await timesPlain(name, ports, seconds),
-      ],
+      measures: hasToxics,
+      measure: ({ name }, ports) => timesPlain(name, ports, seconds),
       figures: [{
         label: "ten toxics of toxicity 0: requests/s to none",
         digits: 3,
-        of: median,
       }],
     },
   ];
@@ -813,29 +773,22 @@ function quantile(samples: number[], share: number): number {
 type Samples = Map<string, number[]>;
 
 function linesOf(
-  figure: Figure,
+  { label, digits, of = median, added, ratio }: Figure,
   samples: Samples,
   names: string[],
   reference: string,
 ): string[][] {
-  const direct = figure.added ? median(samples.get("direct") ?? []) : 0;
-  const valueOf = (name: string) => {
+  const direct = added ? median(samples.get("direct") ?? []) : 0;
+  const values = names.map((name) => {
     const all = samples.get(name) ?? [];
-    if (all.length === 0 || (figure.added && name === "direct")) return NaN;
-    return figure.of(all) - direct;
-  };
-  const line = (
-    label: string,
-    digits: number,
-    of: (name: string) => number,
-  ) => [
-    label,
-    ...names.map((name) => cell(of(name), digits)),
-  ];
-  const lines = [line(figure.label, figure.digits, valueOf)];
-  if (figure.ratio) {
-    const one = valueOf(reference);
-    lines.push(line(`  to ${reference}`, 2, (name) => valueOf(name) / one));
+    if (all.length === 0 || (added && name === "direct")) return NaN;
+    return of(all) - direct;
+  });
+  const lines = [[label, ...values.map((value) => cell(value, digits))]];
+  if (ratio) {
+    const one = values[names.indexOf(reference)] ?? NaN;
+    const ratios = values.map((value) => cell(value / one, 2));
+    lines.push([`  to ${reference}`, ...ratios]);
   }
   return lines;
 }
@@ -874,7 +827,7 @@ async function measureAll(): Promise<number> {
   const others = await findOthers();
   printMachine([chaosProxy, ...others]);
   const needs = (tool: string) =>
-    rows.some(({ tools }) => tools.includes(tool));
+    rows.some(({ tools }) => tools?.includes(tool));
   if (needs("iperf3")) startBulkUpstream();
   if (needs("nginx")) await startHttpUpstream();
 
@@ -896,10 +849,10 @@ async function measureAll(): Promise<number> {
     const order = [...contenders.slice(first), ...contenders.slice(0, first)];
     for (const [row, samples] of results) {
       for (const contender of order) {
-        if (!row.measures(contender.name)) continue;
-        const more = await row.measure(contender, portsOf.get(contender)!);
         const { name } = contender;
-        samples.set(name, [...samples.get(name) ?? [], ...more]);
+        if (row.measures && !row.measures(name)) continue;
+        const found = await row.measure(contender, portsOf.get(contender)!);
+        samples.set(name, (samples.get(name) ?? []).concat(found));
       }
     }
   }
@@ -920,7 +873,7 @@ async function runnable(rows: Row[]): Promise<Row[]> {
   const kept: Row[] = [];
   for (const row of rows) {
     const missing: string[] = [];
-    for (const tool of row.tools) {
+    for (const tool of row.tools ?? []) {
       if (!await versionOf(tool, "-v")) missing.push(tool);
     }
     if (missing.length === 0) kept.push(row);
