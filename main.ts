@@ -2649,9 +2649,37 @@ class LiveRoute {
     );
   }
 
-  /** Listens, unless it is disabled; nothing is accepted yet. */
-  async open(): Promise<void> {
-    if (this.route.enabled) this.#take(await this.#listen(this.route));
+  /**
+   * Listens, and no longer where it did; nothing is accepted yet. An address may
+   * be in use for a moment after it was closed: a process that another thread is
+   * starting has a copy of all that was open.
+   */
+  async open(next: Route): Promise<void> {
+    const { signal } = this.context.stopping;
+    const makesWay = this.#listener?.addr.port === next.localPort;
+    if (makesWay) await this.close(); // for itself, under another host
+    for (let attempt = 1;; attempt++) {
+      try {
+        const listener = await listen(next, this.#resettable, signal);
+        if (signal.aborted) await listener.close();
+        signal.throwIfAborted();
+        const closed = this.close();
+        this.#listener = listener;
+        const { hostname: host, port: localPort } = listener.addr;
+        this.route = { ...this.route, host, localPort };
+        return await closed;
+      } catch (error) {
+        signal.throwIfAborted();
+        const isInUse = codeOf((error as Error).cause) === "EADDRINUSE";
+        if (isInUse && attempt < LISTEN_ATTEMPTS) {
+          await sleep(LISTEN_PAUSE_MS, signal);
+          continue;
+        }
+        const disable = () => this.update({ enabled: false });
+        if (makesWay) await this.update({}).catch(disable); // back to its host
+        throw error;
+      }
+    }
   }
 
   /** Accepts what comes where it listens, until that changes. */
@@ -2685,18 +2713,16 @@ class LiveRoute {
     // Port 0 takes a new port, but not where populate replaces the route.
     const takesNew = changes.localPort === 0 && !changes.toxics;
     const moves = takesNew || !this.isAt(wanted);
-    const { host, localPort } = moves ? wanted : this.route;
-    const next = { ...wanted, host, localPort };
-    const opens = next.enabled && (moves || !this.#listener);
-    const listener = opens ? await this.#listen(next) : undefined;
-    const { signal } = this.context.stopping;
-    if (signal.aborted) listener?.close();
-    signal.throwIfAborted();
+    const opens = wanted.enabled && (moves || !this.#listener);
+    if (opens) await this.open(moves ? wanted : this.route);
+    else if (!wanted.enabled) await this.close();
 
-    const restarts = moves || next.upstream !== this.route.upstream;
-    this.route = { ...next, toxics: this.route.toxics };
-    if (moves) this.#asked = next;
-    const cut = restarts || !next.enabled ? this.cut() : undefined;
+    const { route } = this; // as it is by now
+    const { host, localPort } = moves && !opens ? wanted : route;
+    this.route = { ...wanted, host, localPort, toxics: route.toxics };
+    if (moves) this.#asked = wanted;
+    const restarts = moves || wanted.upstream !== route.upstream;
+    const cut = restarts || !wanted.enabled ? this.cut() : undefined;
     if (restarts) {
       this.connections = new Map();
       this.#counts = { ...this.#counts, ...noBytes() };
@@ -2705,12 +2731,8 @@ class LiveRoute {
       this.lastNumber = 0;
       this.setToxics(changes.toxics);
     }
-    const closed = listener || !next.enabled ? this.close() : undefined;
-    if (listener) {
-      this.#take(listener);
-      this.run();
-    }
-    await Promise.all([cut, closed]);
+    if (opens) this.run();
+    await cut;
     this.tell("route_changed");
     return this.route;
   }
@@ -2772,37 +2794,6 @@ class LiveRoute {
       addBytes(sum, connection);
     }
     return { route: this.route, open: this.connections.size, ...sum };
-  }
-
-  /**
-   * Listens, perhaps only in a moment: a process that another thread is starting
-   * has a copy of all that was open, also of what was closed just before.
-   */
-  async #listen(next: Route): Promise<Listener> {
-    const { signal } = this.context.stopping;
-    const makesWay = this.#listener?.addr.port === next.localPort;
-    if (makesWay) await this.close(); // for itself, under another host
-    for (let attempt = 1;; attempt++) {
-      try {
-        return await listen(next, this.#resettable, signal);
-      } catch (error) {
-        signal.throwIfAborted();
-        const isInUse = codeOf((error as Error).cause) === "EADDRINUSE";
-        if (isInUse && attempt < LISTEN_ATTEMPTS) {
-          await sleep(LISTEN_PAUSE_MS, signal);
-          continue;
-        }
-        const disable = () => this.update({ enabled: false });
-        if (makesWay) await this.update({}).catch(disable); // back to its host
-        throw error;
-      }
-    }
-  }
-
-  #take(listener: Listener): void {
-    this.#listener = listener;
-    const { hostname: host, port: localPort } = listener.addr;
-    this.route = { ...this.route, host, localPort };
   }
 
   #admit(client: Socket): void {
@@ -3205,7 +3196,7 @@ export class ChaosProxy implements AsyncDisposable {
     const opened = routes.map((route) => new LiveRoute(route, this.#context));
     for (const live of opened) {
       failed.defer(() => live.close());
-      await live.open();
+      if (live.route.enabled) await live.open(live.route);
     }
     this.#context.stopping.signal.throwIfAborted();
     assertNoCircle([...this.routes, ...opened.map(({ route }) => route)]);

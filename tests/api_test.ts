@@ -1323,13 +1323,13 @@ Deno.test("each of Toxiproxy's forms is a config", () => {
 });
 
 Deno.test("a config's form is told apart, and its errors keep their paths", () => {
-  const known = "known are seed, drainTimeoutMs, api";
-  const proxies =
-    "expected a list of proxies, or an object of them by name, at least one";
+  const known = "known are seed, drainTimeoutMs, api, routes";
+  const list = "expected a list of routes, 1000 at most";
+  const none = "expected at least one route";
   const api = "api: expected a port or host:port, the port from 0 to 65535";
   const configs = `
 {"proxies": 5}
-  proxies: ${proxies}, found 5
+  proxies: ${list}, found 5
 {"proxies": []}
   proxies: ${proxies}, found a list
 {"proxies": [5]}
