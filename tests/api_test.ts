@@ -674,7 +674,7 @@ PUT /seed 5
 POST /proxies {"name": "x", "upstream": "a:1", "toxics": ZEROS}
   400 ${BAD}toxics: expected a list of toxics, 500 at most, found a list of 340000
 POST /populate [{"name": "x", "upstream": "a:1", "toxics": ZEROS}]
-  400 ${BAD}expected at most 10000 toxics in all, found 340000
+  400 ${BAD}[0].toxics: expected a list of toxics, 500 at most, found a list of 340000
 PATCH /proxies/p {"enabled": 5, "toxics": ZEROS}
   400 ${BAD}enabled: expected true or false, found 5
 `,
@@ -1331,7 +1331,7 @@ Deno.test("a config's form is told apart, and its errors keep their paths", () =
 {"proxies": 5}
   proxies: ${list}, found 5
 {"proxies": []}
-  proxies: ${proxies}, found a list
+  proxies: ${none}
 {"proxies": [5]}
   proxies[0]: expected a mapping with name and upstream, found 5
 {"proxies": {"a": 5}}
@@ -1368,8 +1368,10 @@ Deno.test("a config's form is told apart, and its errors keep their paths", () =
   [3].name: a is already taken by [0]
 {"api": "nowhere"}
   ${api}, found "nowhere"
+  routes: ${none}
 {"api": [8474]}
   ${api}, found a list
+  routes: ${none}
 {"api": 8474, "routes": [{"localPort": 1, "upstream": "a:1"}, {"localPort": 8474, "upstream": "a:1"}]}
   api: 8474 is already taken by routes[1]
 {"api": 8474, "proxies": [{"name": "a", "listen": "localhost:8474", "upstream": "a:1"}]}
@@ -1420,11 +1422,11 @@ test("the config, the start and populate agree on what is taken", async ({ api, 
 127.0.0.1 LOCALHOST
   ${taken}
 0.0.0.0 127.1
-  ${taken}, on 0.0.0.0:${port}
+  ${taken}
 [0::0] 127.0.0.1
-  ${taken}, on [::]:${port}
+  ${taken}
 127.0.0.1 *
-  0.0.0.0:${port} is already taken by [0], on 127.0.0.1:${port}
+  0.0.0.0:${port} is already taken by [0]
 `;
   for (const [hosts, [problem]] of casesIn(cases)) {
     const proxies = hosts.split(" ").map((host, i) => ({
