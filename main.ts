@@ -486,7 +486,7 @@ export type Toxic = Readonly<Required<ToxicOptions>>;
 export interface TimedChunk {
   /** When it leaves, by `performance.now()`; `Infinity`: it is held. */
   at: number;
-  /** Bytes, which the receiver may modify; or the end of stream; or a close. */
+  /** Bytes, the receiver's from then on; or the end of stream; or a close. */
   what: Uint8Array<ArrayBuffer> | "end" | "close";
 }
 
@@ -1420,6 +1420,9 @@ function findCircle<R extends Partial<Route>>(
 
 // ---- Link: one direction of one connection -----------------------------------
 
+/** Bytes in memory that nothing else shares. */
+type Bytes = Uint8Array<ArrayBuffer>;
+
 /** What a toxic holds until it is due, since when, and what leaves next. */
 interface Held extends TimedChunk {
   readonly since: number;
@@ -1462,8 +1465,8 @@ class Link {
   /** Resolves when it holds no more than so many bytes, or has stopped. */
   #room: PromiseWithResolvers<void> | undefined;
   #most = MAX_HELD_BYTES;
-  #controller!: TransformStreamDefaultController<Uint8Array>;
-  readonly #stream = new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array>({
+  #controller!: TransformStreamDefaultController<Bytes>;
+  readonly #stream = new TransformStream<Bytes, Bytes>({
     start: (controller) => {
       this.#controller = controller;
     },
@@ -1508,7 +1511,7 @@ class Link {
     return this.#heldBytes > 0;
   }
 
-  write(chunk: Uint8Array<ArrayBuffer>): Promise<void> {
+  write(chunk: Bytes): Promise<void> {
     this.bytes += chunk.length;
     return this.#writer.write(chunk);
   }
@@ -1695,6 +1698,7 @@ async function sleep(
 
 const FIRST_READ_BYTES = 4 * 1024;
 const MAX_READ_BYTES = 256 * 1024;
+const MAX_SPARE = 16;
 
 /** After so much work a poll is begun, and after as much again waited for. */
 const MAX_WORK_BYTES = 1024 * 1024; // about 0.5 ms
@@ -1832,13 +1836,16 @@ interface Socket {
   /** The peer's address, `host:port`. */
   readonly peer: string;
   /** The next bytes, which are the caller's from then on; null at the end. */
-  read(): Promise<Uint8Array<ArrayBuffer> | null>;
-  /** Resolves when all of them are on their way. */
-  write(bytes: Uint8Array): Promise<void>;
+  read(): Promise<Bytes | null>;
+  /** Resolves when all of them, its own from then on, are on their way. */
+  write(bytes: Bytes): Promise<void>;
   closeWrite(): Promise<void> | void;
   /** Closes it; `reset` sends a RST, where the kind of socket can. */
   close(how?: "close" | "reset"): void;
 }
+
+/** Of the largest size, and used before: a new one takes twice the time. */
+const spareBuffers: Bytes[] = [];
 
 /** A socket of Deno's: the faster kind. */
 function denoSocket(conn: Deno.TcpConn): Socket {
@@ -1856,7 +1863,8 @@ function denoSocket(conn: Deno.TcpConn): Socket {
       if (size === null) return null;
       const bytes = buffer;
       if (size < bytes.length) return bytes.slice(0, size);
-      buffer = new Uint8Array(Math.min(2 * size, MAX_READ_BYTES));
+      const spare = size === MAX_READ_BYTES ? spareBuffers.pop() : undefined;
+      buffer = spare ?? new Uint8Array(Math.min(2 * size, MAX_READ_BYTES));
       return bytes;
     },
     async write(bytes) {
@@ -1864,6 +1872,9 @@ function denoSocket(conn: Deno.TcpConn): Socket {
       while (written < bytes.length) {
         written += await conn.write(bytes.subarray(written));
       }
+      const { length, buffer: { byteLength } } = bytes;
+      const isSpare = length === byteLength && length === MAX_READ_BYTES;
+      if (isSpare && spareBuffers.length < MAX_SPARE) spareBuffers.push(bytes);
     },
     closeWrite: () => conn.closeWrite(),
     close: () => conn[Symbol.dispose](), // also more than once
@@ -1876,7 +1887,7 @@ const CLOSED = new Deno.errors.BadResource("closed");
 /** A socket of Node's, for Deno's own cannot send a RST. */
 function nodeSocket(socket: net.Socket): Socket {
   const { remoteAddress: hostname = "", remotePort: port = 0 } = socket;
-  let next: PromiseWithResolvers<Uint8Array<ArrayBuffer> | null> | undefined;
+  let next: PromiseWithResolvers<Bytes | null> | undefined;
   socket.setNoDelay();
   socket.setKeepAlive(true);
   // A write that fails would destroy the socket, with all that it has received
@@ -1891,7 +1902,7 @@ function nodeSocket(socket: net.Socket): Socket {
     return socket;
   };
   socket.pause(); // or bytes would come before they are asked for
-  socket.on("data", (bytes: Uint8Array<ArrayBuffer>) => {
+  socket.on("data", (bytes: Bytes) => {
     socket.pause();
     next?.resolve(bytes);
     next = undefined;
@@ -1904,7 +1915,7 @@ function nodeSocket(socket: net.Socket): Socket {
     async read() {
       if (socket.readableEnded) return null;
       if (socket.closed) {
-        const rest: Uint8Array<ArrayBuffer> | null = socket.read();
+        const rest: Bytes | null = socket.read();
         if (rest) return rest;
         throw socket.errored ?? CLOSED;
       }
@@ -2416,7 +2427,7 @@ class Connection {
       this.#failure ??= { why: `${to}_reset`, cause: causeOf(error) };
       throw error;
     };
-    const sink = new WritableStream<Uint8Array>({
+    const sink = new WritableStream<Bytes>({
       write: async (chunk) => {
         const turn = pollGate.pass(chunk.length);
         if (turn) await turn;
@@ -3530,7 +3541,7 @@ function refuseForeign(headers: Headers, url: URL, loopback: boolean): void {
 }
 
 async function readBody({ body }: Request): Promise<Uint8Array> {
-  const chunks: Uint8Array<ArrayBuffer>[] = [];
+  const chunks: Bytes[] = [];
   let size = 0;
   for await (const chunk of body ?? []) {
     size += chunk.length;

@@ -175,6 +175,20 @@ for (const side of SIDES) {
   });
 }
 
+Deno.test("bytes that wait for a slow reader are safe from other connections", async () => {
+  await using slow = await openEnds();
+  await using busy = await openEnds();
+  const [block, other] = [testBytes(MIB, 1), testBytes(MIB, 2)];
+  const total = 96 * MIB;
+  const flow = flood(slow.client, block, total);
+  await untilStalled(flow);
+  const passed = flood(busy.client, other, total);
+  assertEquals(await readToEnd(busy.upstream, other), total);
+  await passed.done;
+  assertEquals(await readToEnd(slow.upstream, block), total);
+  await flow.done;
+});
+
 Deno.test("small messages are not withheld", async () => {
   await using ends = await openEnds();
   for (let round = 0; round < 300; round++) {
