@@ -524,7 +524,7 @@ interface ToxicDefinition<K extends string = string> {
   readonly attributes: Fields<Record<K, number>>;
   /** What it does, for people. */
   inWords(attributes: Readonly<Record<K, number>>): string;
-  /** Starts it. `attributes` is kept up to date; it is opened again then. */
+  /** Starts it. `attributes` stay current; each change calls `open` again. */
   begin(
     attributes: Readonly<Record<K, number>>,
     out: Queue,
