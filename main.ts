@@ -1620,13 +1620,12 @@ class Link {
   }
 
   #deliver(what: TimedChunk["what"]): void {
-    if (what === "end") return;
     if (what === "close") {
       this.stop();
       // After `terminate`, `pipeTo` never settles if what came before fails.
       if (this.#ended) this.cut(this.closedBy!, "close");
       else this.end();
-    } else {
+    } else if (what !== "end") {
       try {
         this.#controller.enqueue(what);
       } catch {
@@ -1664,8 +1663,7 @@ function expectedOfDelivery(): void {}
 
 /**
  * Waits until `performance.now()` reaches a time, or the signal is aborted. A
- * timer alone is up to 1.5 ms late, so the last stretch is spent polling, which
- * leaves some hundredths of a millisecond.
+ * timer is up to 1.5 ms late; polling at the end leaves hundredths of one.
  */
 async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
