@@ -5,16 +5,13 @@ import { parse as parseYaml } from "@std/yaml";
 import { ChaosProxy, controlApi, decide, parseConfig } from "../main.ts";
 import { defined, only, ROOT, RUN_FLAGS, TempFile, text } from "./helpers.ts";
 
-const PAGES = [
-  "README.md",
-  "CONTRIBUTING.md",
-  ...Array.from(
-    Deno.readDirSync(new URL("docs", ROOT)),
-    ({ name }) => `docs/${name}`,
-  ),
-];
+const DOCS = Array.from(
+  Deno.readDirSync(new URL("docs", ROOT)),
+  ({ name }) => `docs/${name}`,
+);
 const TEXTS = new Map(
-  PAGES.map((page) => [page, Deno.readTextFileSync(new URL(page, ROOT))]),
+  ["README.md", "CONTRIBUTING.md", ...DOCS]
+    .map((page) => [page, Deno.readTextFileSync(new URL(page, ROOT))]),
 );
 const README = defined(TEXTS.get("README.md"));
 
@@ -29,17 +26,10 @@ function blocks(language: string, page = README): string[] {
 
 Deno.test("the README's test runs as it stands, and passes", async () => {
   const example = only(blocks("ts"));
-  const main = new URL("main.ts", ROOT).href;
-  await using file = await TempFile.with(
-    example.replace('"./main.ts"', JSON.stringify(main)),
-    "_test.ts",
-  );
+  const test = example.replace('"./main.ts"', `"${new URL("main.ts", ROOT)}"`);
+  await using file = await TempFile.with(test, "_test.ts");
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-    args: [
-      ...["test", "--config", "deno.json", ...RUN_FLAGS],
-      ...["--no-prompt", "--allow-net", file.path],
-    ],
-    cwd: ROOT,
+    args: ["test", ...RUN_FLAGS, "--allow-net", file.path],
     env: { NO_COLOR: "1" },
   }).output();
   assertEquals(code, 0, text(stdout) + text(stderr));
@@ -65,7 +55,9 @@ Deno.test("every link leads somewhere", async () => {
   }
 });
 
-type Shown = { [key: string]: unknown; data?: Record<string, string> };
+type Shown = Partial<Record<"toxics" | "routes", unknown[]>> & {
+  data?: Record<string, string>;
+};
 
 Deno.test("every config shown is one", () => {
   let configs = 0;
@@ -73,11 +65,8 @@ Deno.test("every config shown is one", () => {
     for (const block of blocks("yaml", content)) {
       const { toxics, routes, data } = parseYaml(block) as Shown;
       const route = "routes:\n  - localPort: 1\n    upstream: a:1\n";
-      const config = toxics
-        ? route + block.replace(/^/gm, "    ")
-        : routes
-        ? block
-        : data?.["chaos.yaml"];
+      const ofToxics = toxics && route + block.replace(/^/gm, "    ");
+      const config = ofToxics ?? (routes ? block : data?.["chaos.yaml"]);
       if (config === undefined) continue;
       assert(parseConfig(config, page).routes.length > 0);
       configs++;
@@ -94,22 +83,27 @@ Deno.test("the README's first config does what it shows", () => {
   assertEquals(kinds, ["forward", "drop", "forward", "timeout", "forward"]);
 });
 
+/** Calls the API of a proxy; throws unless it succeeds. */
+async function callApi(
+  proxy: ChaosProxy,
+  method: string,
+  path: string,
+  body?: string,
+): Promise<void> {
+  const request = new Request(`http://localhost:8474${path}`, { method, body });
+  const answer = await controlApi(proxy)(request);
+  assert(answer.ok, `${method} ${path}: ${await answer.text()}`);
+}
+
 Deno.test("the README's calls of the API succeed", async () => {
   await using proxy = await ChaosProxy.start({}, { resettable: true });
-  const call = controlApi(proxy);
   const calls = blocks("console").filter((each) => each.includes("8474"));
   const lines = only(calls).trim().split("\n");
   const curl = /curl (?:-X (\w+) )?localhost:8474(\S+)(?: -d '(.*)')?/;
   for (const line of lines) {
-    const [, method, path, body] = defined(curl.exec(line));
-    const answer = await call(
-      new Request(`http://localhost:8474${path}`, {
-        method: method ?? "POST",
-        body: body?.replace("localhost:28000", "localhost:0"),
-      }),
-    );
-    const found = await answer.text();
-    assert(answer.ok, `${line}: ${found}`);
+    const [, method = "POST", path = "", body] = defined(curl.exec(line));
+    const free = body?.replace("localhost:28000", "localhost:0");
+    await callApi(proxy, method, path, free);
   }
   assertEquals(lines.length, 3);
 });
@@ -122,7 +116,6 @@ Deno.test("the experiment's calls of the API succeed", async () => {
   await using proxy = await ChaosProxy.start({
     routes: [{ name: "redis", localPort: 0, upstream: "localhost:6379" }],
   });
-  const call = controlApi(proxy);
   const page = defined(TEXTS.get("docs/containers.md"));
   const experiments = blocks("yaml", page)
     .filter((each) => each.includes("rollbacks:"));
@@ -130,23 +123,16 @@ Deno.test("the experiment's calls of the API succeed", async () => {
   const slow = only(method).provider.arguments;
   const restore = only(rollbacks).provider.arguments;
   // The requests that the extension makes of these arguments.
-  const toxics = `http://localhost:8474/proxies/${slow.for_proxy}/toxics`;
-  const added = await call(
-    new Request(toxics, {
-      method: "POST",
-      body: JSON.stringify({
-        name: slow.toxic_name,
-        type: "latency",
-        stream: "downstream",
-        toxicity: 1.0,
-        attributes: { latency: slow.latency, jitter: 0 },
-      }),
-    }),
-  );
-  assertEquals(added.status, 200, await added.text());
+  const toxics = `/proxies/${slow.for_proxy}/toxics`;
+  const toxic = {
+    name: slow.toxic_name,
+    type: "latency",
+    stream: "downstream",
+    toxicity: 1.0,
+    attributes: { latency: slow.latency, jitter: 0 },
+  };
+  await callApi(proxy, "POST", toxics, JSON.stringify(toxic));
   const { attributes } = only(proxy.route("redis").toxics);
   assertEquals(attributes, { latency: 1000, jitter: 0 });
-  const url = `${toxics}/${restore.toxic_name}`;
-  const removed = await call(new Request(url, { method: "DELETE" }));
-  assertEquals(removed.status, 204, await removed.text());
+  await callApi(proxy, "DELETE", `${toxics}/${restore.toxic_name}`);
 });
