@@ -499,16 +499,10 @@ export async function soon<T>(
 export class Api implements AsyncDisposable {
   readonly #client = Deno.createHttpClient({ poolMaxIdlePerHost: 0 });
 
-  private constructor(
-    readonly port: number,
-    readonly server?: ApiServer,
-  ) {}
+  private constructor(readonly port: number, readonly server?: ApiServer) {}
 
   /** Serves the API of a proxy. */
-  static of(
-    { proxy, log }: WatchedProxy,
-    address: number | string = 0,
-  ): Api {
+  static of({ proxy, log }: WatchedProxy, address: number | string = 0): Api {
     const server = serveApi(proxy, address, { onEvent: log.add });
     return new Api(Number(server.address.split(":").at(-1)), server);
   }
@@ -548,11 +542,7 @@ export class Api implements AsyncDisposable {
   delete = (path: string) => this.call("DELETE", path);
 
   /** Calls with just these headers, also those that `fetch` sets itself. */
-  async plain(
-    method: string,
-    path: string,
-    headers: Record<string, string>,
-  ) {
+  async plain(method: string, path: string, headers: Record<string, string>) {
     const all = { host: "localhost", connection: "close", ...headers };
     const lines = Object.entries(all).map(([name, value]) =>
       `${name}: ${value}\r\n`
