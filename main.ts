@@ -380,7 +380,10 @@ function splitListen(address: string, host: string): Address | undefined {
   return splitAddress(address.replace(/^:/, `${host}:`), 0);
 }
 
-/** A host in the one form in which it can be compared. */
+/**
+ * A host in the one form in which it can be compared. `localhost` is in IPv4: a
+ * resolver may put IPv6 first, where few look for it.
+ */
 function canonicalHost(host: string): string {
   const url = new URL(`http://${host.includes(":") ? `[${host}]` : host}`);
   const hostname = url.hostname.replace(/^\[(.*)\]$/, "$1");
@@ -394,9 +397,9 @@ function overlaps(a: string, b: string): boolean {
   return a === b || covers(a, b) || covers(b, a);
 }
 
-/** Whether a host is this machine by itself: by name, or by address. */
-function isLoopback(host: string): boolean {
-  return /^(?:localhost\.?|(?:::ffff:)?127(?:\.\d+){3}|\[?::1\]?)$/i.test(host);
+/** Whether an address is one by which a machine reaches itself alone. */
+function isLoopback(address: string): boolean {
+  return /^(?:(?:::ffff:)?127(?:\.\d+){3}|::1)$/i.test(address);
 }
 
 /** Whether a connection to a host of this machine gets to where one listens. */
@@ -1340,16 +1343,13 @@ const fromToxiproxy = new WeakMap<object, readonly string[]>();
 /** What of a valid route was ignored, or does not do what it seems to. */
 function warningsOf(route: Route): string[] {
   const { name, timeoutMs, timeoutRate, latencyMs, jitterMs } = route;
-  const warnings = [...fromToxiproxy.get(route) ?? []];
-  if (timeoutMs > 0 && timeoutRate === 0) {
-    warnings.push(`${name}: timeoutMs does nothing without timeoutRate`);
-  }
-  if (jitterMs > 0 && latencyMs === 0) {
-    warnings.push(
-      `${name}: jitterMs without latencyMs delays half of the connections`,
-    );
-  }
-  return warnings;
+  return [
+    ...fromToxiproxy.get(route) ?? [],
+    timeoutMs > 0 && timeoutRate === 0 &&
+    `${name}: timeoutMs does nothing without timeoutRate`,
+    jitterMs > 0 && latencyMs === 0 &&
+    `${name}: jitterMs without latencyMs delays half of the connections`,
+  ].filter((each) => each !== false);
 }
 
 /** The fields of a route, or of changes of one. */
@@ -2132,11 +2132,6 @@ function codeOf(error: unknown): string | undefined {
 function causeOf(error: unknown): string {
   const { message } = error as Error;
   return message.replace(/ \(os error \d+\)/g, "").replace(/^Error: /, "");
-}
-
-/** `localhost` in IPv4: a resolver may put IPv6 first, where few look for it. */
-function ofLocalhost({ hostname, port }: Address): Address {
-  return { hostname: hostname === "localhost" ? LOOPBACK : hostname, port };
 }
 
 // ---- Connection: accept, decide, delay, dial, two links, one outcome ---------
@@ -3631,7 +3626,8 @@ export function serveApi(
       throw new ListenError("control API", asked, error);
     }
   };
-  const server = serve(ofLocalhost(asked));
+  const hostname = canonicalHost(asked.hostname);
+  const server = serve({ ...asked, hostname });
   const { addr } = server;
   const loopback = isLoopback(addr.hostname); // however it was written
   const answer = controlApi(proxy, { onEvent, loopback });
