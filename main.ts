@@ -2015,7 +2015,8 @@ function shortageAt(at: net.AddressInfo): Error | undefined {
     // Nor can it listen without a shortage: the address is listened on already.
     Deno.listen({ hostname: at.address, port: at.port }).close();
   } catch (error) {
-    if (/^E[MN]FILE$/.test(codeOf(error) ?? "")) return error as Error;
+    const isShortage = ["EMFILE", "ENFILE"].includes(codeOf(error) ?? "");
+    if (isShortage) return error as Error;
   }
 }
 
@@ -2138,8 +2139,7 @@ function causeOf(error: unknown): string {
 
 /** What the seed decides: to close at once, never to answer, or to forward. */
 export type Decision =
-  | { kind: "drop" }
-  | { kind: "timeout" }
+  | { kind: "drop" | "timeout" }
   | { kind: "forward"; delayMs: number; toxics: Toxic[] };
 
 /**
@@ -2294,13 +2294,11 @@ class Connection {
     const { upstream } = this.route;
     this.onEvent({ event: "accepted", ...this.#id, upstream });
     const decision = decide(this.seed, this.route, this.number);
-    if (decision.kind === "drop") {
+    if (decision.kind === "forward") await this.#forward(decision.delayMs);
+    else if (decision.kind === "timeout") await this.#hold();
+    else {
       this.onEvent({ event: "dropped", ...this.#id });
       this.end({ why: "fault" });
-    } else if (decision.kind === "timeout") {
-      await this.#hold();
-    } else {
-      await this.#forward(decision.delayMs);
     }
     this.#release();
     this.onEvent({
@@ -2395,10 +2393,9 @@ class Connection {
   }
 
   #newLink(from: Side): Link {
-    const { seed, route: { name }, number } = this;
     return this.#links[from] = new Link(
       (toxic, how) => this.end({ why: "fault", toxic }, how),
-      (toxic) => randomStream(seed, name, number, toxic),
+      (toxic) => randomStream(this.seed, this.route.name, this.number, toxic),
     );
   }
 
