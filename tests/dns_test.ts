@@ -4,24 +4,18 @@ import { assertEquals, assertRejects } from "@std/assert";
 import { createSocket } from "node:dgram";
 import { lookup } from "node:dns";
 import { ChaosProxy } from "../main.ts";
-import { Api, assertEchoes, Cli, echo, SOCKETS, times } from "./helpers.ts";
+import {
+  Api,
+  assertEchoes,
+  cliBehind,
+  echo,
+  SOCKETS,
+  TempFile,
+  times,
+} from "./helpers.ts";
 
 const RESOLVER = "127.53.53.53";
-
-/** The program on a machine that has just that resolver. */
-class CliWithResolver extends Cli {
-  override get command(): string[] {
-    const script = `mount --bind ${RESOLV_CONF} /etc/resolv.conf && exec "$@"`;
-    return ["unshare", "--mount", "sh", "-c", script, "sh", Deno.execPath()];
-  }
-}
-
-const RESOLV_CONF = await Deno.makeTempFile();
-await Deno.writeTextFile(
-  RESOLV_CONF,
-  `nameserver ${RESOLVER}\noptions timeout:30 attempts:5\n`,
-);
-globalThis.addEventListener("unload", () => Deno.removeSync(RESOLV_CONF));
+const RESOLV_CONF = `nameserver ${RESOLVER}\noptions timeout:30 attempts:5\n`;
 
 const unshare = new Deno.Command("unshare", { args: ["--mount", "true"] });
 const { success } = await unshare.output().catch(() => ({ success: false }));
@@ -36,7 +30,10 @@ for (const { sockets, resettable } of SOCKETS) {
     const asked = new Promise((resolve) => resolver.once("message", resolve));
     await using upstream = echo();
     const port = upstream.address.split(":")[1];
-    await using cli = await CliWithResolver.start({
+    await using file = await TempFile.with(RESOLV_CONF);
+    const mount = `mount --bind ${file.path} /etc/resolv.conf`;
+    const ResolvingCli = cliBehind(mount, "unshare", "--mount");
+    await using cli = await ResolvingCli.start({
       api: resettable ? 0 : undefined,
       drainTimeoutMs: 100,
       routes: ["silent.example:80", `127.0.0.1:${port}`, `localhost:${port}`]

@@ -50,14 +50,14 @@ Deno.test("a dropped connection is closed at once, the upstream not dialled", as
   assertEquals(upstream.accepted, 0);
 });
 
-for (const send of [writeAll, writeAndEnd]) {
-  const sends = send === writeAll ? "sends" : "ends its stream";
+for (const write of [writeAll, writeAndEnd]) {
+  const sends = write === writeAll ? "sends" : "ends its stream";
   Deno.test(`a timed-out client that ${sends} is answered nothing, and held for its time`, async () => {
     const timeoutMs = 400;
     const start = performance.now();
     await using ends = await openEcho({ timeoutRate: 1, timeoutMs });
     const { client, server, watched } = ends;
-    await send(client, testBytes(5));
+    await write(client, testBytes(5));
     assertEquals(await readToEnd(client), 0);
     assertGreaterOrEqual(performance.now() - start, timeoutMs - CLOCK_MS);
     const expected = { why: "fault", bytesUp: 5, bytesDown: 0 } as const;
@@ -174,9 +174,8 @@ for (const { sockets, resettable } of SOCKETS) {
   for (const why of ["client", "client_reset"] as const) {
     const left = why === "client" ? "closed" : "reset";
     Deno.test(`what a client sends during the delay arrives although it is ${left}, on ${sockets}`, async () => {
-      const connect = (watched: WatchedProxy) => NodeEnd.connect(watched);
-      const how = [{ latencyMs: 500 }, { resettable }] as const;
-      await using ends = await connectTo(new Silent(), [...how], connect);
+      const how: [object, object] = [{ latencyMs: 500 }, { resettable }];
+      await using ends = await connectTo(new Silent(), how, NodeEnd.connect);
       const { client, server, watched: { proxy, log } } = ends;
       const sent = testBytes(5 * 64 * 1024 + 20_000);
       await client.write(sent);

@@ -864,3 +864,13 @@ export async function memory({ pid }: Cli, kind: "RSS" | "HWM") {
   const line = new RegExp(`^Vm${kind}:\\s+(\\d+) kB$`, "m");
   return Number(captured(line, status)) * 1024;
 }
+
+/** The program as a shell starts it behind another command. */
+export function cliBehind(command: string, ...shell: string[]) {
+  return class extends Cli {
+    override get command(): string[] {
+      const script = `${command} && exec "$@"`;
+      return [...shell, "sh", "-c", script, "sh", Deno.execPath()];
+    }
+  };
+}

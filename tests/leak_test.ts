@@ -3,6 +3,7 @@ import {
   Api,
   assertEchoes,
   Cli,
+  cliBehind,
   echo,
   IS_LINUX,
   IS_WINDOWS,
@@ -66,7 +67,7 @@ for (const [name, limit, event, api] of SHORTAGES) {
     const dials = event === "upstream_failed";
     await using upstream = echo();
     const route = { localPort: 0, upstream: upstream.address };
-    await using cli = await limited(limit).start({
+    await using cli = await cliBehind(`ulimit -n ${limit}`).start({
       api,
       routes: [
         { name: "echo", ...route },
@@ -111,7 +112,7 @@ Deno.test("no shortage of descriptors, however short, leaves a listener deaf", {
   ignore,
 }, async () => {
   await using upstream = echo();
-  await using cli = await limited(256).start({
+  await using cli = await cliBehind("ulimit -n 256").start({
     api: 0,
     routes: [{ localPort: 0, upstream: upstream.address }],
   });
@@ -129,16 +130,6 @@ Deno.test("no shortage of descriptors, however short, leaves a listener deaf", {
   await untilServed(cli);
 });
 
-/** The program, held to so many descriptors. */
-function limited(limit: number) {
-  return class extends Cli {
-    override get command(): string[] {
-      const script = `ulimit -n ${limit} && exec "$@"`;
-      return ["sh", "-c", script, "sh", Deno.execPath()];
-    }
-  };
-}
-
 function connect(port: number, count: number): Promise<Deno.TcpConn[]> {
   return times(count, () => Deno.connect({ port }));
 }
@@ -150,15 +141,12 @@ async function apiPort(cli: Cli): Promise<number> {
 
 /** Waits until the first route serves; what it does not accept, it resets. */
 async function untilServed(cli: Cli): Promise<void> {
-  for (let attempt = 1;; attempt++) {
-    try {
-      using conn = await Deno.connect({ port: cli.port() });
-      return await soon(exchange(conn, 10 + attempt), "answer", 1000);
-    } catch (error) {
-      if (attempt === 30) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 50));
-    }
-  }
+  const serves = async () => {
+    using conn = await Deno.connect({ port: cli.port() });
+    await soon(exchange(conn, 10), "answer", 1000);
+    return true;
+  };
+  await until(() => serves().catch(() => false), "the first route serves");
 }
 
 /** Sends what is this connection's alone, and gets it back. */
