@@ -3307,10 +3307,7 @@ interface Call {
   readonly ignored: string[];
 }
 
-/**
- * The calls by method and path. Each returns a response, a value to send as
- * JSON, or nothing, which is 204.
- */
+/** By method and path. Each returns a response, JSON, or nothing, for 204. */
 const CALLS: Record<string, (call: Call) => unknown> = {
   "GET /proxies": ({ proxy }) =>
     Object.fromEntries(proxy.routes.map((each) => [each.name, asProxy(each)])),
