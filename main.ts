@@ -3299,6 +3299,7 @@ class Refusal extends Error {
 interface Call {
   readonly proxy: ChaosProxy;
   readonly url: URL;
+  /** All of it: what is found when it is checked is so when the proxy is called. */
   readonly body: Uint8Array;
   /** What the path names: a proxy or the id of a connection, and a toxic. */
   readonly name: string;
@@ -3340,8 +3341,8 @@ const CALLS: Record<string, (call: Call) => unknown> = {
   "GET /proxies/*/toxics/*": toxicOf,
   "POST /proxies/*/toxics/*": updateToxic,
   "PATCH /proxies/*/toxics/*": updateToxic,
-  "DELETE /proxies/*/toxics/*": ({ proxy, name, toxic }) =>
-    proxy.removeToxic(name, toxic),
+  "DELETE /proxies/*/toxics/*": (call) =>
+    call.proxy.removeToxic(call.name, toxicOf(call).name),
   "POST /reset": ({ proxy }) => proxy.reset(),
   "GET /version": () => ({
     version: "2.12.0", // of Toxiproxy, whose protocol this is
@@ -3503,6 +3504,7 @@ async function answerOf(
     const problem = `${request.method} is not for ${pathname}, which takes `;
     throw new Refusal(405, problem + allow, { allow });
   }
+  // What is not encoded, such as `100%`, stays as it is.
   const [, , name = "", , toxic = ""] = pathname.split("/").map(unescape);
   const body = await readBody(request);
   const answer = await answerTo({ ...call, url, body, name, toxic });
@@ -3556,7 +3558,6 @@ const WORDS: [ours: RegExp, theirs: string][] = [
   [/^type: (?:missing|expected).*?(; did .*)?$/, "invalid toxic type$1"],
   [/^there is no route .*/s, "proxy not found"],
   [/^there is a route .*/, "proxy already exists"],
-  [/^route \S+ has no toxic .*/s, "toxic not found"],
   [/^route \S+ has a toxic .*/, "toxic already exists"],
   [/^there is no connection .*/, "connection not found"],
   [
