@@ -59,10 +59,7 @@ type Stage = ReturnType<typeof stageOf>;
 function stageOf(upstream: Upstream, { proxy, log }: WatchedProxy, api: Api) {
   return {
     ...callsOf(api),
-    api,
-    proxy,
-    log,
-    upstream,
+    ...{ api, proxy, log, upstream },
     /** Creates a proxy called `p` to the upstream, and returns its port. */
     async create(more: Json = {}): Promise<number> {
       const listen = `127.0.0.1:${steadyPort()}`;
@@ -114,6 +111,7 @@ function callsOf(api: Api) {
     const [, method, path, body] = /^(\S+) (\S+)(?: (.*))?$/.exec(call) ?? [];
     return api.raw(defined(method), defined(path), body);
   };
+  const parse = (text: string) => text && JSON.parse(text);
   /** That calls are answered so: with a status, and a body or an error. */
   const assertAnswers = async (calls: string) => {
     for (const [call, [expected]] of casesIn(calls)) {
@@ -130,10 +128,6 @@ function callsOf(api: Api) {
     }
   };
   return { make, assertAnswers };
-}
-
-function parse(text: string): unknown {
-  return text === "" ? text : JSON.parse(text);
 }
 
 // deno-lint-ignore no-explicit-any
@@ -153,12 +147,8 @@ async function assertEchoesAt(port: number, hostname?: string): Promise<void> {
   using _ = await connected(port, hostname);
 }
 
-/** An address that is taken. */
-function takenAddress() {
-  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const listen = `127.0.0.1:${listener.addr.port}`;
-  return { listen, [Symbol.dispose]: () => listener.close() };
-}
+/** Takes an address. */
+const take = () => Deno.listen({ hostname: "127.0.0.1", port: 0 });
 
 // ---- Proxies -----------------------------------------------------------------
 
@@ -279,8 +269,8 @@ test("another address or upstream cuts the connections, and counts from none", a
 test("an address that cannot be listened on leaves all as it was", async ({ api, assertAnswers, create, show, upstream }) => {
   const port = await create();
   using conn = await connected(port);
-  using taken = takenAddress();
-  const { listen } = taken;
+  using taken = take();
+  const listen = `127.0.0.1:${taken.addr.port}`;
   const before = await show();
   await assertAnswers(`
 PATCH /proxies/p {"listen": "${listen}", "dropRate": 1}
@@ -530,8 +520,8 @@ test("an upstream without a port is taken, and its connections fail", async (sta
 });
 
 test("POST /reset enables every proxy that it can, and removes all toxics", async ({ api, assertAnswers, create }) => {
-  const taken = takenAddress();
-  const { listen } = taken;
+  const taken = take();
+  const listen = `127.0.0.1:${taken.addr.port}`;
   const toxics = [{ type: "timeout" }, { type: "reset_peer" }];
   await create({ name: "a", enabled: false, listen, toxics });
   await create({ name: "b", enabled: false, toxics });
@@ -545,7 +535,7 @@ POST /reset
   assertEquals([a.enabled, b.enabled, p.enabled], [false, true, true]);
   assertEquals([portOf(p), p.dropRate], [port, 0.5]);
   await assertEchoesAt(portOf(b));
-  taken[Symbol.dispose]();
+  taken.close();
   await assertAnswers(`
 POST /reset {}
 POST /reset not looked at
@@ -911,11 +901,11 @@ test("of very many problems the answer shows the first", async ({ api }) => {
     1,
   ]);
   const proxy = { name: "x", upstream: "a:1" };
-  const bodies: [path: string, body: unknown][] = [
-    ["/populate", Array(1000).fill(0)],
-    ["/proxies", { ...proxy, ...Object.fromEntries(spellings) }],
-  ];
-  for (const [path, body] of bodies) {
+  const bodies = {
+    "/populate": Array(1000).fill(0),
+    "/proxies": { ...proxy, ...Object.fromEntries(spellings) },
+  };
+  for (const [path, body] of Object.entries(bodies)) {
     const { error } = await bodyOf(api.post(path, body), 400);
     assertMatch(error, /^bad request body: .*; … and \d+ more$/);
     assert(error.length < 20_000, `${path}: ${error.length}`);
@@ -1048,12 +1038,11 @@ Deno.test("an address that is none, or is taken, is told", async () => {
   for (const address of ["x", "a:b", "localhost:99999", -1, 1.5, ""]) {
     assertThrows(serve(address), TypeError, "address: expected", `${address}`);
   }
-  using taken = takenAddress();
-  const error = assertThrows(serve(portOf(taken)), ListenError);
-  assertEquals(
-    error.message,
-    `control API: cannot listen on ${taken.listen}: the port is already in use`,
-  );
+  using taken = take();
+  const { port } = taken.addr;
+  const error = assertThrows(serve(port), ListenError);
+  const why = `127.0.0.1:${port}: the port is already in use`;
+  assertEquals(error.message, `control API: cannot listen on ${why}`);
 });
 
 test("calls that race change each proxy one after the other", async ({ api, change, upstream }) => {
