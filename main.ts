@@ -2651,9 +2651,8 @@ class LiveRoute {
   }
 
   /**
-   * Listens, and no longer where it did; nothing is accepted yet. An address may
-   * be in use for a moment after it was closed: a process that another thread is
-   * starting has a copy of all that was open.
+   * Listens there alone; nothing is accepted yet. What was just closed may be in
+   * use still: a process that another thread starts has a copy of all descriptors.
    */
   async open(next: Route): Promise<void> {
     const { signal } = this.context.stopping;
@@ -2816,7 +2815,6 @@ class LiveRoute {
     this.connections.set(id, { connection, ended });
   }
 
-  /** Counts an event before it is told of. */
   #onEvent(event: ConnectionEvent, connection: Connection): void {
     const { ended, faults, dials } = this.#counts;
     if (event.event === "dropped") tally(faults, "dropRate");
@@ -2844,17 +2842,17 @@ function needsReset({ type, toxicity }: Toxic): boolean {
 }
 
 /**
- * A running proxy. Toxics change at once, and routes one after the other; when it
- * drains or has stopped, routes cannot change any more. A `reset_peer` takes a
- * proxy that is `resettable`, or a route that has had one from the start.
+ * A running proxy. Toxics change at once, and routes one after the other until it
+ * drains or stops. A `reset_peer` takes a proxy that is `resettable`, or a route
+ * that has had one from the start.
  *
  * A method that throws has changed nothing, unless it says otherwise. It throws
  * {@linkcode ConfigError} or `RangeError` if a value is not valid,
- * {@linkcode ListenError}, or of `Deno.errors` `NotFound`, `AlreadyExists`,
- * `NotSupported` (no connection can be reset) and `BadResource` (it has stopped).
+ * {@linkcode ListenError}, and of `Deno.errors` `NotFound`, `AlreadyExists`,
+ * `NotSupported` (it cannot be reset) or `BadResource` (the proxy has stopped).
  */
 export class ChaosProxy implements AsyncDisposable {
-  static #isWarm = false;
+  static #warm: Promise<void> | undefined;
   readonly #drainTimeoutMs: number;
   readonly #context: ProxyContext;
   readonly #routes = new Map<string, LiveRoute>();
@@ -2870,16 +2868,13 @@ export class ChaosProxy implements AsyncDisposable {
     this.#context = { seed, lastId: 0, resettable, stopping, emit: onEvent };
   }
 
-  /**
-   * Listens on all routes, or on none, and forwards from then on. There may be
-   * no route yet. The `api` of the config is for {@linkcode serveApi}.
-   */
+  /** Listens on all routes, or on none; {@linkcode serveApi} takes the `api`. */
   static async start(
     config: ConfigOptions,
     options: StartOptions = {},
   ): Promise<ChaosProxy> {
     const checked = checkConfig(config, "config");
-    if (!this.#isWarm) await this.#warmUp(options.resettable);
+    await (this.#warm ??= this.#warmUp(options.resettable));
     const proxy = new ChaosProxy(checked, options);
     await proxy.#open(checked.routes);
     const { seed, emit } = proxy.#context;
@@ -2894,42 +2889,38 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Forwards some connections on loopback, in 30 to 50 ms: the first one of a
-   * process is 10 to 25 ms late otherwise, while much is loaded and compiled, and
-   * test suites start the proxy often. Not by a proxy of its own: with a second
-   * one, V8 makes each connection of the first take 1.4 times as long.
+   * Forwards some connections, in 30 to 50 ms, while much is loaded and compiled;
+   * else the first one of each process is 10 to 25 ms late. Not by another proxy,
+   * with which V8 makes each connection of this one take 1.4 times as long.
    */
   static async #warmUp(resettable = false): Promise<void> {
-    this.#isWarm = true;
     if (!await mayUseLoopback()) return;
-    const open = new Set<Disposable>();
+    const open: Disposable[] = [];
     const close = () => {
-      for (const each of open) each[Symbol.dispose](); // never throws
-      open.clear();
+      for (const each of open.splice(0)) each[Symbol.dispose](); // never throws
     };
     const timer = setTimeout(close, MAX_WARM_UP_MS);
     try {
       const upstream = Deno.listen({ hostname: LOOPBACK, port: 0 });
-      open.add(upstream);
-      const options = {
+      open.push(upstream);
+      const route = checkRoute({
         localPort: 0,
         upstream: addressOf(upstream.addr),
         toxics: [{ type: "latency", attributes: { latency: 1 } }],
-      };
-      const route = checkRoute(options, new Place("", [])) as Route;
+      }, new Place("", [])) as Route;
       const { signal } = new AbortController();
       const listener = await listen(route, resettable, signal);
-      open.add({ [Symbol.dispose]: () => void listener.close() });
+      open.push({ [Symbol.dispose]: () => void listener.close() });
       const bytes = new Uint8Array(64);
       for (let number = 1; number <= WARM_UPS; number++) {
         const client = await Deno.connect(listener.addr);
-        open.add(client);
+        open.push(client);
         const socket = await listener.accept();
         const context = [route, number, 0, resettable, () => {}] as const;
         const ended = new Connection(socket, ...context).run();
         await client.write(bytes);
         const server = await upstream.accept();
-        open.add(server);
+        open.push(server);
         await server.read(bytes);
         await server.write(bytes);
         await client.read(bytes);
@@ -2971,9 +2962,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Changes a route; a `localPort` of 0 takes a new free port. Another address or
-   * upstream, or `enabled: false`, cuts its connections. When it throws, a route
-   * on its way to another host may have lost its port, and is disabled then.
+   * Changes a route for connections to come. Another address or upstream, or
+   * `enabled: false`, cuts those in flight; a `localPort` of 0 takes a free port.
+   * If it throws on the way to another host, the route may be disabled by then.
    */
   async updateRoute(
     name: string,
@@ -2998,9 +2989,8 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Adds each of these routes, or replaces one of that name that listens or
-   * forwards elsewhere; one that does not is left alone, with its toxics and
-   * connections. If one fails, those before it are in place.
+   * Adds these routes, or replaces those of their names that listen or forward
+   * elsewhere, and leaves the others alone. If one fails, those before it stay.
    */
   async populate(options: readonly RouteOptions[]): Promise<Route[]> {
     const routes = validate(
@@ -3101,10 +3091,7 @@ export class ChaosProxy implements AsyncDisposable {
     connection.end({ why: "cut" }, how);
   }
 
-  /**
-   * Takes a seed, 0 to 2^53 - 1 or a random one, for connections to come, which
-   * each route counts from 1 again, so that a run can be repeated.
-   */
+  /** Takes a seed, 0 to 2^53 - 1 or a random one; routes count from 1 again. */
   reseed(seed: number = randomSeed()): void {
     checkArgument({ seed }, { seed: CONFIG_FIELDS.seed });
     this.#context.seed = seed;
@@ -3150,7 +3137,6 @@ export class ChaosProxy implements AsyncDisposable {
     return this.stop();
   }
 
-  /** The connections in flight, by id. */
   get #live() {
     const routes = this.#routes.values();
     return new Map(routes.flatMap(({ connections }) => connections));
