@@ -3083,10 +3083,9 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Cuts a connection; `reset` sends a RST to both sides. */
   cutConnection(id: number, how: "close" | "reset" = "close"): void {
-    const { connection } = this.#live.get(id) ?? {};
-    if (!connection) {
-      throw new Deno.errors.NotFound(`there is no connection ${id}`);
-    }
+    const live = this.#live.get(id);
+    if (!live) throw new Deno.errors.NotFound(`there is no connection ${id}`);
+    const { connection } = live;
     if (how === "reset") this.#find(connection.route.name).assertResettable();
     connection.end({ why: "cut" }, how);
   }

@@ -233,32 +233,24 @@ Deno.test("seed 42 decides what it has always decided", () => {
   assertEquals(first, GOLDEN);
 });
 
-const FAULTS = {
-  ...RATES,
-  name: "db",
-  timeoutMs: 1,
-  latencyMs: 2,
-  jitterMs: 2,
-};
+const BRIEF = { timeoutMs: 1, latencyMs: 2, jitterMs: 2 };
+const FAULTS = { name: "db", ...RATES, ...BRIEF };
+const CONNECTIONS = 300;
 
 /** The decisions by connection number, as the proxy logged them. */
-async function decisionsSeen(
-  seed: number,
-  connections: number,
-  atOnce: number,
-): Promise<Decision[]> {
+async function decisionsSeen(seed: number, atOnce: number) {
   await using upstream = echo();
   await using watched = await WatchedProxy.to(upstream, FAULTS, { seed });
-  for (let done = 0; done < connections; done += atOnce) {
+  for (let done = 0; done < CONNECTIONS; done += atOnce) {
     await times(atOnce, async () => {
       using client = await watched.connect();
       await exchange(client, testBytes(5)).catch(unlessDisconnected);
     });
   }
   const { log } = watched;
-  await log.first("closed", connections);
-  assertEquals(log.of("accepted").length, connections);
-  const seen = new Array<Decision>(connections)
+  await log.first("closed", CONNECTIONS);
+  assertEquals(log.of("accepted").length, CONNECTIONS);
+  const seen = new Array<Decision>(CONNECTIONS)
     .fill({ kind: "forward", delayMs: 0, toxics: [] });
   for (const { connection, delayMs } of log.of("delayed")) {
     seen[connection - 1] = { kind: "forward", delayMs, toxics: [] };
@@ -276,14 +268,14 @@ async function decisionsSeen(
 
 Deno.test("connection by connection, one at a time as 100 at once", async () => {
   const [oneByOne, together, other] = await Promise.all([
-    decisionsSeen(42, 300, 1),
-    decisionsSeen(42, 300, 100),
-    decisionsSeen(43, 300, 100),
+    decisionsSeen(42, 1),
+    decisionsSeen(42, 100),
+    decisionsSeen(43, 100),
   ]);
-  const decided = decisions(42, FAULTS, 300);
+  const decided = decisions(42, FAULTS, CONNECTIONS);
   assertEquals(oneByOne, decided);
   assertEquals(together, decided);
-  assertEquals(other, decisions(43, FAULTS, 300));
+  assertEquals(other, decisions(43, FAULTS, CONNECTIONS));
   for (const kind of ["drop", "timeout", "forward"] as const) {
     assertGreater(count(decided, kind), 0);
   }
