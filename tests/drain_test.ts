@@ -24,6 +24,7 @@ import {
   readToEnd,
   send,
   soon,
+  steadyPort,
   testBytes,
   text,
   times,
@@ -191,6 +192,16 @@ Deno.test("await using stops the proxy", async () => {
   }
   assertEquals(whys(watched), ["drain"]);
   await untilRefused(port);
+});
+
+Deno.test("an address that is closed in a moment can be listened on", async () => {
+  await using watched = await WatchedProxy.start({});
+  const localPort = steadyPort();
+  const busy = Deno.listen({ hostname: "127.0.0.1", port: localPort });
+  const adding = watched.proxy.addRoute({ localPort, upstream: "a:1" });
+  await nextTurn(); // in which it is found to be in use
+  busy.close();
+  assertEquals((await adding).localPort, localPort);
 });
 
 type Event = "accepted" | "connected" | "delayed" | "timed_out";
