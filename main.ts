@@ -3206,6 +3206,7 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   #cut(): void {
+    if (this.#cutSoFar > 0) return; // none has come since then
     for (const { connection } of this.#live.values()) {
       connection.end({ why: "drain" });
       this.#cutSoFar++;
