@@ -64,7 +64,7 @@ Deno.test("each local port leads to its upstream", async () => {
   const [red, green, blue] = names.map((name) =>
     stack.use(new Upstream((conn) => send(conn, name)))
   );
-  const upstreams = [red, green, blue, green].map(defined);
+  const upstreams = [red, green, blue, green].map((each) => defined(each));
   await using watched = await WatchedProxy.start({
     routes: upstreams.map(({ address: upstream }, i) => ({
       localPort: 0,
