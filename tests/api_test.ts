@@ -155,20 +155,23 @@ const take = () => Deno.listen({ hostname: "127.0.0.1", port: 0 });
 test("POST /proxies makes a proxy, with faults and toxics, and GET shows it", async ({ assertAnswers, make, proxy, upstream }) => {
   const at = (name: string) =>
     `"name": "${name}", "listen": "127.0.0.1:${steadyPort()}", "upstream": "${upstream.address}"`;
-  const [db, p] = [at("db"), at("p")];
+  const db = at("db");
   const faults =
     '"dropRate": 0.25, "timeoutRate": 0.5, "timeoutMs": 7, "latencyMs": 8, "jitterMs": 9, "connectTimeoutMs": 10, "halfCloseTimeoutMs": 11';
   const cut =
     '{"name": "cut", "type": "slicer", "stream": "upstream", "toxicity": 0.5, "attributes": {"average_size": 10, "size_variation": 1, "delay": 2}}';
   const dbShown =
     `{${db}, "enabled": true, "toxics": [], "dropRate": 0, "timeoutRate": 0, "timeoutMs": 0, "latencyMs": 0, "jitterMs": 0, "connectTimeoutMs": 10000, "halfCloseTimeoutMs": 60000}`;
-  const pShown =
-    `{${p}, "enabled": true, ${faults}, "toxics": [{"name": "latency_downstream", "type": "latency", "stream": "downstream", "toxicity": 1, "attributes": {"latency": 5, "jitter": 0}}, ${cut}]}`;
   await assertAnswers(`
 GET /proxies
   200 {}
 POST /proxies {${db}}
   201 ${dbShown}
+`);
+  const p = at("p");
+  const pShown =
+    `{${p}, "enabled": true, ${faults}, "toxics": [{"name": "latency_downstream", "type": "latency", "stream": "downstream", "toxicity": 1, "attributes": {"latency": 5, "jitter": 0}}, ${cut}]}`;
+  await assertAnswers(`
 POST /proxies {${p}, ${faults}, "toxics": [{"type": "latency", "attributes": {"latency": 5}}, ${cut}]}
   201 ${pShown}
 GET /proxies/db
