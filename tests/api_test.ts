@@ -24,14 +24,15 @@ import {
   assertEchoes,
   assertReads,
   captured,
+  casesIn,
   Cli,
   defined,
   echo,
   IS_LINUX,
   IS_WINDOWS,
   LONG_MS,
-  nextTurn,
   only,
+  pause,
   readAll,
   readToEnd,
   send,
@@ -90,19 +91,6 @@ async function bodyOf(call: ReturnType<Api["call"]>, expected = 200) {
   const { status, body } = await call;
   assertEquals(status, expected, JSON.stringify(body));
   return body;
-}
-
-/**
- * What is given, a line a case, and what comes of it, in the indented lines
- * below. Cases of which the same comes stand together.
- */
-function casesIn(text: string): [given: string, expected: string[]][] {
-  return text.trim().split(/(?<=\n .*)\n(?=\S)/).flatMap((block) => {
-    const lines = block.split("\n");
-    const given = lines.filter((line) => !line.startsWith(" "));
-    const expected = lines.slice(given.length).map((line) => line.trim());
-    return given.map((each): [string, string[]] => [each, expected]);
-  });
 }
 
 /** Calls of an API as text, such as `PATCH /proxies/p {"enabled": true}`. */
@@ -1156,7 +1144,7 @@ async function unlessStarting<T>(listen: () => Promise<T>): Promise<T> {
       return await listen();
     } catch (error) {
       if (!(error instanceof ListenError) || attempt === 100) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 10));
+      await pause(10);
     }
   }
 }
@@ -1167,7 +1155,7 @@ Deno.test("stop gives the addresses back, on Deno's sockets", async () => {
   let regained = 0;
   for (let round = 0; round < 20; round++) {
     const { proxy } = await unlessStarting(start);
-    await nextTurn(); // it accepts
+    await pause(); // it accepts
     await proxy.stop();
     try {
       await using _ = await start();

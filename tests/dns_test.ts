@@ -7,9 +7,9 @@ import { ChaosProxy } from "../main.ts";
 import {
   Api,
   assertEchoes,
-  cliBehind,
   echo,
   SOCKETS,
+  startedBy,
   TempFile,
   times,
 } from "./helpers.ts";
@@ -31,8 +31,8 @@ for (const { sockets, resettable } of SOCKETS) {
     await using upstream = echo();
     const port = upstream.address.split(":")[1];
     await using file = await TempFile.with(RESOLV_CONF);
-    const mount = `mount --bind ${file.path} /etc/resolv.conf`;
-    const ResolvingCli = cliBehind(mount, "unshare", "--mount");
+    const mount = `mount --bind ${file.path} /etc/resolv.conf && exec "$@"`;
+    const ResolvingCli = startedBy(mount, { before: ["unshare", "--mount"] });
     await using cli = await ResolvingCli.start({
       api: resettable ? 0 : undefined,
       drainTimeoutMs: 100,

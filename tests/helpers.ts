@@ -1,6 +1,6 @@
 /** What the tests share: peers, a proxy that is watched, the CLI as a process. */
 
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertGreaterOrEqual } from "@std/assert";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import {
@@ -62,10 +62,6 @@ export class EventLog {
       if (this.hasEnded) throw new Error(`there are not ${count} ${name}`);
       await this.#changed.promise;
     }
-  }
-
-  async next<N extends LogEvent["event"]>(name: N): Promise<Named<N>> {
-    return defined((await this.first(name, this.of(name).length + 1)).at(-1));
   }
 
   #wake(): void {
@@ -295,7 +291,7 @@ export function testBytes(length: number, seed = 1): Uint8Array<ArrayBuffer> {
 }
 
 /** Whether an error is one that a peer's leaving, or our closing, brings. */
-export function isDisconnect(error: unknown): boolean {
+function isDisconnect(error: unknown): boolean {
   const { errors } = Deno;
   return [
     ...[errors.ConnectionReset, errors.ConnectionAborted, errors.BrokenPipe],
@@ -411,6 +407,14 @@ export class Cli implements AsyncDisposable {
     }
   }
 
+  /** Runs so with one route to an upstream, on a free port. */
+  static to(
+    { address: upstream }: { address: string },
+    config: Partial<ConfigOptions> = {},
+  ): Promise<Cli> {
+    return this.start({ ...config, routes: [{ localPort: 0, upstream }] });
+  }
+
   /** What an expression captures in standard output, or all that it matches. */
   async says(expression: RegExp): Promise<string> {
     await until(
@@ -473,7 +477,7 @@ export async function until(
   const end = performance.now() + 60_000;
   while (!await isSo()) {
     if (performance.now() > end) throw new Error(`not within 60 s: ${what}`);
-    await new Promise((resolve) => setTimeout(resolve, 1));
+    await pause();
   }
 }
 
@@ -540,21 +544,6 @@ export class Api implements AsyncDisposable {
   post = (path: string, body?: unknown) => this.call("POST", path, body);
   patch = (path: string, body: unknown) => this.call("PATCH", path, body);
   delete = (path: string) => this.call("DELETE", path);
-
-  /** Calls with just these headers, also those that `fetch` sets itself. */
-  async plain(method: string, path: string, headers: Record<string, string>) {
-    const all = { host: "localhost", connection: "close", ...headers };
-    const lines = Object.entries(all).map(([name, value]) =>
-      `${name}: ${value}\r\n`
-    );
-    using conn = await Deno.connect({ port: this.port });
-    await send(conn, `${method} ${path} HTTP/1.1\r\n${lines.join("")}\r\n`);
-    const answer = text(await readAll(conn));
-    return {
-      status: Number(answer.split(" ", 2)[1]),
-      text: answer.slice(answer.indexOf("\r\n\r\n") + 4),
-    };
-  }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#client.close();
@@ -679,9 +668,14 @@ export function times<T>(
   return Promise.all(Array.from({ length: count }, (_, i) => run(i)));
 }
 
-/** Lets a turn of the event loop pass, in which a stray failure shows. */
-export function nextTurn(): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, 1));
+/** Lets time pass, or just a turn of the event loop, for a failure to show. */
+export function pause(ms = 1): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** At least so much time has passed, as far as the clock can tell. */
+export function assertSince(start: number, ms: number): void {
+  assertGreaterOrEqual(performance.now() - start, ms - 1);
 }
 
 interface Flow {
@@ -713,7 +707,7 @@ export function flood(
 export async function untilStalled(flow: Flow): Promise<void> {
   let last = -1;
   for (let same = 0; same < 8; same++) {
-    await new Promise((resolve) => setTimeout(resolve, 25));
+    await pause(25);
     if (flow.sent !== last) same = 0;
     last = flow.sent;
     assert(last < 128 * MIB, `${last} bytes were taken`);
@@ -865,12 +859,31 @@ export async function memory({ pid }: Cli, kind: "RSS" | "HWM") {
   return Number(captured(line, status)) * 1024;
 }
 
-/** The program as a shell starts it behind another command. */
-export function cliBehind(command: string, ...shell: string[]) {
+/** The program as a script for a shell starts it, in place of "$@". */
+export function startedBy(
+  script: string,
+  { before = [], unread }: { before?: string[]; unread?: Promise<void> } = {},
+) {
   return class extends Cli {
     override get command(): string[] {
-      const script = `${command} && exec "$@"`;
-      return [...shell, "sh", "-c", script, "sh", Deno.execPath()];
+      return [...before, "sh", "-c", script, "sh", ...super.command];
+    }
+
+    override get unread(): Promise<void> {
+      return unread ?? super.unread;
     }
   };
+}
+
+/**
+ * What is given, a line a case, and what comes of it, in the indented lines
+ * below. Cases of which the same comes stand together.
+ */
+export function casesIn(text: string): [given: string, expected: string[]][] {
+  return text.trim().split(/(?<=\n .*)\n(?=\S)/).flatMap((block) => {
+    const lines = block.split("\n");
+    const given = lines.filter((line) => !line.startsWith(" "));
+    const expected = lines.slice(given.length).map((line) => line.trim());
+    return given.map((each): [string, string[]] => [each, expected]);
+  });
 }

@@ -3,13 +3,14 @@ import {
   Api,
   assertEchoes,
   Cli,
-  cliBehind,
   echo,
   IS_LINUX,
   IS_WINDOWS,
   memory,
   MIB,
+  pause,
   soon,
+  startedBy,
   text,
   times,
   until,
@@ -22,9 +23,7 @@ if (!IS_LINUX) {
 Deno.test("thousands of connections leave nothing behind", async () => {
   const atOnce = await affordable(1000);
   await using upstream = echo();
-  await using cli = await Cli.start({
-    routes: [{ localPort: 0, upstream: upstream.address }],
-  });
+  await using cli = await Cli.to(upstream);
   await exchangeInLanes(cli, 100);
   await cli.log.first("closed", 100);
   const before = IS_LINUX ? await descriptors(cli) : 0;
@@ -67,7 +66,7 @@ for (const [name, limit, event, api] of SHORTAGES) {
     const dials = event === "upstream_failed";
     await using upstream = echo();
     const route = { localPort: 0, upstream: upstream.address };
-    await using cli = await cliBehind(`ulimit -n ${limit}`).start({
+    await using cli = await startedBy(`ulimit -n ${limit} && exec "$@"`).start({
       api,
       routes: [
         { name: "echo", ...route },
@@ -112,10 +111,8 @@ Deno.test("no shortage of descriptors, however short, leaves a listener deaf", {
   ignore,
 }, async () => {
   await using upstream = echo();
-  await using cli = await cliBehind("ulimit -n 256").start({
-    api: 0,
-    routes: [{ localPort: 0, upstream: upstream.address }],
-  });
+  await using cli = await startedBy('ulimit -n 256 && exec "$@"')
+    .to(upstream, { api: 0 });
   const open = (port: number, count: number) =>
     times(count, () => Deno.connect({ port }).catch(() => null));
   for (const client of await open(cli.port(), 60)) client?.close();
@@ -123,7 +120,7 @@ Deno.test("no shortage of descriptors, however short, leaves a listener deaf", {
   const idle = await open(await apiPort(cli), 180);
   for (let burst = 0; burst < 10; burst++) {
     const clients = await open(cli.port(), 100);
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    await pause(20);
     for (const client of clients) client?.close();
   }
   for (const client of idle) client?.close();
