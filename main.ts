@@ -3765,14 +3765,8 @@ const TEXTS: { [E in EventName]: (event: EventOf<E>) => string } = {
   sighup_ignored: () => "; nothing was done",
 };
 
-/** The events that are always warnings. */
-const WARNINGS: readonly EventName[] = [
-  ...["upstream_failed", "accept_failed", "api_failed"] as const,
-  ...["config_warning", "log_dropped", "sighup_ignored"] as const,
-];
-
 function levelOf(event: LogEvent): LogLevel {
-  const isWarning = WARNINGS.includes(event.event) ||
+  const isWarning = /_(?:failed|warning|dropped|ignored)$/.test(event.event) ||
     "ignored" in event ||
     ("cut" in event && event.cut > 0) ||
     (event.event === "api_listening" && isOpen(event.address));
@@ -3917,9 +3911,8 @@ const SETTINGS = [
   ...["config", "host", "port", "seed"] as const, // also toxiproxy-server's
 ] as const;
 const OPTIONS = [...FLAGS, ...SETTINGS].map((name) => `--${name}`);
-const FLAG_WITH_VALUE = RegExp(`^--(?:${FLAGS.join("|")})=`);
 /** Options of toxiproxy-server's that change nothing: metrics are always on. */
-const METRICS_OPTION = /^--(?:proxy|runtime)-metrics(?:=(?:true|false))?$/;
+const METRICS = ["proxy-metrics", "runtime-metrics"] as const;
 
 type CommandLine = ReturnType<typeof readCommandLine>;
 
@@ -3928,16 +3921,19 @@ function readCommandLine(written: string[]) {
   const end = [...written, "--"].indexOf("--");
   const operands = written.slice(end + 1);
   const args = written.slice(0, end)
-    .map((arg) => arg.replace(/^-(?=[a-z][a-z-])/, "--")) // one dash will do
-    .filter((arg) => !METRICS_OPTION.test(arg));
-  const wrong = args.find((arg) => FLAG_WITH_VALUE.test(arg));
-  if (wrong) throw new ConfigError(wrong, ["this option takes no value"]);
+    .map((arg) => arg.replace(/^-(?=[a-z][a-z-])/, "--")); // one dash will do
   const flags = parseArgs(args, {
-    boolean: FLAGS,
+    boolean: [...FLAGS, ...METRICS],
     string: SETTINGS,
     alias: { help: "h", version: "V" },
     unknown: (arg) => {
-      if (/^-./.test(arg)) throw unknownOption(arg);
+      if (/^-./.test(arg)) {
+        const name = arg.replace(/=.*/s, "");
+        const hint = /^-\d/.test(name)
+          ? "; no option takes a negative number"
+          : hintForKey(name, OPTIONS);
+        throw new ConfigError(name, [`unknown option${hint}`]);
+      }
       operands.push(arg); // as it was written: `_` has `1e3` as a number
       return false;
     },
@@ -3988,19 +3984,9 @@ function readCommandLine(written: string[]) {
   };
 }
 
-function unknownOption(arg: string): ConfigError {
-  const name = arg.replace(/=.*/s, "");
-  const hint = /^-\d/.test(name)
-    ? "; no option takes a negative number"
-    : hintForKey(name, OPTIONS);
-  return new ConfigError(name, [`unknown option${hint}`]);
-}
-
 /** @throws {ConfigError} If the file cannot be read or is no text. */
 async function readText(path: string): Promise<string> {
   try {
-    const { isDirectory } = await Deno.stat(path);
-    if (isDirectory) throw new Deno.errors.IsADirectory();
     const { readable } = await Deno.open(path);
     const decoder = new TextDecoderStream("utf-8", { fatal: true });
     let text = "";
@@ -4010,29 +3996,22 @@ async function readText(path: string): Promise<string> {
     }
     return text;
   } catch (error) {
-    const { name } = error as Error;
-    throw new ConfigError(path, [UNREADABLE[name] ?? causeOf(error)]);
+    const problem = error instanceof TypeError
+      ? "expected text in UTF-8, found other bytes"
+      : causeOf(error);
+    throw new ConfigError(path, [problem]);
   }
 }
-
-const UNREADABLE: Record<string, string> = {
-  NotFound: "there is no such file",
-  IsADirectory: "expected a YAML or JSON file, found a directory",
-  PermissionDenied: "there is no permission to read the file",
-  TypeError: "expected text in UTF-8, found other bytes",
-};
 
 /** A table of the routes and their faults. */
 function summarize(config: Config, path: string): string {
   const { routes, seed, drainTimeoutMs, api } = config;
-  const summary = [
-    `${path}: ${count(routes.length, "route")}`,
-    seed === undefined ? "a random seed" : `seed ${seed}`,
-    drainTimeoutMs > 0
-      ? `drain within ${drainTimeoutMs} ms`
-      : "drain without a limit",
-    ...(api === undefined ? [] : [`api ${api}`]),
-  ].join(", ");
+  const limit = drainTimeoutMs > 0
+    ? `within ${drainTimeoutMs} ms`
+    : "without a limit";
+  const summary = `${path}: ${count(routes.length, "route")}, ` +
+    `${seed === undefined ? "a random seed" : `seed ${seed}`}, drain ${limit}` +
+    (api === undefined ? "" : `, api ${api}`);
   const table = [
     ["ROUTE", ...routes.map(({ name }) => name)],
     ["LISTEN", ...routes.map((route) => asProxy(route).listen)],
