@@ -165,52 +165,60 @@ interface Field<T> {
 
 type Fields<T> = { readonly [K in keyof T]-?: Field<NonNullable<T[K]>> };
 
-/** The same fields, of which none is required or filled in. */
-function optional<T>(fields: Fields<T>): Fields<T> {
-  const entries = Object.entries<Field<unknown>>(fields);
-  return Object.fromEntries(
-    entries.map(([key, { guard }]) => [key, { guard, optional: true }]),
-  ) as Fields<T>;
-}
-
 /** What can be set while it is being checked. */
 type Draft<T> = { -readonly [K in keyof T]?: T[K] };
 
-const ZERO: unknown = 0;
-
-/** Checks an object's fields; what is good is returned, defaults filled in. */
+/**
+ * Checks an object's fields; what is good is returned, with the defaults unless
+ * it is a change. In Toxiproxy's form unknown keys are ignored, the others may be
+ * in any case, null stands for what is left out, and 0 for a number that is.
+ */
 function checkFields<T>(
   value: unknown,
   place: Place,
   fields: Fields<T>,
+  isChange = false,
 ): Draft<T> {
   const known = Object.keys(fields) as (keyof T & string)[];
+  const isRequired = (key: keyof T) =>
+    !isChange && !fields[key].optional && fields[key].default === undefined;
   if (!isRecord(value)) {
-    const required = known.filter((key) => isRequired(fields[key]));
-    const keys = required.length > 0 ? ` with ${required.join(" and ")}` : "";
+    const required = known.filter(isRequired).join(" and ");
+    const keys = required && ` with ${required}`;
     place.refuse(`expected a mapping${keys}, found ${describe(value)}`);
     return {};
   }
-  for (const key of Object.keys(value)) {
-    if (Object.hasOwn(fields, key)) continue;
+  const fold = (key: string) => place.ignored ? key.toLowerCase() : key;
+  const names = new Map(known.map((name) => [fold(name), name]));
+  const keys = Map.groupBy(Object.keys(value), (key) => names.get(fold(key)));
+  for (const key of keys.get(undefined) ?? []) {
     if (place.problems.length >= MAX_PROBLEMS) break;
-    place.at(key).refuse(`unknown key${hintForKey(key, known)}`);
+    if (place.ignored) place.at(key).ignore();
+    else place.at(key).refuse(`unknown key${hintForKey(key, known)}`);
   }
   const good: Draft<T> = {};
-  for (const key of known) {
-    const { guard, default: fallback } = fields[key];
-    const written = Object.hasOwn(value, key) ? value[key] : undefined;
-    const found = written instanceof OddNumber && written.isDecimal &&
-        guard.is(0.5) // not only integers are taken
-      ? written.value
-      : written;
-    if (guard.is(found)) good[key] = found;
-    else if (found !== undefined) place.at(key).refuseFor(guard, written);
-    else if (fallback !== undefined) good[key] = fallback;
-    else if (!isRequired(fields[key])) continue;
-    else if (place.ignored && guard.is(ZERO)) {
-      good[key] = ZERO; // which Toxiproxy's clients may leave out
-    } else place.at(key).refuse(`missing; expected ${guard.expected}`);
+  for (const name of known) {
+    const { guard, normalize, default: fallback } = fields[name];
+    const [key, ...others] = keys.get(name) ?? [];
+    for (const other of others) {
+      place.at(other).refuse(`the same key as ${key}; write one`);
+    }
+    let found = key === undefined ? undefined : value[key];
+    if (place.ignored && found === null) found = undefined;
+    if (place.ignored && found !== undefined && normalize) {
+      found = normalize(found, place.at(name));
+    }
+    if (found === undefined && !isChange) {
+      found = fallback ?? (place.ignored && guard.is(0) ? 0 : undefined);
+    }
+    const plain = found instanceof OddNumber && guard.is(0.5) // not only integers
+      ? found.value
+      : found;
+    if (guard.is(plain)) good[name] = plain;
+    else if (found !== undefined) place.at(name).refuseFor(guard, found);
+    else if (isRequired(name)) {
+      place.at(name).refuse(`missing; expected ${guard.expected}`);
+    }
   }
   return good;
 }
@@ -260,14 +268,6 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
 /** A number that YAML read from a text in another form: `0755`, `1:30`, `1e3`. */
 class OddNumber {
   constructor(readonly value: number, readonly text: string) {}
-
-  get isDecimal(): boolean {
-    return /^[-+]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:e[-+]?\d+)?$/i.test(this.text);
-  }
-}
-
-function isRequired(field: Field<unknown>): boolean {
-  return field.default === undefined && !field.optional;
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {
@@ -320,38 +320,9 @@ function editDistance(from: string, to: string): number {
   return row.at(-1) ?? a.length;
 }
 
-/** Toxiproxy's clients write keys in any case, and null for what is absent. */
-function normalize(
-  value: unknown,
-  place: Place,
-  fields: Readonly<Record<string, Field<unknown>>>,
-): unknown {
-  if (!isRecord(value) || !place.ignored) return value;
-  const names = new Map(
-    Object.keys(fields).map((name) => [name.toLowerCase(), name]),
-  );
-  const written = Map.groupBy(
-    Object.keys(value),
-    (key) => names.get(key.toLowerCase()),
-  );
-  for (const key of written.get(undefined) ?? []) place.at(key).ignore();
-  const normalized: Record<string, unknown> = {};
-  for (const [name, field] of Object.entries(fields)) {
-    const [key, ...others] = written.get(name) ?? [];
-    for (const other of others) {
-      place.at(other).refuse(`the same key as ${key}; write one`);
-    }
-    const found = key === undefined ? null : value[key];
-    if (found === null) continue;
-    normalized[name] = field.normalize
-      ? field.normalize(found, place.at(name))
-      : found;
-  }
-  return normalized;
-}
-
 /** To Toxiproxy, which is written in Go, an empty text is one left out. */
 const unlessEmpty = (text: unknown) => text === "" ? undefined : text;
+const lowerCase = (text: unknown) => isText(text) ? text.toLowerCase() : text;
 
 const LOOPBACK = "127.0.0.1";
 const ALL_ADDRESSES = "0.0.0.0";
@@ -800,7 +771,7 @@ function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
   const owners = new Map<string, Place>();
   return Array.from(values, (value, index) => {
     const at = place.at(index);
-    const toxic = checkToxic(normalizeToxic(value, at), at);
+    const toxic = checkToxic(value, at);
     const { name } = toxic;
     const owner = owners.get(name);
     if (owner) {
@@ -820,31 +791,6 @@ function checkToxic(value: unknown, place: Place): Toxic {
   return { name: `${type}_${stream}`, ...toxic, attributes: good } as Toxic;
 }
 
-/** As {@linkcode normalize}, of a toxic, or of changes of one. */
-function normalizeToxic(
-  value: unknown,
-  place: Place,
-  changed?: Toxic,
-): unknown {
-  const toxic = normalize(value, place, TOXIC_FIELDS);
-  if (!isRecord(toxic) || !place.ignored) return toxic;
-  if (changed) {
-    // Some clients always send these, not always as they are.
-    for (const key of ["name", "type", "stream"] as const) {
-      const stays = (toxic[key] ?? changed[key]) === changed[key];
-      if (!stays) place.at(key).ignore(`stays ${changed[key]}`);
-      delete toxic[key];
-    }
-  }
-  const type = changed?.type ?? toxic["type"];
-  if (TOXIC_FIELDS.type.guard.is(type)) {
-    const { attributes } = toxic;
-    const at = place.at("attributes");
-    toxic["attributes"] = normalize(attributes, at, TOXICS[type].attributes);
-  }
-  return toxic;
-}
-
 function oneOf<T extends string>(...choices: T[]): Guard<T> {
   const all = new Set<unknown>(choices);
   return guard(choices.join(" or "), (value): value is T => all.has(value));
@@ -856,7 +802,7 @@ const TOXIC_FIELDS: Fields<Toxic> = {
   stream: {
     guard: oneOf<Stream>("upstream", "downstream"),
     default: "downstream",
-    normalize: (stream) => isText(stream) ? stream.toLowerCase() : stream,
+    normalize: lowerCase,
   },
   toxicity: {
     guard: rate,
@@ -1319,10 +1265,9 @@ function checkRoute(
   name?: string,
 ): Partial<Route> {
   const before = place.ignored?.length;
-  const proxy = normalize(value, place, PROXY_FIELDS);
-  const named = isRecord(proxy) ? { name, ...proxy } : proxy;
+  const named = { guard: routeName, default: name };
   const fields: Draft<RouteFields & { listen: string }> = place.ignored
-    ? checkFields(named, place, PROXY_FIELDS)
+    ? checkFields(value, place, { ...PROXY_FIELDS, name: named })
     : checkFields(value, place, fieldsOf(value));
   const { listen, toxics: written = [], ...rest } = fields;
   if (rest.localPort !== undefined) rest.name ??= String(rest.localPort);
@@ -2973,7 +2918,7 @@ export class ChaosProxy implements AsyncDisposable {
     const { name: _, toxics: __, ...fields } = fieldsOf(changes);
     const checked = validate(
       `route ${name}`,
-      (place) => checkFields(changes, place, optional(fields)),
+      (place) => checkFields(changes, place, fields, true),
     );
     return await this.#inTurn(() => this.#change(this.#find(name), checked));
   }
@@ -3049,9 +2994,8 @@ export class ChaosProxy implements AsyncDisposable {
   ): Toxic {
     const { live, toxic } = this.#findToxic(route, name);
     const { toxicity, attributes } = TOXIC_FIELDS;
-    const fields = optional({ toxicity, attributes });
     const changed = validate("toxic", (place) => {
-      const given = checkFields(changes, place, fields);
+      const given = checkFields(changes, place, { toxicity, attributes }, true);
       given.attributes = { ...toxic.attributes, ...given.attributes };
       return checkToxic({ ...toxic, ...given }, place);
     });
@@ -3319,10 +3263,7 @@ const CALLS: Record<string, (call: Call) => unknown> = {
   "GET /proxies/*/toxics": ({ proxy, name }) => proxy.route(name).toxics,
   "POST /proxies/*/toxics"(call) {
     const { name } = call.proxy.route(call.name);
-    const toxic = checkBody(call, (body, place) => {
-      return checkToxic(normalizeToxic(body, place), place);
-    });
-    return call.proxy.addToxic(name, toxic);
+    return call.proxy.addToxic(name, checkBody(call, checkToxic));
   },
   "GET /proxies/*/toxics/*": toxicOf,
   "POST /proxies/*/toxics/*": updateToxic,
@@ -3383,10 +3324,25 @@ async function updateProxy(call: Call): Promise<unknown> {
 
 function updateToxic(call: Call): Toxic {
   const toxic = toxicOf(call);
-  const changes = checkBody(call, (body, place) => {
-    const given = normalizeToxic(body, place, toxic);
-    return checkFields(given, place, optional(TOXIC_FIELDS));
+  // Some clients always send what stays, not always as it is.
+  const stays = (key: "name" | "type" | "stream") => ({
+    guard: routeName,
+    normalize(given: unknown, place: Place) {
+      const isSame = lowerCase(given) === toxic[key].toLowerCase();
+      if (given !== "" && !isSame) place.ignore(`stays ${toxic[key]}`);
+    },
   });
+  const known = TOXICS[toxic.type].attributes;
+  const fields = {
+    toxicity: TOXIC_FIELDS.toxicity,
+    attributes: {
+      ...TOXIC_FIELDS.attributes,
+      normalize: (given: unknown, place: Place) =>
+        checkFields(given, place, known, true),
+    },
+    ...{ name: stays("name"), type: stays("type"), stream: stays("stream") },
+  };
+  const changes = checkBody(call, changesOf(fields));
   return call.proxy.updateToxic(call.name, call.toxic, changes);
 }
 
@@ -3407,7 +3363,7 @@ function asProxy({ host, localPort, toxics, ...rest }: Route) {
 /** Checks a body in which each of some fields may be left out. */
 function changesOf<T>(fields: Fields<T>) {
   return (body: unknown, place: Place) =>
-    checkFields(normalize(body, place, fields), place, optional(fields));
+    checkFields(body, place, fields, true);
 }
 
 function checkBody<T>(

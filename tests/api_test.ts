@@ -1299,7 +1299,7 @@ Deno.test("a config's form is told apart, and its errors keep their paths", () =
 {"proxies": [5]}
   proxies[0]: expected a mapping with name and upstream, found 5
 {"proxies": {"a": 5}}
-  proxies.a: expected a mapping with name and upstream, found 5
+  proxies.a: expected a mapping with upstream, found 5
 {"a": {"upstream": "a:1"}, "b": {}}
   b.upstream: missing; expected host:port or [ipv6]:port, the port from 1 to 65535
 {"a b": {"upstream": "a:1", "toxics": [{"type": "noop", "stream": 5}]}}
