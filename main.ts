@@ -180,12 +180,8 @@ function checkFields<T>(
   isChange = false,
 ): Draft<T> {
   const known = Object.keys(fields) as (keyof T & string)[];
-  const isRequired = (key: keyof T) =>
-    !isChange && !fields[key].optional && fields[key].default === undefined;
   if (!isRecord(value)) {
-    const required = known.filter(isRequired).join(" and ");
-    const keys = required && ` with ${required}`;
-    place.refuse(`expected a mapping${keys}, found ${describe(value)}`);
+    place.refuse(`expected a mapping, found ${describe(value)}`);
     return {};
   }
   const fold = (key: string) => place.ignored ? key.toLowerCase() : key;
@@ -198,7 +194,7 @@ function checkFields<T>(
   }
   const good: Draft<T> = {};
   for (const name of known) {
-    const { guard, normalize, default: fallback } = fields[name];
+    const { guard, optional, normalize, default: fallback } = fields[name];
     const [key, ...others] = keys.get(name) ?? [];
     for (const other of others) {
       place.at(other).refuse(`the same key as ${key}; write one`);
@@ -216,7 +212,7 @@ function checkFields<T>(
       : found;
     if (guard.is(plain)) good[name] = plain;
     else if (found !== undefined) place.at(name).refuseFor(guard, found);
-    else if (isRequired(name)) {
+    else if (!isChange && !optional) {
       place.at(name).refuse(`missing; expected ${guard.expected}`);
     }
   }
@@ -235,13 +231,14 @@ function hintForKey(key: string, known: readonly string[]): string {
     : `; known are ${known.join(", ")}`;
 }
 
-const UNITS = new Map([["%", 0.01], ["ms", 1], ["s", 1000], ["m", 60_000]]);
+const EXPONENTS: Record<string, string> = { "%": "e-2", s: "e3" };
+
+const QUOTE_IPV6 = "; put an IPv6 address in quotes";
 
 /** How to mend a value, where it is clear what was meant. */
 function hintFor(guard: Guard<unknown>, found: unknown): string {
   if (Array.isArray(found) && /:/.test(describe(found[0]))) {
-    const quoted = ["[::1]:5432", "::1"].find((each) => guard.is(each));
-    if (quoted) return `; put an IPv6 address in quotes, "${quoted}"`;
+    return QUOTE_IPV6;
   }
   if (isRecord(found) && guard.is([found])) {
     return '; write a list, of which each item begins with "- "';
@@ -250,17 +247,15 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
     return guard.is(found.value) ? "; write it in plain decimal digits" : "";
   }
   if (typeof found !== "string" || found.length > 1000) return "";
-  const [, amount, unit] = /^\s*([\d.]+)\s*(%|[a-z]+)?\s*$/.exec(found) ?? [];
-  if (!unit && guard.is(Number(amount))) return "; remove the quotes";
-  const scaled = Number(
-    (Number(amount) * (UNITS.get(unit ?? "") ?? NaN)).toPrecision(12),
-  );
+  const [, amount, unit = ""] = /^\s*([\d.]+)\s*(%|ms|s)?\s*$/.exec(found) ??
+    [];
+  const scaled = Number(`${amount}${EXPONENTS[unit] ?? ""}`);
   const joined = found.trim().replace(/\s+/g, "-");
   const [, server] = /^(?:[\w+.-]+:\/\/)?(?:.*@)?([^/?#]+)/s.exec(found) ?? [];
   const written = [scaled, joined, server].find((each) => guard.is(each));
   if (written !== undefined) return `; write ${written}`;
-  const lacksPort = server !== found && guard.is(`${server}:1`);
-  if (server && lacksPort && isHost(server)) return `; write ${server}:port`;
+  const isUrl = server !== undefined && server !== found;
+  if (isUrl && guard.is(`${server}:1`)) return `; write ${server}:port`;
   const meant = nearest(found, guard.expected.split(" or "));
   return guard.is(meant) ? `; did you mean ${meant}?` : "";
 }
@@ -307,17 +302,18 @@ function nearest(
 
 /** The fewest insertions, deletions and replacements between two words. */
 function editDistance(from: string, to: string): number {
-  const [a, b] = [[...from.toLowerCase()], [...to.toLowerCase()]];
-  let row = b.map((_, j) => j + 1);
-  for (const [i, letter] of a.entries()) {
-    let [diagonal, left] = [i, i + 1];
+  const letters = [...to.toLowerCase()];
+  let row = [0, ...letters.keys().map((j) => j + 1)];
+  for (const letter of from.toLowerCase()) {
+    let left = Infinity;
     row = row.map((up, j) => {
-      left = Math.min(diagonal + (letter === b[j] ? 0 : 1), up + 1, left + 1);
-      diagonal = up;
+      const diagonal = (row[j - 1] ?? Infinity) +
+        (letter === letters[j - 1] ? 0 : 1);
+      left = Math.min(diagonal, up + 1, left + 1);
       return left;
     });
   }
-  return row.at(-1) ?? a.length;
+  return row.at(-1) ?? 0;
 }
 
 /** To Toxiproxy, which is written in Go, an empty text is one left out. */
@@ -327,23 +323,26 @@ const lowerCase = (text: unknown) => isText(text) ? text.toLowerCase() : text;
 const LOOPBACK = "127.0.0.1";
 const ALL_ADDRESSES = "0.0.0.0";
 
-/** Whether a host is fit for a URL: a name, an IPv4 or a bracketed IPv6 one. */
+/** A host as it stands in a URL. */
+const inUrl = (host: string) => host.includes(":") ? `[${host}]` : host;
+
+/** Whether it is a host name or an IP address, of IPv6 without brackets. */
 function isHost(host: string): boolean {
-  return host.length <= 255 &&
-    /^(?:\w+(?:[.-]+\w+)*\.?|\[[\da-f:.]+\])$/i.test(host) &&
-    !host.includes("..") && URL.canParse(`http://${host}`);
+  return host.length <= 255 && !host.includes("..") &&
+    /^(?:\w+(?:[.-]+\w+)*\.?|[\da-f]*:[\da-f:.]+)$/i.test(host) &&
+    URL.canParse(`http://${inUrl(host)}`);
 }
 
 /** Where to listen, or to connect to. */
 type Address = Pick<Deno.NetAddr, "hostname" | "port">;
 
-/** Splits `host:port`; the brackets of an IPv6 address are taken off. */
+/** Splits `host:port`; an IPv6 address is in brackets, which are taken off. */
 function splitAddress(address: string, lowestPort = 1): Address | undefined {
-  const [, host, digits] = /^(.+):(\d{1,5})$/.exec(address) ?? [];
-  const port = Number(digits);
-  if (host === undefined || !isHost(host)) return undefined;
-  if (port < lowestPort || port > 65535) return undefined;
-  return { hostname: host.replace(/^\[(.*)\]$/, "$1"), port };
+  const [, ipv6, other = "", digits] =
+    /^(?:\[(.*:.*)\]|([^:]+)):(\d{1,5})$/.exec(address) ?? [];
+  const [hostname, port] = [ipv6 ?? other, Number(digits)];
+  const isGood = isHost(hostname) && port >= lowestPort && port <= 65535;
+  return isGood ? { hostname, port } : undefined;
 }
 
 /** Splits an address to listen on; `:port` is at the host given. */
@@ -356,9 +355,9 @@ function splitListen(address: string, host: string): Address | undefined {
  * resolver may put IPv6 first, where few look for it.
  */
 function canonicalHost(host: string): string {
-  const url = new URL(`http://${host.includes(":") ? `[${host}]` : host}`);
-  const hostname = url.hostname.replace(/^\[(.*)\]$/, "$1");
-  return /^localhost\.?$/.test(hostname) ? LOOPBACK : hostname;
+  const { hostname } = new URL(`http://${inUrl(host)}`);
+  if (/^localhost\.?$/.test(hostname)) return LOOPBACK;
+  return hostname.replace(/^\[(.*)\]$/, "$1");
 }
 
 /** Whether two canonical hosts overlap: `0.0.0.0` covers IPv4, and `::` all. */
@@ -376,16 +375,13 @@ function isLoopback(address: string): boolean {
 /** Whether a connection to a host of this machine gets to where one listens. */
 function reaches(upstreamHost: string, listenHost: string): boolean {
   const [to, at] = [canonicalHost(upstreamHost), canonicalHost(listenHost)];
-  const isWide = (host: string) => host === ALL_ADDRESSES || host === "::";
-  return to === at || (isWide(at) && (isWide(to) || isLoopback(to))) ||
-    (isWide(to) && isLoopback(at));
+  const isOwn = (host: string) => overlaps(host, LOOPBACK) || isLoopback(host);
+  return overlaps(to, at) && (to === at || (isOwn(to) && isOwn(at)));
 }
 
 /** Joins what `splitAddress` splits. */
 function addressOf({ hostname, port }: Address): string {
-  return hostname.includes(":")
-    ? `[${hostname}]:${port}`
-    : `${hostname}:${port}`;
+  return `${inUrl(hostname)}:${port}`;
 }
 
 // ---- Randomness: numbers that follow from the seed ---------------------------
@@ -836,10 +832,7 @@ export interface RouteOptions {
   localPort: number;
   /** Where to forward to: `host:port` or `[ipv6]:port`. */
   upstream: string;
-  /**
-   * Its unique name, also part of each random decision: 1 to 255 characters
-   * without white space, not `.` or `..`. Default: the local port.
-   */
+  /** Unique, 1 to 255 characters without white space. Default: the port. */
   name?: string;
   /** The address to listen on. Default: 127.0.0.1. */
   host?: string;
@@ -874,48 +867,40 @@ export interface ConfigOptions {
   seed?: number;
   /** The longest drain in ms, 0 to 2147483647; 0: for ever. Default: 30000. */
   drainTimeoutMs?: number;
-  /**
-   * Where the control API is to listen: a port, on 127.0.0.1, or `host:port`;
-   * port 0 takes a free one. Default: there is none.
-   */
+  /** Where the control API listens, a port or `host:port`. Default: nowhere. */
   api?: number | string;
   /** The routes; in a configuration file at least one, unless it has an `api`. */
   routes?: readonly RouteOptions[];
 }
 
-/** A configuration with every default but the seed's filled in. */
-export interface Config extends ConfigOptions {
-  /** How long connections in flight may take to end, in ms; 0: for ever. */
-  drainTimeoutMs: number;
-  /** Where the control API is to listen, `host:port`; absent, there is none. */
-  api?: string;
-  /** The routes, with unique names and ports. */
-  routes: readonly Route[];
-}
+/**
+ * A configuration with every default but the seed's filled in, unique names and
+ * ports of routes, and the `api`, if there is one, as `host:port`.
+ */
+export type Config =
+  & Pick<ConfigOptions, "seed">
+  & Required<Pick<ConfigOptions, "drainTimeoutMs">>
+  & { api?: string; routes: readonly Route[] };
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
 const MAX_MERGED_CHARACTERS = 50_000_000; // takes a second at most
-const MAX_JSON_DEPTH = 100;
 const MAX_ROUTES = 1000;
 const MAX_TOXICS_IN_ALL = 10_000;
 /** Each passes on to the next in a call: 2,000 have overflowed the stack. */
 const MAX_TOXICS = 500;
 
-const listenHost = guard(
-  "a host name or an IP address",
-  isText,
-  (host) => !host.startsWith("[") && (isHost(host) || isHost(`[${host}]`)),
-);
+const listenHost = guard("a host name or an IP address", isText, isHost);
 const upstreamAddress = guard(
   "host:port or [ipv6]:port, the port from 1 to 65535",
   isText,
   (address) => splitAddress(address) !== undefined,
 );
 /** Toxiproxy takes an upstream without a port; its connections then fail. */
+const lacksPort = (upstream: string) => upstreamAddress.is(`${upstream}:1`);
 const proxyUpstream = guard(
   upstreamAddress.expected,
   isText,
-  (address) => upstreamAddress.is(address) || isHost(address),
+  (address) => upstreamAddress.is(address) || lacksPort(address),
 );
 const listenAddress = guard(
   "host:port, [ipv6]:port or :port, the port from 0 to 65535",
@@ -973,7 +958,7 @@ const PROXY_FIELDS = {
 
 function normalizeUpstream(upstream: unknown, place: Place): unknown {
   if (typeof upstream !== "string") return upstream;
-  if (isHost(upstream)) {
+  if (lacksPort(upstream)) {
     place.ignore(`${upstream} has no port; its connections fail`);
   }
   return upstream.replace(/^:(?=\d+$)/, "localhost:");
@@ -995,19 +980,17 @@ LEVELS.unshift(
 );
 
 /**
- * Reads a configuration: JSON if the path ends in `.json`, YAML otherwise. It
+ * Reads a configuration of at most 1 MiB: JSON if the path, which messages name,
+ * ends in `.json`, YAML otherwise. What is `given` comes before what it says. It
  * may be Toxiproxy's own: proxies of `{name, listen, upstream, enabled, toxics}`
  * in a list or in an object by name, either of them also as `proxies`.
  *
- * @param text What the file holds, at most 1 MiB; a byte order mark is skipped.
- * @param path Where it comes from, for messages and to tell JSON from YAML.
- * @param given What to take instead of what the text says.
  * @throws {ConfigError} If it cannot be read, or is no valid configuration.
  */
 export function parseConfig(
   text: string,
   path = "config.yaml",
-  given: Pick<ConfigOptions, "seed" | "api" | "drainTimeoutMs"> = {},
+  given: Omit<ConfigOptions, "routes"> = {},
 ): Config {
   if (text.length > MAX_CONFIG_BYTES) {
     throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
@@ -1028,15 +1011,16 @@ const LINE_END = /\r\n|\r|\n/;
 function readYaml(text: string, path: string): unknown {
   const lines = text.split(LINE_END);
   try {
-    refuseTabs(lines);
+    const tab = lines.findIndex((line) => /^ *\t\s*[^\s#]/.test(line));
+    if (tab >= 0 && !/^\s*[[{]/.test(text)) {
+      const place = `at line ${tab + 1}, column 1`;
+      throw new SyntaxError(`a tab in the indentation; write spaces ${place}`);
+    }
     // Each alias may copy as many keys as the text has, which takes minutes.
-    const count = (mark: string) => text.split(mark).length - 1;
-    const copies = count("<<") && Math.max(count("<<"), count("*"));
+    const copies = text.includes("<<") ? text.split("*").length - 1 : 0;
     if (copies * text.length > MAX_MERGED_CHARACTERS) {
-      throw new SyntaxError(
-        `${copies} merge keys (<<) are too many in a file of this size; ` +
-          "write out what they stand for",
-      );
+      const hint = "write out what they stand for";
+      throw new SyntaxError(`${copies} merge keys (<<) are too many; ${hint}`);
     }
     const value = parseYaml(text);
     const asText = { schema: "failsafe", allowDuplicateKeys: true } as const;
@@ -1052,21 +1036,9 @@ function readYaml(text: string, path: string): unknown {
       ? ""
       : `line ${line}, column ${Math.max(1, Number(column))}: `;
     const hint = /:\s*\[[\da-f:.]+\]:\d/i.test(lines[Number(line) - 1] ?? "")
-      ? "; put an IPv6 address in quotes"
+      ? QUOTE_IPV6
       : "";
     throw new ConfigError(path, [`${place}invalid YAML: ${reason}${hint}`]);
-  }
-}
-
-/** Refuses a tab that YAML would read as if it were not there. */
-function refuseTabs(lines: readonly string[]): void {
-  let depth = 0; // of brackets, within which indentation means nothing
-  for (const [index, line] of lines.entries()) {
-    if (depth <= 0 && /^ *\t\s*[^\s#]/.test(line)) {
-      const place = `at line ${index + 1}, column 1`;
-      throw new SyntaxError(`a tab in the indentation; write spaces ${place}`);
-    }
-    depth += line.split(/[[{]/).length - line.split(/[\]}]/).length;
   }
 }
 
@@ -1100,14 +1072,13 @@ const JSON_POSITION =
 
 /** Reads JSON in which no object repeats a key, which `JSON.parse` lets pass. */
 function readJson(text: string, path: string): unknown {
-  const message = errorInJson(text) ?? errorInTokens(text);
+  const message = errorInJson(text) ?? repeatedKeyIn(text);
   if (message === undefined) return JSON.parse(text);
   const [end, position] = JSON_POSITION.exec(message) ?? [];
   const offset = Number(position ?? findUnexpectedToken(text));
   const before = text.slice(0, offset);
   const after = text.slice(offset);
-  const [token] = after;
-  const found = token === undefined ? "end" : JSON.stringify(token);
+  const found = after === "" ? "end" : JSON.stringify(after.at(0));
   const reason = end ? message.replace(end, "") : `unexpected ${found}`;
   const lines = before.split(LINE_END);
   const column = (lines.at(-1) ?? "").length + 1;
@@ -1146,18 +1117,15 @@ function findUnexpectedToken(text: string): number {
   return start;
 }
 
-/** A bracket, or a string, which as a key has its colon. */
-const JSON_TOKEN = /[[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"(?:\s*:)?/g;
+/** A brace, or a string, which as a key has its colon. */
+const JSON_TOKEN = /[{}]|"[^"\\]*(?:\\.[^"\\]*)*"(?:\s*:)?/g;
 
-/** What else may be wrong with JSON, in a message as V8 would write it. */
-function errorInTokens(text: string): string | undefined {
-  const open: Set<string>[] = []; // the keys of each object, none of a list
+/** A key that is repeated in valid JSON, in a message as V8 would write it. */
+function repeatedKeyIn(text: string): string | undefined {
+  const open: Set<string>[] = []; // the keys of each object
   for (const { 0: token, index } of text.matchAll(JSON_TOKEN)) {
-    if (/^[[{]/.test(token)) open.push(new Set());
-    if (/^[\]}]/.test(token)) open.pop();
-    if (open.length > MAX_JSON_DEPTH) {
-      return `nested deeper than ${MAX_JSON_DEPTH} levels at position ${index}`;
-    }
+    if (token === "{") open.push(new Set());
+    if (token === "}") open.pop();
     if (!token.endsWith(":")) continue;
     const key = JSON.parse(token.replace(/\s*:$/, ""));
     const keys = open.at(-1);
@@ -1185,8 +1153,7 @@ function checkConfig(
     if (given && !api && isTree(list) && Object.keys(list).length === 0) {
       at.refuse("expected at least one route");
     }
-    const address = api && { api: addressOf(api) };
-    return { ...config, routes, ...address } as Config; // nothing is missing
+    return { ...config, routes, ...(api && { api: addressOf(api) }) } as Config;
   });
 }
 
@@ -1194,7 +1161,7 @@ function checkConfig(
 function partsOf(
   value: unknown,
 ): [path: string, routes: unknown, rest: unknown] {
-  if (holdsProxiesAlone(value)) return ["", value, {}];
+  if (holdsProxies(value)) return ["", value, {}];
   if (!isRecord(value)) return ["routes", [], value];
   const isOwn = "routes" in value || !("proxies" in value);
   const path = isOwn ? "routes" : "proxies";
@@ -1202,29 +1169,24 @@ function partsOf(
   return [path, routes, rest];
 }
 
-/** Whether it is a list of proxies, or what `GET /proxies` returns, in part. */
-function holdsProxiesAlone(value: unknown): boolean {
+/** Whether it is a list of proxies, or an object of them by name, and no more. */
+function holdsProxies(value: unknown): boolean {
   const isOwn = (each: unknown) => isRecord(each) && "localPort" in each;
   if (Array.isArray(value)) return !value.some(isOwn);
-  const isProxy = (each: unknown) =>
-    isRecord(each) &&
-    Object.entries(each).some(([key, text]) =>
-      /^(?:listen|upstream)$/i.test(key) && typeof text === "string"
-    );
-  const entries = isRecord(value) ? Object.entries(value) : [];
-  return entries.some(([, each]) => isProxy(each)) &&
-    entries.every(([key, each]) =>
+  return isRecord(value) &&
+    Object.entries(value).every(([key, each]) =>
       isRecord(each) && !isOwn(each) &&
-      (!Object.hasOwn(CONFIG_FIELDS, key) || each["name"] === key)
+      (each["name"] === key ||
+        (key !== "proxies" && !Object.hasOwn(CONFIG_FIELDS, key)))
     );
 }
 
-/** Checks routes, also for whether one of them leaves no place to the API. */
+/** Checks routes, which must not take each other's place, or the API's. */
 function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
   const { problems } = place;
-  const byName = place.ignored && isRecord(list) ? list : undefined;
-  const names = byName && Object.keys(byName);
-  const values = byName ? Object.values(byName) : list;
+  const isByName = place.ignored && isRecord(list);
+  const names = isByName ? Object.keys(list) : [];
+  const values = isByName ? Object.values(list) : list;
   if (!routeList.is(values)) {
     place.refuseFor(routeList, list);
     return [];
@@ -1232,9 +1194,8 @@ function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
   const places = new Map<Partial<Route>, Place>();
   let toxics = 0; // YAML's aliases make many of little text
   for (const [index, value] of values.entries()) {
-    const name = names?.[index];
-    const own = place.at(name ?? index);
-    const route = checkRoute(value, own, name);
+    const own = place.at(names[index] ?? index);
+    const route = checkRoute(value, own, names[index]);
     places.set(route, own);
     toxics += route.toxics?.length ?? 0;
     if (toxics > MAX_TOXICS_IN_ALL || problems.length >= MAX_PROBLEMS) break;
@@ -1242,19 +1203,10 @@ function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
   if (toxics > MAX_TOXICS_IN_ALL) {
     place.refuse(`expected at most ${MAX_TOXICS_IN_ALL} toxics in all`);
   }
-  checkUnique(places);
+  checkUnique(places, api);
   const routes = [...places.keys()];
   const circle = findCircle(routes);
   if (circle) places.get(circle.route)?.at("upstream").refuse(circle.problem);
-  const taken = api?.port &&
-    routes.find(({ enabled, host, localPort }) =>
-      enabled && host && localPort === api.port &&
-      overlaps(canonicalHost(host), canonicalHost(api.hostname))
-    );
-  if (taken) {
-    const by = places.get(taken)?.path;
-    problems.push(`api: ${taken.localPort} is already taken by ${by}`);
-  }
   return routes as Route[]; // whatever is missing is a problem
 }
 
@@ -1264,24 +1216,23 @@ function checkRoute(
   place: Place,
   name?: string,
 ): Partial<Route> {
+  if (fromToxiproxy.has(value as object)) return value as Route; // as checked
   const before = place.ignored?.length;
   const named = { guard: routeName, default: name };
   const fields: Draft<RouteFields & { listen: string }> = place.ignored
     ? checkFields(value, place, { ...PROXY_FIELDS, name: named })
-    : checkFields(value, place, fieldsOf(value));
+    : checkFields(value, place, ROUTE_FIELDS);
   const { listen, toxics: written = [], ...rest } = fields;
   if (rest.localPort !== undefined) rest.name ??= String(rest.localPort);
   const toxics = checkToxics(written, place.at("toxics"));
   const route = { ...rest, ...(listen && hostAndPort(listen)), toxics };
-  const ignored = place.ignored?.slice(before) ??
-    fromToxiproxy.get(value as object);
-  if (ignored) fromToxiproxy.set(route, ignored);
+  if (place.ignored) fromToxiproxy.set(route, place.ignored.slice(before));
   return route;
 }
 
 /**
- * Routes, and changes of one, that came in Toxiproxy's form, and what was ignored
- * in them. Its rules apply also where they are checked again, as by a start.
+ * Routes, and changes of one, that came in Toxiproxy's form and are checked by
+ * its rules, and what was ignored in them.
  */
 const fromToxiproxy = new WeakMap<object, readonly string[]>();
 
@@ -1297,13 +1248,6 @@ function warningsOf(route: Route): string[] {
   ].filter((each) => each !== false);
 }
 
-/** The fields of a route, or of changes of one. */
-function fieldsOf(value: unknown): typeof ROUTE_FIELDS {
-  const isProxy = fromToxiproxy.has(value as object);
-  const { upstream } = isProxy ? PROXY_FIELDS : ROUTE_FIELDS;
-  return { ...ROUTE_FIELDS, upstream };
-}
-
 /** Where a route in Toxiproxy's words listens. */
 function hostAndPort(listen: string): Pick<Route, "host" | "localPort"> {
   const { hostname, port } = splitListen(listen, ALL_ADDRESSES)!;
@@ -1311,55 +1255,53 @@ function hostAndPort(listen: string): Pick<Route, "host" | "localPort"> {
 }
 
 /** Refuses a name or port that is taken, or in Toxiproxy's form an address. */
-function checkUnique(places: ReadonlyMap<Partial<Route>, Place>): void {
-  type Claim = { name?: string; host: string; port: number; by: string };
-  const earlier: Claim[] = [];
+function checkUnique(
+  places: ReadonlyMap<Partial<Route>, Place>,
+  api?: Address,
+): void {
+  const earlier: (Address & { name?: string; by: string })[] = [];
   for (const [route, place] of places) {
-    const { name, localPort = 0, enabled } = route;
+    const { name, host = LOOPBACK, localPort = 0, enabled } = route;
     const isProxy = fromToxiproxy.has(route);
-    const host = isProxy && route.host ? canonicalHost(route.host) : "::";
+    const hostname = isProxy ? canonicalHost(host) : "::";
     const port = isProxy && !enabled ? 0 : localPort;
-    const rival = earlier.find((each) =>
-      port > 0 && each.port === port && overlaps(each.host, host)
-    );
+    const isApi = enabled && port > 0 && port === api?.port &&
+      overlaps(canonicalHost(host), canonicalHost(api.hostname));
+    const rival = isApi
+      ? { by: "api" }
+      : earlier.find((each) =>
+        port > 0 && each.port === port && overlaps(each.hostname, hostname)
+      );
     const namesake = earlier.find((each) => name && each.name === name);
-    earlier.push({ name, host, port, by: place.path });
+    earlier.push({ name, hostname, port, by: place.path });
     const key = isProxy ? "listen" : "localPort";
-    const taken = isProxy ? addressOf({ hostname: host, port }) : port;
+    const taken = isProxy ? addressOf({ hostname, port }) : port;
     if (rival) place.at(key).refuse(`${taken} is already taken by ${rival.by}`);
-    const isPort = name === `${localPort}`;
-    if (!namesake || (rival && isPort)) continue;
-    const hint = isPort ? " (a name defaults to the port)" : "";
-    const problem = `${name}${hint} is already taken by ${namesake.by}`;
-    place.at("name").refuse(problem);
+    if (!namesake || (rival && name === `${localPort}`)) continue;
+    place.at("name").refuse(`${name} is already taken by ${namesake.by}`);
   }
 }
 
-/** A route that forwards to itself: each connection would make another one. */
+/** Finds a circle of routes, in which each connection would make another one. */
 function findCircle<R extends Partial<Route>>(
   routes: readonly R[],
 ): { route: R; problem: string } | undefined {
-  const byPort = Map.groupBy(routes, ({ localPort }) => localPort);
   const next = new Map(routes.map((route) => {
     const to = splitAddress(route.upstream ?? "");
-    const there = to &&
-      byPort.get(to.port)?.find(({ host = LOOPBACK }) =>
-        reaches(to.hostname, host)
-      );
+    const there = routes.find(({ host = LOOPBACK, localPort }) =>
+      localPort === to?.port && to && reaches(to.hostname, host)
+    );
     return [route, there];
   }));
-  for (const start of routes) {
-    const path = new Set<R>();
-    let at: R | undefined = start;
-    for (; at !== undefined && !path.has(at); at = next.get(at)) path.add(at);
-    if (at === undefined) continue;
-    const circle = [...path].slice([...path].indexOf(at));
-    const names = [...circle, at].map(({ name }) => name);
-    const problem = circle.length === 1
-      ? `${at.upstream} is where the route itself listens`
-      : `connections would go in a circle, ${names.join(" -> ")}`;
+  for (const route of routes) {
+    const path = new Set([route]);
+    let at = next.get(route);
+    for (; at && !path.has(at); at = next.get(at)) path.add(at);
+    if (at !== route) continue; // it goes nowhere, or into the circle of others
+    const names = [...path, route].map(({ name }) => name).join(" -> ");
     const hint = "write the address of the server behind it";
-    return { route: at, problem: `${problem}; ${hint}` };
+    const problem = `connections would go in a circle, ${names}; ${hint}`;
+    return { route, problem };
   }
 }
 
@@ -2915,8 +2857,8 @@ export class ChaosProxy implements AsyncDisposable {
     name: string,
     changes: Partial<Omit<RouteOptions, "name" | "toxics">>,
   ): Promise<Route> {
-    const { name: _, toxics: __, ...fields } = fieldsOf(changes);
-    const checked = validate(
+    const { name: _, toxics: __, ...fields } = ROUTE_FIELDS;
+    const checked = fromToxiproxy.has(changes) ? changes : validate(
       `route ${name}`,
       (place) => checkFields(changes, place, fields, true),
     );
@@ -3563,8 +3505,7 @@ export function serveApi(
       throw new ListenError("control API", asked, error);
     }
   };
-  const hostname = canonicalHost(asked.hostname);
-  const server = serve({ ...asked, hostname });
+  const server = serve({ ...asked, hostname: canonicalHost(asked.hostname) });
   const { addr } = server;
   const loopback = isLoopback(addr.hostname); // however it was written
   const answer = controlApi(proxy, { onEvent, loopback });

@@ -209,8 +209,8 @@ function expectedOf([min, max, step]: Range): string {
 
 const NEVER_A_NUMBER: Record<string, string> = {
   "9007199254740993": "9007199254740992",
-  "'1'": '"1"; remove the quotes',
-  '" 1 "': '" 1 "; remove the quotes',
+  "'1'": '"1"; write 1',
+  '" 1 "': '" 1 "; write 1',
   "'-1'": '"-1"',
   "''": '""',
   "' '": '" "',
@@ -309,11 +309,12 @@ const LIST = "expected a list of routes, 1000 at most";
 const NONE = "expected at least one route";
 
 Deno.test("routes are a list of mappings", () => {
-  const mapping = "expected a mapping with localPort and upstream, found";
+  const mapping = "expected a mapping, found";
   assertProblems(`
 routes: []
-{}
   routes: ${NONE}
+{}
+  ${NONE}
 routes:
   routes: ${LIST}, found null
 routes: db
@@ -423,9 +424,9 @@ Deno.test("a port is taken once, and a name, also by default", () => {
     1/a 2/b 1/c 1/d -> [2].localPort: 1, [3].localPort: 1
     1 1 -> [1].localPort: 1
     1/a 2/a -> [1].name: a
-    1/2 2 -> [1].name: 2 (a name defaults to the port)
+    1/2 2 -> [1].name: 2
     2 1/2 -> [1].name: 2
-    0 0 -> [1].name: 0 (a name defaults to the port)
+    0 0 -> [1].name: 0
   `;
   for (const each of lines(taken)) {
     const [routes = "", expected = ""] = each.split(" -> ");
@@ -455,8 +456,7 @@ Deno.test("a file without routes is told apart", () => {
     }
     assertNone('[{"localPort": 1, "upstream": "a:1"}]', "a list", path);
     assertProblem("[]", NONE, path);
-    const mapping = "expected a mapping with name and upstream";
-    assertProblem('["a"]', `[0]: ${mapping}, found "a"`, path);
+    assertProblem('["a"]', '[0]: expected a mapping, found "a"', path);
   }
   for (const text of ["# nothing\n# here\n", "---\n", "~"]) {
     assertNone(text, "null");
@@ -481,7 +481,7 @@ Deno.test("a byte order mark and any line ends are fine", () => {
 Deno.test("a tab separates, but does not indent YAML", () => {
   const fine = {
     "routes:\n  -\tlocalPort:\t1\n    upstream: a:1": "c.yaml",
-    "\t# why\nroutes: [\n\t{ localPort: 1, upstream: a:1 }\n\t]\n\t": "c.yaml",
+    "{ routes: [\n\t{ localPort: 1, upstream: a:1 }]}\n\t# why\n\t": "c.yaml",
     '{\t"routes":\t[\n\t\t{"localPort":1,"upstream":"a:1"}\n]}': "c.json",
   };
   for (const [text, path] of Object.entries(fine)) parseConfig(text, path);
@@ -627,17 +627,14 @@ Deno.test("nesting has an end", () => {
     const open = start.repeat(deep);
     const closed = `${open}1${end.repeat(deep)}`;
     for (const text of [open, closed, `{"routes":${closed}}`]) {
-      place(text, JSON_PATH);
-      assertEquals(problems(text).length, 1);
+      for (const path of BOTH_PATHS) {
+        assertEquals(problems(text, path).length, 1);
+      }
     }
   }
   for (const start of ["- ", "? ", "{a: "]) problems(start.repeat(deep) + "a");
   const levels = Array.from({ length: 1000 }, (_, i) => `${" ".repeat(i)}a:`);
   problems(levels.join("\n"));
-  const nested = (levels: number) =>
-    `{"api":0,"a":${"[".repeat(levels - 1)}${"]".repeat(levels - 1)}}`;
-  assertHint(nested(100), TOP_KEYS, JSON_PATH);
-  assertHint(nested(101), "nested deeper than 100 levels", JSON_PATH);
 });
 
 // ---- JSON --------------------------------------------------------------------
@@ -895,11 +892,11 @@ Deno.test("a route that forwards to itself is refused", () => {
     db.example -> db.example:8080
   `;
   for (const each of lines(circles)) {
-    const problem = `${
-      each.split(" -> ")[1]
-    } is where the route itself listens`;
-    const hint = "write the address of the server behind it";
-    assertProblem(route(each), `routes[0].upstream: ${problem}; ${hint}`);
+    assertProblem(
+      route(each),
+      "routes[0].upstream: connections would go in a circle, 8080 -> 8080; " +
+        "write the address of the server behind it",
+    );
   }
   const others = `
     127.0.0.1 -> 127.0.0.1:8081
@@ -959,8 +956,8 @@ Deno.test("a config has 1000 routes and 10000 toxics at most, however few its by
   ) {
     assertProblem(
       `x: &m { ${keys.slice(1, -1)} }\n${rest}`,
-      `invalid YAML: ${count} merge keys (<<) are too many in a file of this ` +
-        "size; write out what they stand for",
+      `invalid YAML: ${count} merge keys (<<) are too many; ` +
+        "write out what they stand for",
     );
   }
 });
@@ -973,16 +970,15 @@ Deno.test("a message says how to mend what is clear", () => {
     timeoutRate: '12.5 %' ... found "12.5 %"; write 0.125
     latencyMs: 100ms ... found "100ms"; write 100
     timeoutMs: 2s ... found "2s"; write 2000
-    timeoutMs: 1m ... found "1m"; write 60000
     timeoutMs: 1h ... found "1h"
     dropRate: 200% ... found "200%"
     upstream: http://db:80/ ... found "http://db:80/"; write db:80
     upstream: db:80/0 ... found "db:80/0"; write db:80
     upstream: http://db ... found "http://db"; write db:port
     upstream: ' a:1' ... found " a:1"; write a:1
-    upstream: [::1] ... found a list; put an IPv6 address in quotes, "[::1]:5432"
+    upstream: [::1] ... found a list; put an IPv6 address in quotes
     upstream: [::1]:5432 ... ; put an IPv6 address in quotes
-    host: [::1] ... found a list; put an IPv6 address in quotes, "::1"
+    host: [::1] ... found a list; put an IPv6 address in quotes
     host: [a] ... found a list
     name: my db ... found "my db"; write my-db
     toxics: { a: 1 } ... write a list, of which each item begins with "- "

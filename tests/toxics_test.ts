@@ -520,7 +520,7 @@ Deno.test("a toxic that is none is told as what it is", () => {
   assertEquals(
     problemsOf([5, null, []]),
     ["5", "null", "a list"].map((found, i) =>
-      `[${i}]: expected a mapping with type, found ${found}`
+      `[${i}]: expected a mapping, found ${found}`
     ),
   );
   const unknown = { constructor: "", lattency: "latency", Latency: "latency" };
