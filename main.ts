@@ -87,12 +87,6 @@ class Place {
     this.problems.push(this.path ? `${this.path}: ${problem}` : problem);
   }
 
-  /** Refuses what a guard does not take. */
-  refuseFor(guard: Guard<unknown>, found: unknown): void {
-    const hint = hintFor(guard, found);
-    this.refuse(`expected ${guard.expected}, found ${describe(found)}${hint}`);
-  }
-
   ignore(how = ""): void {
     this.ignored?.push(how ? `${this.path}: ${how}` : this.path);
   }
@@ -211,7 +205,7 @@ function checkFields<T>(
       ? found.value
       : found;
     if (guard.is(plain)) good[name] = plain;
-    else if (found !== undefined) place.at(name).refuseFor(guard, found);
+    else if (found !== undefined) place.at(name).refuse(mismatch(guard, found));
     else if (!isChange && !optional) {
       place.at(name).refuse(`missing; expected ${guard.expected}`);
     }
@@ -231,15 +225,18 @@ function hintForKey(key: string, known: readonly string[]): string {
     : `; known are ${known.join(", ")}`;
 }
 
-const EXPONENTS: Record<string, string> = { "%": "e-2", s: "e3" };
+/** What to say of a value that a guard does not take. */
+function mismatch(guard: Guard<unknown>, found: unknown): string {
+  const hint = hintFor(guard, found);
+  return `expected ${guard.expected}, found ${describe(found)}${hint}`;
+}
 
+const EXPONENTS: Record<string, string> = { "%": "e-2", s: "e3" };
 const QUOTE_IPV6 = "; put an IPv6 address in quotes";
 
 /** How to mend a value, where it is clear what was meant. */
 function hintFor(guard: Guard<unknown>, found: unknown): string {
-  if (Array.isArray(found) && /:/.test(describe(found[0]))) {
-    return QUOTE_IPV6;
-  }
+  if (Array.isArray(found) && /:/.test(describe(found[0]))) return QUOTE_IPV6;
   if (isRecord(found) && guard.is([found])) {
     return '; write a list, of which each item begins with "- "';
   }
@@ -247,8 +244,7 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
     return guard.is(found.value) ? "; write it in plain decimal digits" : "";
   }
   if (typeof found !== "string" || found.length > 1000) return "";
-  const [, amount, unit = ""] = /^\s*([\d.]+)\s*(%|ms|s)?\s*$/.exec(found) ??
-    [];
+  const [, amount, unit = ""] = /^ *([\d.]+) *(%|ms|s)? *$/.exec(found) ?? [];
   const scaled = Number(`${amount}${EXPONENTS[unit] ?? ""}`);
   const joined = found.trim().replace(/\s+/g, "-");
   const [, server] = /^(?:[\w+.-]+:\/\/)?(?:.*@)?([^/?#]+)/s.exec(found) ?? [];
@@ -289,10 +285,7 @@ function describe(value: unknown): string {
 }
 
 /** The one of some names that was probably meant, if any is near enough. */
-function nearest(
-  name: string,
-  candidates: readonly string[],
-): string | undefined {
+function nearest(name: string, candidates: readonly string[]) {
   if (name.length > 64) return undefined;
   const near = Math.max(1, Math.floor(name.length / 3));
   const far = Map.groupBy(candidates, (each) => editDistance(name, each));
@@ -350,10 +343,7 @@ function splitListen(address: string, host: string): Address | undefined {
   return splitAddress(address.replace(/^:/, `${host}:`), 0);
 }
 
-/**
- * A host in the one form in which it can be compared. `localhost` is in IPv4: a
- * resolver may put IPv6 first, where few look for it.
- */
+/** A host to compare; `localhost` is IPv4, as few listen on IPv6 there. */
 function canonicalHost(host: string): string {
   const { hostname } = new URL(`http://${inUrl(host)}`);
   if (/^localhost\.?$/.test(hostname)) return LOOPBACK;
@@ -873,10 +863,7 @@ export interface ConfigOptions {
   routes?: readonly RouteOptions[];
 }
 
-/**
- * A configuration with every default but the seed's filled in, unique names and
- * ports of routes, and the `api`, if there is one, as `host:port`.
- */
+/** A configuration with every default but the seed's; `api` is `host:port`. */
 export type Config =
   & Pick<ConfigOptions, "seed">
   & Required<Pick<ConfigOptions, "drainTimeoutMs">>
@@ -948,21 +935,22 @@ const { localPort: _port, host: _host, ...SHARED_FIELDS } = ROUTE_FIELDS;
 const PROXY_FIELDS = {
   ...SHARED_FIELDS,
   name: { guard: routeName },
-  upstream: { guard: proxyUpstream, normalize: normalizeUpstream },
+  upstream: {
+    guard: proxyUpstream,
+    normalize(upstream: unknown, place: Place) {
+      if (!isText(upstream)) return upstream;
+      if (lacksPort(upstream)) {
+        place.ignore(`${upstream} has no port; its connections fail`);
+      }
+      return upstream.replace(/^:(?=\d+$)/, "localhost:");
+    },
+  },
   listen: {
     guard: listenAddress,
     default: `${LOOPBACK}:0`,
     normalize: unlessEmpty,
   },
 };
-
-function normalizeUpstream(upstream: unknown, place: Place): unknown {
-  if (typeof upstream !== "string") return upstream;
-  if (lacksPort(upstream)) {
-    place.ignore(`${upstream} has no port; its connections fail`);
-  }
-  return upstream.replace(/^:(?=\d+$)/, "localhost:");
-}
 
 const CONFIG_FIELDS: Fields<
   Omit<ConfigOptions, "routes"> & { routes: unknown[] }
@@ -999,11 +987,8 @@ export function parseConfig(
   if (body.trim() === "") {
     throw new ConfigError(path, ["the file is empty; expected routes"]);
   }
-  return checkConfig(
-    /\.json$/i.test(path) ? readJson(body, path) : readYaml(body, path),
-    path,
-    given,
-  );
+  const read = /\.json$/i.test(path) ? readJson : readYaml;
+  return checkConfig(read(body, path), path, given);
 }
 
 const LINE_END = /\r\n|\r|\n/;
@@ -1032,13 +1017,10 @@ function readYaml(text: string, path: string): unknown {
       : (error as Error).message;
     const [, reason, line, column] =
       /^(.*?)(?: at line (\d+), column (-?\d+)|\n|$)/.exec(message) ?? [];
-    const place = line === undefined
-      ? ""
-      : `line ${line}, column ${Math.max(1, Number(column))}: `;
-    const hint = /:\s*\[[\da-f:.]+\]:\d/i.test(lines[Number(line) - 1] ?? "")
-      ? QUOTE_IPV6
-      : "";
-    throw new ConfigError(path, [`${place}invalid YAML: ${reason}${hint}`]);
+    const at = line && `line ${line}, column ${Math.max(1, Number(column))}: `;
+    const isIpv6 = /:\s*\[[\da-f:.]+\]:\d/i.test(lines[Number(line) - 1] ?? "");
+    const hint = isIpv6 ? QUOTE_IPV6 : "";
+    throw new ConfigError(path, [`${at ?? ""}invalid YAML: ${reason}${hint}`]);
   }
 }
 
@@ -1076,8 +1058,7 @@ function readJson(text: string, path: string): unknown {
   if (message === undefined) return JSON.parse(text);
   const [end, position] = JSON_POSITION.exec(message) ?? [];
   const offset = Number(position ?? findUnexpectedToken(text));
-  const before = text.slice(0, offset);
-  const after = text.slice(offset);
+  const [before, after] = [text.slice(0, offset), text.slice(offset)];
   const found = after === "" ? "end" : JSON.stringify(after.at(0));
   const reason = end ? message.replace(end, "") : `unexpected ${found}`;
   const lines = before.split(LINE_END);
@@ -1183,12 +1164,11 @@ function holdsProxies(value: unknown): boolean {
 
 /** Checks routes, which must not take each other's place, or the API's. */
 function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
-  const { problems } = place;
   const isByName = place.ignored && isRecord(list);
   const names = isByName ? Object.keys(list) : [];
   const values = isByName ? Object.values(list) : list;
   if (!routeList.is(values)) {
-    place.refuseFor(routeList, list);
+    place.refuse(mismatch(routeList, list));
     return [];
   }
   const places = new Map<Partial<Route>, Place>();
@@ -1198,10 +1178,10 @@ function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
     const route = checkRoute(value, own, names[index]);
     places.set(route, own);
     toxics += route.toxics?.length ?? 0;
-    if (toxics > MAX_TOXICS_IN_ALL || problems.length >= MAX_PROBLEMS) break;
-  }
-  if (toxics > MAX_TOXICS_IN_ALL) {
+    if (place.problems.length >= MAX_PROBLEMS) break;
+    if (toxics <= MAX_TOXICS_IN_ALL) continue;
     place.refuse(`expected at most ${MAX_TOXICS_IN_ALL} toxics in all`);
+    break;
   }
   checkUnique(places, api);
   const routes = [...places.keys()];
@@ -1216,7 +1196,7 @@ function checkRoute(
   place: Place,
   name?: string,
 ): Partial<Route> {
-  if (fromToxiproxy.has(value as object)) return value as Route; // as checked
+  if (fromToxiproxy.has(value as object)) return value as Route; // checked then
   const before = place.ignored?.length;
   const named = { guard: routeName, default: name };
   const fields: Draft<RouteFields & { listen: string }> = place.ignored
@@ -1230,10 +1210,7 @@ function checkRoute(
   return route;
 }
 
-/**
- * Routes, and changes of one, that came in Toxiproxy's form and are checked by
- * its rules, and what was ignored in them.
- */
+/** Routes and changes in Toxiproxy's form, and what was ignored in each. */
 const fromToxiproxy = new WeakMap<object, readonly string[]>();
 
 /** What of a valid route was ignored, or does not do what it seems to. */
@@ -3491,9 +3468,7 @@ export function serveApi(
 ): ApiServer {
   const asked = splitApi(address);
   if (asked === undefined) {
-    throw new TypeError(
-      `address: expected ${apiAddress.expected}, found ${describe(address)}`,
-    );
+    throw new TypeError(`address: ${mismatch(apiAddress, address)}`);
   }
   const stop = new AbortController();
   const { signal } = stop;
@@ -3841,8 +3816,7 @@ function readCommandLine(written: string[]) {
     if (text === undefined) return undefined;
     const value = guard.is(text) || !/^\d+$/.test(text) ? text : Number(text);
     if (guard.is(value)) return value;
-    const problem = `expected ${guard.expected}, found ${describe(text)}`;
-    throw new ConfigError(`--${name}`, [problem + hintFor(guard, text)]);
+    throw new ConfigError(`--${name}`, [mismatch(guard, text)]);
   }
 
   const { check, config, demo, help, version } = flags;
