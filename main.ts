@@ -104,11 +104,10 @@ function validate<T>(
   throw new ConfigError(source, place.problems);
 }
 
-/** @throws {RangeError} If an argument, which its key names, is not valid. */
-function checkArgument<T>(argument: T, fields: Fields<T>): void {
-  const place = new Place("", []);
-  checkFields(argument, place, fields);
-  if (place.problems.length > 0) throw new RangeError(place.problems[0]);
+/** @throws {RangeError} If an argument is not valid. */
+function checkArgument(name: string, value: unknown, guard: Guard<unknown>) {
+  if (guard.is(value)) return;
+  throw new RangeError(`${name}: ${mismatch(guard, value)}`);
 }
 
 /** A type guard, and how to tell people what it wants. */
@@ -136,11 +135,8 @@ const integer = (min: number, max: number) =>
     (value) => Number.isSafeInteger(value) && value >= min && value <= max,
   );
 const milliseconds = integer(0, MAX_MS);
-const rate = guard(
-  "a number from 0 to 1",
-  isNumber,
-  (value) => value >= 0 && value <= 1,
-);
+const isShare = (value: number) => value >= 0 && value <= 1;
+const rate = guard("a number from 0 to 1", isNumber, isShare);
 const routeName = guard(
   "1 to 255 characters without white space, not . or ..",
   isText,
@@ -300,9 +296,8 @@ function editDistance(from: string, to: string): number {
   for (const letter of from.toLowerCase()) {
     let left = Infinity;
     row = row.map((up, j) => {
-      const diagonal = (row[j - 1] ?? Infinity) +
-        (letter === letters[j - 1] ? 0 : 1);
-      left = Math.min(diagonal, up + 1, left + 1);
+      const cost = letter === letters[j - 1] ? 0 : 1;
+      left = Math.min((row[j - 1] ?? Infinity) + cost, up + 1, left + 1);
       return left;
     });
   }
@@ -343,7 +338,7 @@ function splitListen(address: string, host: string): Address | undefined {
   return splitAddress(address.replace(/^:/, `${host}:`), 0);
 }
 
-/** A host to compare; `localhost` is IPv4, as few listen on IPv6 there. */
+/** A host to compare or to listen on; `localhost` is IPv4, where all look. */
 function canonicalHost(host: string): string {
   const { hostname } = new URL(`http://${inUrl(host)}`);
   if (/^localhost\.?$/.test(hostname)) return LOOPBACK;
@@ -871,7 +866,6 @@ export type Config =
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
 const MAX_MERGED_CHARACTERS = 50_000_000; // takes a second at most
-const MAX_ROUTES = 1000;
 const MAX_TOXICS_IN_ALL = 10_000;
 /** Each passes on to the next in a call: 2,000 have overflowed the stack. */
 const MAX_TOXICS = 500;
@@ -904,8 +898,7 @@ const listOf = (what: string, most: number): Guard<unknown[]> =>
     Array.isArray,
     ({ length }) => length <= most,
   );
-const routeList = listOf("routes", MAX_ROUTES);
-const toxicList = listOf("toxics", MAX_TOXICS);
+const routeList = listOf("routes", 1000);
 
 function splitApi(address: unknown): Address | undefined {
   if (typeof address !== "string" && typeof address !== "number") return;
@@ -927,14 +920,13 @@ const ROUTE_FIELDS: Fields<RouteFields> = {
   jitterMs: { guard: milliseconds, default: 0 },
   connectTimeoutMs: { guard: integer(1, MAX_MS), default: 10_000 },
   halfCloseTimeoutMs: { guard: milliseconds, default: 60_000 },
-  toxics: { guard: toxicList, default: [] },
+  toxics: { guard: listOf("toxics", MAX_TOXICS), default: [] },
 };
 
 const { localPort: _port, host: _host, ...SHARED_FIELDS } = ROUTE_FIELDS;
 /** In Toxiproxy's form, where `listen` stands for `host` and `localPort`. */
 const PROXY_FIELDS = {
   ...SHARED_FIELDS,
-  name: { guard: routeName },
   upstream: {
     guard: proxyUpstream,
     normalize(upstream: unknown, place: Place) {
@@ -1049,8 +1041,7 @@ function keepOddNumbers(
 }
 
 /** How V8 ends a message, unless it is of a token that is unexpected. */
-const JSON_POSITION =
-  /(?: in JSON)? at position (\d+)(?: \(line \d+ column \d+\))?$/;
+const JSON_POSITION = /(?: in JSON)? at position (\d+)(?: \(.*\))?$/;
 
 /** Reads JSON in which no object repeats a key, which `JSON.parse` lets pass. */
 function readJson(text: string, path: string): unknown {
@@ -1063,10 +1054,9 @@ function readJson(text: string, path: string): unknown {
   const reason = end ? message.replace(end, "") : `unexpected ${found}`;
   const lines = before.split(LINE_END);
   const column = (lines.at(-1) ?? "").length + 1;
-  throw new ConfigError(path, [
-    `line ${lines.length}, column ${column}: invalid JSON: ${reason}` +
-    hintForJson(before, after),
-  ]);
+  const at = `line ${lines.length}, column ${column}`;
+  const hint = hintForJson(before, after);
+  throw new ConfigError(path, [`${at}: invalid JSON: ${reason}${hint}`]);
 }
 
 function hintForJson(before: string, after: string): string {
@@ -2955,7 +2945,7 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Takes a seed, 0 to 2^53 - 1 or a random one; routes count from 1 again. */
   reseed(seed: number = randomSeed()): void {
-    checkArgument({ seed }, { seed: CONFIG_FIELDS.seed });
+    checkArgument("seed", seed, CONFIG_FIELDS.seed.guard);
     this.#context.seed = seed;
     for (const route of this.#routes.values()) route.lastNumber = 0;
     this.#context.emit({ event: "reseeded", seed });
@@ -2972,7 +2962,7 @@ export class ChaosProxy implements AsyncDisposable {
    * `drainTimeoutMs`. Returns how many were cut meanwhile.
    */
   async drain(timeoutMs: number = this.#drainTimeoutMs): Promise<number> {
-    checkArgument({ timeoutMs }, { timeoutMs: { guard: milliseconds } });
+    checkArgument("timeoutMs", timeoutMs, milliseconds);
     const start = performance.now();
     const cutBefore = this.#cutSoFar;
     const ended = this.#end();
