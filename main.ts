@@ -1562,6 +1562,8 @@ const REOPEN_MS = 1000;
 
 const REARM_MS = 500;
 const BACKLOG = 511; // Node's own default
+const LISTEN_ATTEMPTS = 20;
+const LISTEN_PAUSE_MS = 10;
 
 /** A set whose members are looked at on an interval while it has any. */
 function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
@@ -1924,11 +1926,15 @@ async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
   return await Promise.race([lookup, aborted]);
 }
 
-/** Listens; where a RST may be asked for, by way of Node's sockets. */
+/**
+ * Listens; where a RST may be asked for, by way of Node's sockets. What was just
+ * closed may be in use: a process that another thread starts has a copy of it.
+ */
 async function listen(
   route: Route,
   resettable: boolean,
   signal: AbortSignal,
+  attempts = LISTEN_ATTEMPTS,
 ): Promise<Listener> {
   const asked = { hostname: route.host, port: route.localPort };
   try {
@@ -1938,7 +1944,12 @@ async function listen(
     await pollGate.retain();
     return listener;
   } catch (error) {
-    throw new ListenError(`route ${route.name}`, asked, error);
+    signal.throwIfAborted();
+    if (codeOf(error) !== "EADDRINUSE" || attempts === 1) {
+      throw new ListenError(`route ${route.name}`, asked, error);
+    }
+    await sleep(LISTEN_PAUSE_MS, signal);
+    return await listen(route, resettable, signal, attempts - 1);
   }
 }
 
@@ -2027,6 +2038,10 @@ function toMicroseconds(ms: number): number {
 export type Side = "client" | "upstream";
 
 const OTHER = { client: "upstream", upstream: "client" } as const;
+const STREAM_OF = { client: "upstream", upstream: "downstream" } as const;
+
+/** Bytes by direction: those read, and those written. */
+type Traffic = Record<"received" | "sent", Record<Stream, number>>;
 
 /**
  * Why a connection ended: which side was the first to end its stream (both
@@ -2096,8 +2111,8 @@ class Connection {
   });
 
   readonly client: string;
-  /** Bytes that have been written to each side. */
-  readonly sent: Record<Side, number> = { client: 0, upstream: 0 };
+  /** Resolves when it has ended. It starts once its maker has listed it. */
+  readonly ended: Promise<void> = Promise.resolve().then(() => this.#run());
   readonly #id: Pick<ConnectionEvent, "route" | "connection" | "client">;
   readonly #start = performance.now();
   readonly #sockets: { client: Socket; upstream?: Socket };
@@ -2118,6 +2133,7 @@ class Connection {
     readonly number: number,
     private readonly seed: number,
     readonly resettable: boolean,
+    private readonly traffic: Traffic,
     private readonly onEvent: (event: ConnectionEvent) => void,
   ) {
     this.client = client.peer;
@@ -2144,7 +2160,7 @@ class Connection {
   }
 
   /** Runs the connection until it has ended; never fails. */
-  async run(): Promise<void> {
+  async #run(): Promise<void> {
     const { upstream } = this.route;
     this.onEvent({ event: "accepted", ...this.#id, upstream });
     const decision = decide(this.seed, this.route, this.number);
@@ -2276,7 +2292,7 @@ class Connection {
         const turn = pollGate.pass(chunk.length);
         if (turn) await turn;
         await socket.write(chunk).catch(fail);
-        this.sent[to] += chunk.length;
+        this.traffic.sent[STREAM_OF[from]] += chunk.length;
         this.#hasMoved = true;
       },
       close: async () => {
@@ -2311,6 +2327,7 @@ class Connection {
         size = bytes.length;
         this.#hasMoved = true;
         if (!link) continue;
+        this.traffic.received[STREAM_OF[from]] += size;
         const written = link.write(bytes);
         // Without an upstream it is read ahead, to notice its end.
         if (this.#sockets.upstream || link.bytes > MAX_READ_BYTES) {
@@ -2347,8 +2364,6 @@ class Connection {
 // ---- Proxy: listeners and open connections -----------------------------------
 
 const ACCEPT_PAUSE_MS = 100;
-const LISTEN_ATTEMPTS = 20;
-const LISTEN_PAUSE_MS = 10;
 const WARM_UPS = 3;
 const MAX_WARM_UP_MS = 1000;
 
@@ -2441,24 +2456,12 @@ export const DIAL_BOUNDS_MS: readonly number[] = [
   ...[1000, 2500, 5000, 10_000],
 ];
 
-type Counts = Omit<RouteStats, "route" | "open">;
-
-const noBytes = () => ({
+const noTraffic = (): Traffic => ({
   received: { upstream: 0, downstream: 0 },
   sent: { upstream: 0, downstream: 0 },
 });
 
-function addBytes({ received, sent }: Counts, connection: Connection): void {
-  received.upstream += connection.received("client");
-  received.downstream += connection.received("upstream");
-  sent.upstream += connection.sent.upstream;
-  sent.downstream += connection.sent.client;
-}
-
-function tally<K extends PropertyKey>(
-  counts: Partial<Record<K, number>>,
-  key: K,
-): void {
+function tally<K extends PropertyKey>(counts: { [key in K]?: number }, key: K) {
   counts[key] = (counts[key] ?? 0) + 1;
 }
 
@@ -2475,65 +2478,40 @@ interface ProxyContext {
 /** Serves a route, and changes it as {@linkcode ChaosProxy} decides. */
 class LiveRoute {
   lastNumber = 0;
-  /** By id, without those that a change of address or upstream has cut. */
-  connections = new Map<
-    number,
-    { connection: Connection; ended: Promise<void> }
-  >();
+  /** Those that have not ended, by id. */
+  readonly connections = new Map<number, Connection>();
   readonly #resettable: boolean;
-  /** Where it was told to listen; the route has where it does. */
-  #asked: Route;
   #listener: Listener | undefined;
-  #counts: Counts = {
+  #counts: Omit<RouteStats, "route" | "open"> = {
     ended: {},
     faults: {},
     dials: { count: 0, totalMs: 0, within: DIAL_BOUNDS_MS.map(() => 0) },
-    ...noBytes(),
+    ...noTraffic(),
   };
 
   constructor(public route: Route, private readonly context: ProxyContext) {
-    this.#asked = route;
     this.#resettable = context.resettable || route.toxics.some(needsReset);
   }
 
-  /** Whether it listens at an address, or was told to. */
+  /** Whether it listens there, or will once it is enabled. */
   isAt({ host, localPort }: Route): boolean {
-    return [this.#asked, this.route].some((at) =>
-      at.localPort === localPort &&
-      canonicalHost(at.host) === canonicalHost(host)
-    );
+    return localPort === this.route.localPort &&
+      canonicalHost(host) === canonicalHost(this.route.host);
   }
 
-  /**
-   * Listens there alone; nothing is accepted yet. What was just closed may be in
-   * use still: a process that another thread starts has a copy of all descriptors.
-   */
+  /** Listens there, and no longer where it did; nothing is accepted yet. */
   async open(next: Route): Promise<void> {
     const { signal } = this.context.stopping;
-    const makesWay = this.#listener?.addr.port === next.localPort;
-    if (makesWay) await this.close(); // for itself, under another host
-    for (let attempt = 1;; attempt++) {
-      try {
-        const listener = await listen(next, this.#resettable, signal);
-        if (signal.aborted) await listener.close();
-        signal.throwIfAborted();
-        const closed = this.close();
-        this.#listener = listener;
-        const { hostname: host, port: localPort } = listener.addr;
-        this.route = { ...this.route, host, localPort };
-        return await closed;
-      } catch (error) {
-        signal.throwIfAborted();
-        const isInUse = codeOf((error as Error).cause) === "EADDRINUSE";
-        if (isInUse && attempt < LISTEN_ATTEMPTS) {
-          await sleep(LISTEN_PAUSE_MS, signal);
-          continue;
-        }
-        const disable = () => this.update({ enabled: false });
-        if (makesWay) await this.update({}).catch(disable); // back to its host
-        throw error;
-      }
-    }
+    const listener = await listen(next, this.#resettable, signal);
+    if (signal.aborted) await listener.close();
+    signal.throwIfAborted();
+    const closed = this.close();
+    this.#listener = listener;
+    const host = canonicalHost(next.host);
+    const { port: localPort } = listener.addr;
+    // The toxics may have changed meanwhile.
+    this.route = { ...next, host, localPort, toxics: this.route.toxics };
+    await closed;
   }
 
   /** Accepts what comes where it listens, until that changes. */
@@ -2553,9 +2531,8 @@ class LiveRoute {
       } catch (error) {
         if (listener !== this.#listener) return;
         emit({ event: "accept_failed", route, cause: causeOf(error) });
-        // A client that has left again must not make the next one wait.
-        if (isDisconnect(error)) continue;
-        await sleep(ACCEPT_PAUSE_MS, stopping.signal); // for file descriptors
+        // For file descriptors; if a client has left again, the next one is due.
+        if (!isDisconnect(error)) await sleep(ACCEPT_PAUSE_MS, stopping.signal);
       }
     }
   }
@@ -2563,24 +2540,19 @@ class LiveRoute {
   /** Takes on other settings; with toxics they are those of another route. */
   async update(changes: Partial<Route>): Promise<Route> {
     if (changes.toxics?.some(needsReset)) this.assertResettable();
-    const wanted = { ...this.route, ...changes };
-    // Port 0 takes a new port, but not where populate replaces the route.
-    const takesNew = changes.localPort === 0 && !changes.toxics;
-    const moves = takesNew || !this.isAt(wanted);
+    const { host } = { ...this.route, ...changes };
+    const wanted = { ...this.route, ...changes, host: canonicalHost(host) };
+    const moves = !this.isAt(wanted);
+    const restarts = moves || wanted.upstream !== this.route.upstream;
     const opens = wanted.enabled && (moves || !this.#listener);
-    if (opens) await this.open(moves ? wanted : this.route);
-    else if (!wanted.enabled) await this.close();
-
-    const { route } = this; // as it is by now
-    const { host, localPort } = moves && !opens ? wanted : route;
-    this.route = { ...wanted, host, localPort, toxics: route.toxics };
-    if (moves) this.#asked = wanted;
-    const restarts = moves || wanted.upstream !== route.upstream;
-    const cut = restarts || !wanted.enabled ? this.cut() : undefined;
-    if (restarts) {
-      this.connections = new Map();
-      this.#counts = { ...this.#counts, ...noBytes() };
+    if (opens && wanted.localPort === this.#listener?.addr.port) {
+      await this.update({ enabled: false }); // makes way for itself
     }
+    if (!wanted.enabled) await this.close();
+    if (opens) await this.open(wanted);
+    else this.route = { ...wanted, toxics: this.route.toxics };
+    const cut = restarts || !wanted.enabled ? this.cut() : undefined;
+    if (restarts) this.#counts = { ...this.#counts, ...noTraffic() };
     if (changes.toxics) {
       this.lastNumber = 0;
       this.setToxics(changes.toxics);
@@ -2595,7 +2567,7 @@ class LiveRoute {
     if (toxics.some(needsReset)) this.assertResettable();
     const { name: route, toxics: before } = this.route;
     this.route = { ...this.route, toxics };
-    for (const { connection } of this.connections.values()) {
+    for (const connection of this.connections.values()) {
       const acted = namesOf(connection.acting);
       connection.setToxics(toxics);
       for (const { name, type } of connection.acting) {
@@ -2638,16 +2610,13 @@ class LiveRoute {
 
   async cut(): Promise<void> {
     const all = [...this.connections.values()];
-    for (const { connection } of all) connection.end({ why: "cut" });
+    for (const connection of all) connection.end({ why: "cut" });
     await Promise.all(all.map(({ ended }) => ended));
   }
 
   stats(): RouteStats {
-    const sum = structuredClone(this.#counts);
-    for (const { connection } of this.connections.values()) {
-      addBytes(sum, connection);
-    }
-    return { route: this.route, open: this.connections.size, ...sum };
+    const counts = structuredClone(this.#counts);
+    return { route: this.route, open: this.connections.size, ...counts };
   }
 
   #admit(client: Socket): void {
@@ -2657,16 +2626,12 @@ class LiveRoute {
       ++this.lastNumber,
       this.context.seed,
       this.#resettable,
+      this.#counts,
       (event) => this.#onEvent(event, connection),
     );
     const id = ++this.context.lastId;
-    const counts = this.#counts;
-    // It is in the list before its first event, on which one may stop the proxy.
-    const ended = Promise.resolve().then(() => connection.run()).then(() => {
-      addBytes(counts, connection);
-      this.connections.delete(id);
-    });
-    this.connections.set(id, { connection, ended });
+    this.connections.set(id, connection);
+    connection.ended.then(() => this.connections.delete(id));
   }
 
   #onEvent(event: ConnectionEvent, connection: Connection): void {
@@ -2707,38 +2672,35 @@ function needsReset({ type, toxicity }: Toxic): boolean {
  */
 export class ChaosProxy implements AsyncDisposable {
   static #warm: Promise<void> | undefined;
-  readonly #drainTimeoutMs: number;
-  readonly #context: ProxyContext;
   readonly #routes = new Map<string, LiveRoute>();
   #turn: Promise<unknown> = Promise.resolve();
-  #cutSoFar = 0;
 
   private constructor(
-    { seed = randomSeed(), drainTimeoutMs }: Config,
-    { onEvent = () => {}, resettable = false }: StartOptions,
-  ) {
-    this.#drainTimeoutMs = drainTimeoutMs;
-    const stopping = new AbortController();
-    this.#context = { seed, lastId: 0, resettable, stopping, emit: onEvent };
-  }
+    private readonly context: ProxyContext,
+    private readonly drainTimeoutMs: number,
+  ) {}
 
   /** Listens on all routes, or on none; {@linkcode serveApi} takes the `api`. */
   static async start(
     config: ConfigOptions,
-    options: StartOptions = {},
+    { onEvent: emit = () => {}, resettable = false }: StartOptions = {},
   ): Promise<ChaosProxy> {
     const checked = checkConfig(config, "config");
-    await (this.#warm ??= this.#warmUp(options.resettable));
-    const proxy = new ChaosProxy(checked, options);
-    await proxy.#open(checked.routes);
-    const { seed, emit } = proxy.#context;
-    for (const route of checked.routes) {
-      const warnings = firstOf(warningsOf(route));
-      if (warnings.length === 0) continue;
-      emit({ event: "config_warning", route: route.name, warnings });
+    const { seed = randomSeed(), drainTimeoutMs, routes } = checked;
+    await (this.#warm ??= this.#warmUp(resettable));
+    const stopping = new AbortController();
+    const context = { seed, lastId: 0, resettable, stopping, emit };
+    const proxy = new ChaosProxy(context, drainTimeoutMs);
+    await proxy.#open(routes);
+    for (const each of routes) {
+      const { name: route } = each;
+      const warnings = firstOf(warningsOf(each));
+      if (warnings.length > 0) {
+        emit({ event: "config_warning", route, warnings });
+      }
+      proxy.#find(route).run();
     }
-    for (const route of proxy.#routes.values()) route.run();
-    emit({ event: "started", routes: proxy.#routes.size, seed });
+    emit({ event: "started", routes: routes.length, seed });
     return proxy;
   }
 
@@ -2747,16 +2709,11 @@ export class ChaosProxy implements AsyncDisposable {
    * else the first one of each process is 10 to 25 ms late. Not by another proxy,
    * with which V8 makes each connection of this one take 1.4 times as long.
    */
-  static async #warmUp(resettable = false): Promise<void> {
+  static async #warmUp(resettable: boolean): Promise<void> {
     if (!await mayUseLoopback()) return;
-    const open: Disposable[] = [];
-    const close = () => {
-      for (const each of open.splice(0)) each[Symbol.dispose](); // never throws
-    };
-    const timer = setTimeout(close, MAX_WARM_UP_MS);
     try {
-      const upstream = Deno.listen({ hostname: LOOPBACK, port: 0 });
-      open.push(upstream);
+      using open = new DisposableStack();
+      const upstream = open.use(Deno.listen({ hostname: LOOPBACK, port: 0 }));
       const route = checkRoute({
         localPort: 0,
         upstream: addressOf(upstream.addr),
@@ -2764,37 +2721,35 @@ export class ChaosProxy implements AsyncDisposable {
       }, new Place("", [])) as Route;
       const { signal } = new AbortController();
       const listener = await listen(route, resettable, signal);
-      open.push({ [Symbol.dispose]: () => void listener.close() });
+      open.defer(() => listener.close());
+      const timer = setTimeout(() => open.dispose(), MAX_WARM_UP_MS);
+      open.defer(() => clearTimeout(timer));
       const bytes = new Uint8Array(64);
       for (let number = 1; number <= WARM_UPS; number++) {
-        const client = await Deno.connect(listener.addr);
-        open.push(client);
+        using client = await Deno.connect(listener.addr);
+        open.use(client);
         const socket = await listener.accept();
-        const context = [route, number, 0, resettable, () => {}] as const;
-        const ended = new Connection(socket, ...context).run();
+        const context = [route, number, 0, resettable, noTraffic()] as const;
+        const { ended } = new Connection(socket, ...context, () => {});
         await client.write(bytes);
-        const server = await upstream.accept();
-        open.push(server);
+        using server = open.use(await upstream.accept());
         await server.read(bytes);
         await server.write(bytes);
         await client.read(bytes);
-        for (const conn of [client, server]) conn[Symbol.dispose]();
+        for (const conn of [client, server]) await conn.closeWrite();
         await ended;
       }
     } catch {
       // There is a shortage of descriptors, or no loopback. It is no loss.
-    } finally {
-      clearTimeout(timer);
-      close();
     }
   }
 
   /** What decisions derive from: the configured seed, or a random one. */
   get seed(): number {
-    return this.#context.seed;
+    return this.context.seed;
   }
 
-  /** The routes as they stand, with the addresses really taken. */
+  /** The routes as they stand, with the ports really taken. */
   get routes(): readonly Route[] {
     return [...this.#routes.values().map(({ route }) => route)];
   }
@@ -2809,6 +2764,14 @@ export class ChaosProxy implements AsyncDisposable {
     return this.#find(name).route;
   }
 
+  /** A toxic as it stands. */
+  toxic(route: string, name: string): Toxic {
+    const { toxics } = this.route(route);
+    const toxic = toxics.find((each) => each.name === name);
+    if (toxic) return toxic;
+    throw new Deno.errors.NotFound(`route ${route} has no toxic ${name}`);
+  }
+
   /** Adds a route, with its toxics, and listens on it. */
   async addRoute(options: RouteOptions): Promise<Route> {
     const route = validate("route", (place) => checkRoute(options, place));
@@ -2818,7 +2781,7 @@ export class ChaosProxy implements AsyncDisposable {
   /**
    * Changes a route for connections to come. Another address or upstream, or
    * `enabled: false`, cuts those in flight; a `localPort` of 0 takes a free port.
-   * If it throws on the way to another host, the route may be disabled by then.
+   * To move to another host on its port it is disabled, and stays so if it throws.
    */
   async updateRoute(
     name: string,
@@ -2838,7 +2801,7 @@ export class ChaosProxy implements AsyncDisposable {
       const route = this.#find(name);
       this.#routes.delete(name);
       await Promise.all([route.close(), route.cut()]);
-      this.#context.emit({ event: "route_removed", route: name });
+      this.context.emit({ event: "route_removed", route: name });
     });
   }
 
@@ -2855,9 +2818,12 @@ export class ChaosProxy implements AsyncDisposable {
       Array.fromAsync(routes, (route) => {
         const live = this.#routes.get(route.name);
         if (!live) return this.#add(route);
-        const isSame = live.isAt(route) &&
-          live.route.upstream === route.upstream;
-        return isSame ? live.route : this.#change(live, route);
+        // Where any free port will do, the one that it has does.
+        const localPort = route.localPort || live.route.localPort;
+        const here = { ...route, localPort };
+        if (!live.isAt(here)) return this.#change(live, route);
+        const isSame = live.route.upstream === route.upstream;
+        return isSame ? live.route : this.#change(live, here);
       })
     );
   }
@@ -2865,14 +2831,14 @@ export class ChaosProxy implements AsyncDisposable {
   /** Removes all toxics, and enables every route that can be listened on. */
   async reset(): Promise<void> {
     await this.#inTurn(async () => {
-      const failures: unknown[] = [];
-      for (const live of this.#routes.values()) {
-        live.setToxics([]);
-        if (live.route.enabled) continue;
-        await live.update({ enabled: true })
-          .catch((error) => failures.push(error));
-      }
-      if (failures.length > 0) throw failures[0];
+      const all = await Promise.allSettled(
+        this.#routes.values().map((live) => {
+          live.setToxics([]);
+          if (!live.route.enabled) return live.update({ enabled: true });
+        }),
+      );
+      const failed = all.find((each) => each.status === "rejected");
+      if (failed) throw failed.reason;
     });
   }
 
@@ -2901,7 +2867,8 @@ export class ChaosProxy implements AsyncDisposable {
     name: string,
     changes: Pick<ToxicOptions, "toxicity" | "attributes">,
   ): Toxic {
-    const { live, toxic } = this.#findToxic(route, name);
+    const live = this.#find(route);
+    const toxic = this.toxic(route, name);
     const { toxicity, attributes } = TOXIC_FIELDS;
     const changed = validate("toxic", (place) => {
       const given = checkFields(changes, place, { toxicity, attributes }, true);
@@ -2915,13 +2882,14 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Removes a toxic and releases what it holds; a `timeout` closes instead. */
   removeToxic(route: string, name: string): void {
-    const { live, toxic } = this.#findToxic(route, name);
+    const live = this.#find(route);
+    const toxic = this.toxic(route, name);
     live.setToxics(live.route.toxics.filter((each) => each !== toxic));
   }
 
   /** The connections in flight. */
   liveConnections(): LiveConnection[] {
-    return Array.from(this.#live, ([id, { connection }]) => ({
+    return Array.from(this.#live, ([id, connection]) => ({
       id,
       route: connection.route.name,
       number: connection.number,
@@ -2936,9 +2904,9 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Cuts a connection; `reset` sends a RST to both sides. */
   cutConnection(id: number, how: "close" | "reset" = "close"): void {
-    const live = this.#live.get(id);
-    if (!live) throw new Deno.errors.NotFound(`there is no connection ${id}`);
-    const { connection } = live;
+    const connection = this.#live.get(id);
+    const error = `there is no connection ${id}`;
+    if (!connection) throw new Deno.errors.NotFound(error);
     if (how === "reset") this.#find(connection.route.name).assertResettable();
     connection.end({ why: "cut" }, how);
   }
@@ -2946,9 +2914,9 @@ export class ChaosProxy implements AsyncDisposable {
   /** Takes a seed, 0 to 2^53 - 1 or a random one; routes count from 1 again. */
   reseed(seed: number = randomSeed()): void {
     checkArgument("seed", seed, CONFIG_FIELDS.seed.guard);
-    this.#context.seed = seed;
+    this.context.seed = seed;
     for (const route of this.#routes.values()) route.lastNumber = 0;
-    this.#context.emit({ event: "reseeded", seed });
+    this.context.emit({ event: "reseeded", seed });
   }
 
   /** What has come of the connections so far, by route. */
@@ -2959,19 +2927,19 @@ export class ChaosProxy implements AsyncDisposable {
   /**
    * Stops accepting, and waits for the connections in flight to end. Those left
    * after `timeoutMs`, 0 to 2147483647, are cut; 0: never. Default: the config's
-   * `drainTimeoutMs`. Returns how many were cut meanwhile.
+   * `drainTimeoutMs`. Returns how many have been cut so.
    */
-  async drain(timeoutMs: number = this.#drainTimeoutMs): Promise<number> {
+  async drain(timeoutMs: number = this.drainTimeoutMs): Promise<number> {
     checkArgument("timeoutMs", timeoutMs, milliseconds);
     const start = performance.now();
-    const cutBefore = this.#cutSoFar;
     const ended = this.#end();
-    const { emit } = this.#context;
+    const { emit } = this.context;
     emit({ event: "draining", connections: this.connections, timeoutMs });
     const timer = timeoutMs > 0 ? setTimeout(() => this.#cut(), timeoutMs) : 0;
     await ended;
     clearTimeout(timer);
-    const cut = this.#cutSoFar - cutBefore;
+    const cut = this.stats()
+      .reduce((sum, { ended }) => sum + (ended.drain ?? 0), 0);
     const durationMs = toMicroseconds(performance.now() - start);
     emit({ event: "drained", cut, durationMs });
     return cut;
@@ -3000,17 +2968,10 @@ export class ChaosProxy implements AsyncDisposable {
     throw new Deno.errors.NotFound(`there is no route ${name}`);
   }
 
-  #findToxic(route: string, name: string): { live: LiveRoute; toxic: Toxic } {
-    const live = this.#find(route);
-    const toxic = live.route.toxics.find((each) => each.name === name);
-    if (toxic) return { live, toxic };
-    throw new Deno.errors.NotFound(`route ${route} has no toxic ${name}`);
-  }
-
   /** Listening takes time: changes of routes wait for each other. */
   #inTurn<T>(change: () => Promise<T>): Promise<T> {
     const changed = this.#turn.then(() => {
-      this.#context.stopping.signal.throwIfAborted();
+      this.context.stopping.signal.throwIfAborted();
       return change();
     });
     this.#turn = changed.catch(() => {}); // its caller is told
@@ -3032,12 +2993,12 @@ export class ChaosProxy implements AsyncDisposable {
   /** Listens on new routes, on all or on none; nothing is accepted yet. */
   async #open(routes: readonly Route[]): Promise<void> {
     await using failed = new AsyncDisposableStack();
-    const opened = routes.map((route) => new LiveRoute(route, this.#context));
+    const opened = routes.map((route) => new LiveRoute(route, this.context));
     for (const live of opened) {
       failed.defer(() => live.close());
       if (live.route.enabled) await live.open(live.route);
     }
-    this.#context.stopping.signal.throwIfAborted();
+    this.context.stopping.signal.throwIfAborted();
     assertNoCircle([...this.routes, ...opened.map(({ route }) => route)]);
     failed.move(); // none has
     for (const live of opened) this.#routes.set(live.route.name, live);
@@ -3052,25 +3013,18 @@ export class ChaosProxy implements AsyncDisposable {
   /** Accepts nothing more; resolves when all that was under way has ended. */
   async #end(): Promise<void> {
     const error = new Deno.errors.BadResource("the proxy is shutting down");
-    this.#context.stopping.abort(error);
+    this.context.stopping.abort(error);
     const closed = this.#routes.values().map((route) => route.close());
     const ended = this.#live.values().map(({ ended }) => ended);
     await Promise.all([this.#turn, ...closed, ...ended]);
   }
 
   #cut(): void {
-    if (this.#cutSoFar > 0) return; // none has come since then
-    for (const { connection } of this.#live.values()) {
-      connection.end({ why: "drain" });
-      this.#cutSoFar++;
-    }
+    for (const each of this.#live.values()) each.end({ why: "drain" });
   }
 }
 
-function randomSeed(): number {
-  const [seed = 0] = crypto.getRandomValues(new Uint32Array(1));
-  return seed;
-}
+const randomSeed = () => Math.floor(Math.random() * 2 ** 32);
 
 function assertNoCircle(routes: readonly Route[]): void {
   const circle = findCircle(routes);
@@ -3174,11 +3128,12 @@ const CALLS: Record<string, (call: Call) => unknown> = {
     const { name } = call.proxy.route(call.name);
     return call.proxy.addToxic(name, checkBody(call, checkToxic));
   },
-  "GET /proxies/*/toxics/*": toxicOf,
+  "GET /proxies/*/toxics/*": ({ proxy, name, toxic }) =>
+    proxy.toxic(name, toxic),
   "POST /proxies/*/toxics/*": updateToxic,
   "PATCH /proxies/*/toxics/*": updateToxic,
-  "DELETE /proxies/*/toxics/*": (call) =>
-    call.proxy.removeToxic(call.name, toxicOf(call).name),
+  "DELETE /proxies/*/toxics/*": ({ proxy, name, toxic }) =>
+    proxy.removeToxic(name, toxic),
   "POST /reset": ({ proxy }) => proxy.reset(),
   "GET /version": () => ({
     version: "2.12.0", // of Toxiproxy, whose protocol this is
@@ -3232,7 +3187,7 @@ async function updateProxy(call: Call): Promise<unknown> {
 }
 
 function updateToxic(call: Call): Toxic {
-  const toxic = toxicOf(call);
+  const toxic = call.proxy.toxic(call.name, call.toxic);
   // Some clients always send what stays, not always as it is.
   const stays = (key: "name" | "type" | "stream") => ({
     guard: routeName,
@@ -3253,13 +3208,6 @@ function updateToxic(call: Call): Toxic {
   };
   const changes = checkBody(call, changesOf(fields));
   return call.proxy.updateToxic(call.name, call.toxic, changes);
-}
-
-function toxicOf(call: Call): Toxic {
-  const { toxics } = call.proxy.route(call.name);
-  const toxic = toxics.find(({ name }) => name === call.toxic);
-  if (toxic) return toxic;
-  throw new Refusal(404, "toxic not found");
 }
 
 /** A route in Toxiproxy's words. */
@@ -3409,6 +3357,7 @@ const WORDS: [ours: RegExp, theirs: string][] = [
   [/^type: (?:missing|expected).*?(; did .*)?$/, "invalid toxic type$1"],
   [/^there is no route .*/s, "proxy not found"],
   [/^there is a route .*/, "proxy already exists"],
+  [/^route \S+ has no toxic .*/s, "toxic not found"],
   [/^route \S+ has a toxic .*/, "toxic already exists"],
   [/^there is no connection .*/, "connection not found"],
   [

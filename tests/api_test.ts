@@ -280,14 +280,20 @@ POST /populate [{"name": "a", ${to}}, {"name": "b", "listen": "${listen}", ${to}
   const { a, ...others } = await bodyOf(api.get("/proxies"));
   await assertEchoesAt(portOf(a));
   assertEquals(others, { p: before });
-  // Not even where it had to make way for itself.
+  // Where it has to make way for itself, it is disabled.
   if (!IS_LINUX) return;
   using _other = Deno.listen({ hostname: "127.0.0.2", port });
   await assertAnswers(`
 PATCH /proxies/p {"listen": ":${port}"}
   500 listen tcp 0.0.0.0:${port}: bind: address already in use
+PATCH /proxies/p {"dropRate": 0}
+  200 ${JSON.stringify({ ...before, enabled: false })}
 `);
-  assertEquals(await show(), before);
+  assertEquals(await readToEnd(conn), 0);
+  await assertAnswers(`
+PATCH /proxies/p {"enabled": true}
+  200 ${JSON.stringify(before)}
+`);
   await assertEchoesAt(port);
 });
 
