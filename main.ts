@@ -2927,7 +2927,7 @@ export class ChaosProxy implements AsyncDisposable {
   /**
    * Stops accepting, and waits for the connections in flight to end. Those left
    * after `timeoutMs`, 0 to 2147483647, are cut; 0: never. Default: the config's
-   * `drainTimeoutMs`. Returns how many have been cut so.
+   * `drainTimeoutMs`. Returns how many were cut.
    */
   async drain(timeoutMs: number = this.drainTimeoutMs): Promise<number> {
     checkArgument("timeoutMs", timeoutMs, milliseconds);
