@@ -2123,6 +2123,7 @@ class Connection {
   #failure: Reason | undefined;
   #firstToEnd: Side | undefined;
   #delivered = 0;
+  #isReleased = false;
   /** Whether bytes were read or written since it was looked at; when they were. */
   #hasMoved = true;
   #movedAt = 0;
@@ -2190,6 +2191,7 @@ class Connection {
 
   /** Closes all that is open, so that whatever is under way ends. */
   #release(how?: "close" | "reset"): void {
+    this.#isReleased = true;
     Connection.#halfClosed.delete(this);
     for (const socket of Object.values(this.#sockets)) socket.close(how);
     for (const link of Object.values(this.#links)) link.abort();
@@ -2335,7 +2337,8 @@ class Connection {
         } else written.catch(expectedOfDelivery);
       }
       this.#firstToEnd ??= from;
-      if (this.route.halfCloseTimeoutMs > 0) Connection.#halfClosed.add(this);
+      const isWatched = this.route.halfCloseTimeoutMs > 0 && !this.#isReleased;
+      if (isWatched) Connection.#halfClosed.add(this);
     } catch (error) {
       // If it was the link that failed, its reason stands, or is in the link.
       if (!link?.closedBy) {
