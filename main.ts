@@ -2414,22 +2414,20 @@ export interface StartOptions {
   resettable?: boolean;
 }
 
-/** A connection in flight, with the bytes so far. */
-export interface LiveConnection extends
-  Pick<
-    ConnectionEvent & { event: "closed" },
-    "route" | "client" | "bytesUp" | "bytesDown"
-  > {
+/** A connection in flight, with the bytes so far and the toxics that act. */
+export interface LiveConnection
+  extends
+    Pick<ConnectionEvent & { event: "connected" }, "upstream" | "toxics">,
+    Pick<
+      ConnectionEvent & { event: "closed" },
+      "route" | "client" | "bytesUp" | "bytesDown"
+    > {
   /** Identifies it among all connections of this proxy. */
   id: number;
   /** Its number on that route, from 1. */
   number: number;
-  /** Where it goes. */
-  upstream: string;
   /** How long it has lasted, in milliseconds. */
   ageMs: number;
-  /** The names of the toxics that act on it. */
-  toxics: string[];
 }
 
 /** What may be injected: a fault of a route, or a toxic by its type. */
@@ -2655,13 +2653,11 @@ class LiveRoute {
   }
 }
 
-function namesOf(toxics: readonly Toxic[]): Set<string> {
-  return new Set(toxics.map(({ name }) => name));
-}
+const namesOf = (toxics: readonly Toxic[]) =>
+  new Set(toxics.map(({ name }) => name));
 
-function needsReset({ type, toxicity }: Toxic): boolean {
-  return type === "reset_peer" && toxicity > 0;
-}
+const needsReset = ({ type, toxicity }: Toxic) =>
+  type === "reset_peer" && toxicity > 0;
 
 /**
  * A running proxy. Toxics change at once, and routes one after the other until it
