@@ -2532,7 +2532,7 @@ class LiveRoute {
       } catch (error) {
         if (listener !== this.#listener) return;
         emit({ event: "accept_failed", route, cause: causeOf(error) });
-        // For file descriptors; if a client has left again, the next one is due.
+        // Waits for file descriptors, but not when a client has left again.
         if (!isDisconnect(error)) await sleep(ACCEPT_PAUSE_MS, stopping.signal);
       }
     }
