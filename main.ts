@@ -1805,10 +1805,9 @@ export class ListenError extends Error {
 
   /** Says for what the address was meant, such as `route db`, and why not. */
   constructor(what: string, address: Address, cause: unknown) {
-    const code = codeOf(cause);
-    const why = code === "EADDRINUSE"
+    const why = hasCode(cause, "EADDRINUSE")
       ? "the port is already in use"
-      : code === "EACCES"
+      : hasCode(cause, "EACCES")
       ? "permission denied; ports below 1024 are for privileged users"
       : causeOf(cause);
     super(`${what}: cannot listen on ${addressOf(address)}: ${why}`, { cause });
@@ -1855,26 +1854,20 @@ interface NodeServer extends net.Server {
  * to nothing and changes nothing else, so each one is told from time to time.
  */
 const nodeServers = watched<NodeServer>(REARM_MS, (all) => {
-  const before = shortage;
   const [first] = all;
-  shortage = first && shortageAt(first.address());
-  for (const server of all) {
-    if (shortage && !before) server.emit("error", shortage);
-    server._handle?.listen(BACKLOG);
-  }
-});
-let shortage: Error | undefined;
-
-/** What a shortage of descriptors is called, if there is one. */
-function shortageAt(at: net.AddressInfo): Error | undefined {
+  const at = first?.address();
+  const wasShort = isShort;
   try {
-    // Nor can it listen without a shortage: the address is listened on already.
-    Deno.listen({ hostname: at.address, port: at.port }).close();
+    // Without a shortage it fails too: the address is listened on already.
+    if (at) Deno.listen({ hostname: at.address, port: at.port }).close();
   } catch (error) {
-    const isShortage = ["EMFILE", "ENFILE"].includes(codeOf(error) ?? "");
-    if (isShortage) return error as Error;
+    isShort = hasCode(error, "EMFILE", "ENFILE");
+    const isNew = isShort && !wasShort;
+    if (isNew) { for (const server of all) server.emit("error", error); }
   }
-}
+  for (const server of all) server._handle?.listen(BACKLOG);
+});
+let isShort = false; // of file descriptors
 
 async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
   const accepted: Socket[] = [];
@@ -1945,7 +1938,7 @@ async function listen(
     return listener;
   } catch (error) {
     signal.throwIfAborted();
-    if (codeOf(error) !== "EADDRINUSE" || attempts === 1) {
+    if (!hasCode(error, "EADDRINUSE") || attempts === 1) {
       throw new ListenError(`route ${route.name}`, asked, error);
     }
     await sleep(LISTEN_PAUSE_MS, signal);
@@ -1983,15 +1976,9 @@ async function dial(
   throw failure;
 }
 
-function isDisconnect(error: unknown): boolean {
-  return error instanceof Deno.errors.NotConnected ||
-    error instanceof Deno.errors.ConnectionReset ||
-    error instanceof Deno.errors.ConnectionAborted;
-}
-
-/** The system's code of an error, such as `EADDRINUSE`. */
-function codeOf(error: unknown): string | undefined {
-  return (error as NodeJS.ErrnoException).code;
+/** Whether an error has one of these codes of the system's. */
+function hasCode(error: unknown, ...codes: string[]): boolean {
+  return codes.includes((error as NodeJS.ErrnoException).code ?? "");
 }
 
 /** An error in the system's words, without its number. */
@@ -2218,8 +2205,8 @@ class Connection {
       this.onEvent({ event: "delayed", ...this.#id, delayMs });
       this.#read("client", client, up).then(() => {
         // A client that waits for an answer has asked for it.
-        const mayLeave = up.bytes === 0 && !this.#sockets.upstream;
-        if (mayLeave) this.end({ why: "client" });
+        if (up.bytes > 0 || this.#sockets.upstream) return;
+        this.end({ why: "client" });
       });
       await sleepUntil(this.#start + delayMs, this.#aborted.signal);
     }
@@ -2242,26 +2229,27 @@ class Connection {
     const timer = setTimeout(() => {
       this.#aborted.abort(new Error(`no answer within ${connectTimeoutMs} ms`));
     }, connectTimeoutMs);
-    const { signal } = this.#aborted;
-    const fail = (error: unknown) => {
+    try {
+      const { signal } = this.#aborted;
+      const socket = await dial(upstream, this.resettable, signal);
+      this.#sockets.upstream = socket;
+      if (this.#failure) return; // ended in the last moment
+      this.onEvent({
+        event: "connected",
+        ...this.#id,
+        upstream,
+        address: socket.peer,
+        dialMs: toMicroseconds(performance.now() - start),
+        toxics: this.acting.map(({ name }) => name),
+      });
+    } catch (error) {
       if (this.#failure) return; // ended meanwhile, which aborts the dialling
       const cause = causeOf(error);
       this.#failure = { why: "upstream_failed", cause };
       this.onEvent({ event: "upstream_failed", ...this.#id, upstream, cause });
-    };
-    const socket = await dial(upstream, this.resettable, signal).catch(fail);
-    clearTimeout(timer);
-    if (!socket) return;
-    this.#sockets.upstream = socket;
-    if (this.#failure) return; // ended in the last moment
-    this.onEvent({
-      event: "connected",
-      ...this.#id,
-      upstream,
-      address: socket.peer,
-      dialMs: toMicroseconds(performance.now() - start),
-      toxics: this.acting.map(({ name }) => name),
-    });
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   #newLink(from: Side): Link {
@@ -2533,7 +2521,13 @@ class LiveRoute {
         if (listener !== this.#listener) return;
         emit({ event: "accept_failed", route, cause: causeOf(error) });
         // Waits for file descriptors, but not when a client has left again.
-        if (!isDisconnect(error)) await sleep(ACCEPT_PAUSE_MS, stopping.signal);
+        const hasLeft = hasCode(
+          error,
+          "ENOTCONN",
+          "ECONNRESET",
+          "ECONNABORTED",
+        );
+        if (!hasLeft) await sleep(ACCEPT_PAUSE_MS, stopping.signal);
       }
     }
   }
