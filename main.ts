@@ -1800,18 +1800,15 @@ function nodeSocket(socket: net.Socket): Socket {
 export class ListenError extends Error {
   /** `ListenError` */
   override name = "ListenError";
-  /** The address, `host:port`. */
-  readonly address: string;
 
-  /** Says for what the address was meant, such as `route db`, and why not. */
-  constructor(what: string, address: Address, cause: unknown) {
+  /** For what `address`, a `host:port`, was meant, such as `route db`. */
+  constructor(what: string, readonly address: string, cause: unknown) {
     const why = hasCode(cause, "EADDRINUSE")
       ? "the port is already in use"
       : hasCode(cause, "EACCES")
       ? "permission denied; ports below 1024 are for privileged users"
       : causeOf(cause);
-    super(`${what}: cannot listen on ${addressOf(address)}: ${why}`, { cause });
-    this.address = addressOf(address);
+    super(`${what}: cannot listen on ${address}: ${why}`, { cause });
   }
 }
 
@@ -1939,7 +1936,7 @@ async function listen(
   } catch (error) {
     signal.throwIfAborted();
     if (!hasCode(error, "EADDRINUSE") || attempts === 1) {
-      throw new ListenError(`route ${route.name}`, asked, error);
+      throw new ListenError(`route ${route.name}`, addressOf(asked), error);
     }
     await sleep(LISTEN_PAUSE_MS, signal);
     return await listen(route, resettable, signal, attempts - 1);
@@ -2046,11 +2043,9 @@ export type Outcome =
 /** What happens to a connection, in this order. */
 export type ConnectionEvent =
   & {
-    /** The route's name. */
     route: string;
-    /** The connection's number on that route, from 1. */
+    /** Its number on that route, from 1. */
     connection: number;
-    /** The client's address. */
     client: string;
   }
   & (
@@ -2073,14 +2068,13 @@ export type ConnectionEvent =
     | {
       event: "closed";
       why: Outcome;
-      /** What broke it, in the system's words, where something did. */
+      /** What broke it, in the system's words. */
       cause?: string;
-      /** The toxic that ended it, if one did. */
+      /** The toxic that ended it. */
       toxic?: string;
       /** Bytes that came from the client, and from the upstream. */
       bytesUp: number;
       bytesDown: number;
-      /** From accepted to closed. */
       durationMs: number;
     }
   );
@@ -2097,10 +2091,9 @@ class Connection {
     for (const each of all) each.#endIfSilent();
   });
 
-  readonly client: string;
+  readonly id: Pick<ConnectionEvent, "route" | "connection" | "client">;
   /** Resolves when it has ended. It starts once its maker has listed it. */
   readonly ended: Promise<void> = Promise.resolve().then(() => this.#run());
-  readonly #id: Pick<ConnectionEvent, "route" | "connection" | "client">;
   readonly #start = performance.now();
   readonly #sockets: { client: Socket; upstream?: Socket };
   readonly #links: Partial<Record<Side, Link>> = {};
@@ -2124,8 +2117,7 @@ class Connection {
     private readonly traffic: Traffic,
     private readonly onEvent: (event: ConnectionEvent) => void,
   ) {
-    this.client = client.peer;
-    this.#id = { route: route.name, connection: number, client: client.peer };
+    this.id = { route: route.name, connection: number, client: client.peer };
     this.#sockets = { client };
     this.#toxics = actingOn(seed, route, number);
   }
@@ -2150,18 +2142,18 @@ class Connection {
   /** Runs the connection until it has ended; never fails. */
   async #run(): Promise<void> {
     const { upstream } = this.route;
-    this.onEvent({ event: "accepted", ...this.#id, upstream });
+    this.onEvent({ event: "accepted", ...this.id, upstream });
     const decision = decide(this.seed, this.route, this.number);
     if (decision.kind === "forward") await this.#forward(decision.delayMs);
     else if (decision.kind === "timeout") await this.#hold();
     else {
-      this.onEvent({ event: "dropped", ...this.#id });
+      this.onEvent({ event: "dropped", ...this.id });
       this.end({ why: "fault" });
     }
     this.#release();
     this.onEvent({
       event: "closed",
-      ...this.#id,
+      ...this.id,
       ...(this.#failure ?? { why: this.#firstToEnd ?? "client" }),
       bytesUp: this.received("client"),
       bytesDown: this.received("upstream"),
@@ -2187,7 +2179,7 @@ class Connection {
   /** Answers nothing until the timeout, also if the client ends its stream. */
   async #hold(): Promise<void> {
     const { timeoutMs } = this.route;
-    this.onEvent({ event: "timed_out", ...this.#id, timeoutMs });
+    this.onEvent({ event: "timed_out", ...this.id, timeoutMs });
     const link = this.#newLink("client");
     link.readable.pipeTo(new WritableStream()).catch(expectedOfDelivery);
     const read = this.#read("client", this.#sockets.client, link);
@@ -2202,7 +2194,7 @@ class Connection {
     const { client } = this.#sockets;
     const up = this.#newLink("client");
     if (delayMs > 0) {
-      this.onEvent({ event: "delayed", ...this.#id, delayMs });
+      this.onEvent({ event: "delayed", ...this.id, delayMs });
       this.#read("client", client, up).then(() => {
         // A client that waits for an answer has asked for it.
         if (up.bytes > 0 || this.#sockets.upstream) return;
@@ -2236,7 +2228,7 @@ class Connection {
       if (this.#failure) return; // ended in the last moment
       this.onEvent({
         event: "connected",
-        ...this.#id,
+        ...this.id,
         upstream,
         address: socket.peer,
         dialMs: toMicroseconds(performance.now() - start),
@@ -2246,7 +2238,7 @@ class Connection {
       if (this.#failure) return; // ended meanwhile, which aborts the dialling
       const cause = causeOf(error);
       this.#failure = { why: "upstream_failed", cause };
-      this.onEvent({ event: "upstream_failed", ...this.#id, upstream, cause });
+      this.onEvent({ event: "upstream_failed", ...this.id, upstream, cause });
     } finally {
       clearTimeout(timer);
     }
@@ -2886,7 +2878,7 @@ export class ChaosProxy implements AsyncDisposable {
       id,
       route: connection.route.name,
       number: connection.number,
-      client: connection.client,
+      client: connection.id.client,
       upstream: connection.route.upstream,
       bytesUp: connection.received("client"),
       bytesDown: connection.received("upstream"),
@@ -3409,7 +3401,7 @@ export function serveApi(
       const options = { ...at, signal, onListen() {} };
       return Deno.serve(options, (request) => answer(request));
     } catch (error) {
-      throw new ListenError("control API", asked, error);
+      throw new ListenError("control API", addressOf(asked), error);
     }
   };
   const server = serve({ ...asked, hostname: canonicalHost(asked.hostname) });
@@ -3837,7 +3829,7 @@ function serveDemo(): void {
       ({ body }) => new Response(body ?? "Hello from behind the proxy!\n"),
     );
   } catch (error) {
-    throw new ListenError("demo upstream", DEMO, error);
+    throw new ListenError("demo upstream", addressOf(DEMO), error);
   }
 }
 
