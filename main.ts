@@ -28,7 +28,6 @@ import { parse as parseYaml } from "@std/yaml";
 import { parseArgs } from "@std/cli/parse-args";
 import { BaseHandler, Logger, type LogRecord } from "@std/log";
 import dns from "node:dns/promises";
-import { isUtf8 } from "node:buffer";
 import { once } from "node:events";
 import net from "node:net";
 import { unescape } from "node:querystring";
@@ -3078,7 +3077,7 @@ interface Call {
   readonly proxy: ChaosProxy;
   readonly url: URL;
   /** All of it: what is found when it is checked is so when the proxy is called. */
-  readonly body: Uint8Array;
+  readonly body: string;
   /** What the path names: a proxy or the id of a connection, and a toxic. */
   readonly name: string;
   readonly toxic: string;
@@ -3096,11 +3095,7 @@ const CALLS: Record<string, (call: Call) => unknown> = {
     return Response.json(asProxy(route), { status: 201 });
   },
   async "POST /populate"(call) {
-    const routes = checkBody(call, (body, place) => {
-      if (Array.isArray(body)) return checkRoutes(body, place);
-      place.refuse(`expected a list of proxies, found ${describe(body)}`);
-      return [];
-    });
+    const routes = checkBody(call, checkRoutes);
     const proxies = (await call.proxy.populate(routes)).map(asProxy);
     return Response.json({ proxies }, { status: 201 });
   },
@@ -3212,10 +3207,7 @@ function checkBody<T>(
   { body, ignored }: Call,
   check: (body: unknown, place: Place) => T,
 ): T {
-  if (!isUtf8(body)) {
-    throw new ConfigError("body", ["expected UTF-8 text, found other bytes"]);
-  }
-  const value = readJson(new TextDecoder().decode(body), "body");
+  const value = readJson(body, "body");
   return validate("body", (place) => check(value, place), ignored);
 }
 
@@ -3242,9 +3234,7 @@ export function controlApi(
     } catch (cause) {
       const { status, message, headers } = refusalFor(cause);
       error = message;
-      answer = Object.hasOwn(headers, "content-type")
-        ? new Response(`${error}\n`, { status, headers })
-        : Response.json({ error, status }, { status, headers });
+      answer = Response.json({ error, status }, { status, headers });
     }
     answer.headers.set("x-toxiproxy-request-id", id);
     if (ignored.length > 0) {
@@ -3283,8 +3273,8 @@ async function answerOf(
     const allow = Object.keys(CALLS).filter((each) => each.endsWith(` ${path}`))
       .map((each) => each.split(" ", 1)).join(", ");
     // In the words of Go, and as text: Toxiproxy's clients tell it by that.
-    const type = { "content-type": "text/plain; charset=utf-8" };
-    if (allow === "") throw new Refusal(404, "404 page not found", type);
+    const body = "404 page not found\n";
+    if (allow === "") return new Response(body, { status: 404 });
     const problem = `${request.method} is not for ${pathname}, which takes `;
     throw new Refusal(405, problem + allow, { allow });
   }
@@ -3313,7 +3303,7 @@ function refuseForeign(headers: Headers, url: URL, loopback: boolean): void {
   }
 }
 
-async function readBody({ body }: Request): Promise<Uint8Array> {
+async function readBody({ body }: Request): Promise<string> {
   const chunks: Bytes[] = [];
   let size = 0;
   for await (const chunk of body ?? []) {
@@ -3323,7 +3313,7 @@ async function readBody({ body }: Request): Promise<Uint8Array> {
     }
     chunks.push(chunk);
   }
-  return await new Blob(chunks).bytes();
+  return await new Blob(chunks).text();
 }
 
 /** The statuses of errors, by the name of the error; of others it is 500. */

@@ -378,6 +378,9 @@ test("POST /populate creates, replaces what differs, and leaves the rest alone",
   const toB = proxy.liveConnections().filter(({ route }) => route === "b");
   assertEquals(only(toB).number, 1);
   assertEquals(await populate(), []);
+  const shown = (await api.get("/proxies")).body;
+  const again = await bodyOf(api.post("/populate", shown), 201);
+  assertEquals(again.proxies, Object.values(shown));
 });
 
 // ---- Toxics ------------------------------------------------------------------
@@ -595,8 +598,8 @@ POST /populate [{"name": "p", "upstream": "a:1"}, {"name": "b"}]
   400 missing required field: upstream at proxy 2
 POST /populate [{"name": "missing", "upstream": "a:b"}, {"name": "", "upstream": "a:1"}]
   400 missing required field: name at proxy 2
-POST /populate {}
-  400 ${BAD}expected a list of proxies, found a mapping
+POST /populate 5
+  400 ${BAD}expected a list of routes, 1000 at most, found 5
 POST /populate [5, {"name": "q", "upstream": "a:1", "toxics": [{"type": "x"}]}]
   400 ${BAD}[0]: expected a mapping, found 5; [1].toxics[0].type: expected latency or bandwidth or slow_close or timeout or reset_peer or slicer or limit_data or packet_loss or corrupt or limit_time or noop, found "x"
 POST /populate [{"name": "missing", "listen": "127.0.0.1:5", "upstream": "a:1"}, {"name": "missing", "listen": "127.0.0.1:5", "upstream": "a:1"}]
@@ -862,18 +865,17 @@ test("every answer has an id of its own, and no path is told in Go's words", asy
     assert(!ids.has(request), path);
     ids.add(request);
     if (!unknown.includes(path)) continue;
-    const error = "404 page not found";
-    assertEquals([status, text], [404, `${error}\n`], path);
+    assertEquals([status, text], [404, "404 page not found\n"], path);
     const type = headers.get("content-type");
-    assertEquals(type, "text/plain; charset=utf-8", path);
+    assertEquals(type, "text/plain;charset=UTF-8", path);
     const { durationMs, ...told } = defined(log.of("api").at(-1));
-    const call = { request, method: "GET", path, status, error };
+    const call = { request, method: "GET", path, status };
     assertEquals(told, { event: "api", ...call });
     assert(durationMs >= 0);
   }
 });
 
-test("a body of more than 1 MiB gets 413, and costs nobody else anything", async ({ api, assertAnswers, create }) => {
+test("a body of more than 1 MiB gets 413, and costs nobody else anything", async ({ assertAnswers, create }) => {
   using conn = await connected(await create());
   const most = '{"latencyMs": 1}'.padEnd(1024 * 1024);
   await assertAnswers(`
@@ -883,10 +885,6 @@ PATCH /proxies/p ${most}\u0020
   413 expected a body of at most 1 MiB, found more
 `);
   await assertEchoes(conn);
-  const error = `${BAD}expected UTF-8 text, found other bytes`;
-  const refused = { status: 400, body: { error, status: 400 } };
-  const notText = new Uint8Array([0x22, 0xff, 0x22]);
-  assertEquals(await api.post("/proxies", notText), refused);
 });
 
 test("of very many problems the answer shows the first", async ({ api }) => {
@@ -1514,7 +1512,7 @@ GET /none?x=1`;
   for (const call of calls.split("\n")) await make(call);
   await cli.says(/DEBUG .* api POST \/proxies: 201, [\d.]+ ms, [\da-f-]{36}\n/);
   await cli.says(/WARN .* api PATCH \/\S+: 200, .*, ignored Logger, id\n/);
-  await cli.says(/DEBUG .* api GET \/none\?x=1: 404 404 page not found, /);
+  await cli.says(/DEBUG .* api GET \/none\?x=1: 404, /);
   const changes = cli.stdout
     .match(/(?<= INFO +(long-name)? +)(?:route|toxic|reseed|listen).*$/gm);
   const timeout = "downstream: nothing gets through on every connection";
