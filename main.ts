@@ -1859,7 +1859,7 @@ const nodeServers = watched<NodeServer>(REARM_MS, (all) => {
   } catch (error) {
     isShort = hasCode(error, "EMFILE", "ENFILE");
     const isNew = isShort && !wasShort;
-    if (isNew) { for (const server of all) server.emit("error", error); }
+    for (const server of isNew ? all : []) server.emit("error", error);
   }
   for (const server of all) server._handle?.listen(BACKLOG);
 });
@@ -3576,13 +3576,17 @@ function count(number: number, what: string): string {
 const MAX_QUEUED_LINES = 5000;
 const LINES_A_WRITE = 64;
 const WRITE_RETRY_MS = 100;
-const MAX_STALL_MS = 500;
+const MAX_STALL_MS = 2000;
 
 /** Says on standard error what is wrong; waits only a moment if nobody reads. */
 async function complain(problem: string): Promise<void> {
-  const written = new Blob([`chaos-proxy: ${problem}\n`]).stream()
-    .pipeTo(Deno.stderr.writable, { preventClose: true })
-    .catch(() => {}); // there is nowhere else to say it
+  const write = async () => {
+    let bytes = new TextEncoder().encode(`chaos-proxy: ${problem}\n`);
+    while (bytes.length > 0) {
+      bytes = bytes.subarray(await Deno.stderr.write(bytes));
+    }
+  };
+  const written = write().catch(() => {}); // there is nowhere else to say it
   await Promise.race([written, sleep(MAX_STALL_MS)]);
 }
 
@@ -3700,6 +3704,10 @@ const OPTIONS = [...FLAGS, ...SETTINGS].map((name) => `--${name}`);
 /** Options of toxiproxy-server's that change nothing: metrics are always on. */
 const METRICS = ["proxy-metrics", "runtime-metrics"] as const;
 
+const WRONG_FLAG = RegExp(
+  `^--(?:${[...FLAGS, ...METRICS].join("|")})=(?!(?:true|false)$)`,
+);
+
 type CommandLine = ReturnType<typeof readCommandLine>;
 
 /** @throws {ConfigError} If an argument is unknown, missing or wrong. */
@@ -3708,6 +3716,10 @@ function readCommandLine(written: string[]) {
   const operands = written.slice(end + 1);
   const args = written.slice(0, end)
     .map((arg) => arg.replace(/^-(?=[a-z][a-z-])/, "--")); // one dash will do
+  const wrong = args.find((arg) => WRONG_FLAG.test(arg));
+  if (wrong) {
+    throw new ConfigError(wrong, ["expected true or false, or no value"]);
+  }
   const flags = parseArgs(args, {
     boolean: [...FLAGS, ...METRICS],
     string: SETTINGS,

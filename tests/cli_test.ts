@@ -150,6 +150,7 @@ Deno.test("a wrong command line is a usage error", async () => {
     "--loglevel a": "--loglevel: unknown option; did you mean --log-level?",
     "--prot 5 a": "--prot: unknown option; did you mean --port?",
     "-x a": `-x: unknown option; ${known}`,
+    "--check=5 a": "--check=5: expected true or false, or no value",
     "--constructor": `--constructor: unknown option; ${known}`,
     "-1 a": `-1: ${negative}`,
     "--seed -1 a": `-1: ${negative}`,
