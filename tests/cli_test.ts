@@ -37,13 +37,12 @@ import {
   until,
 } from "./helpers.ts";
 
+const ignore = IS_WINDOWS; // which limits no descriptors, and sends no signals
+
 type Outcome = Record<"stdout" | "stderr", string> & { code: number };
 
 /** Runs Deno to the end. */
-async function deno(
-  args: string[],
-  options: Deno.CommandOptions = {},
-): Promise<Outcome> {
+async function deno(args: string[], options: Deno.CommandOptions = {}) {
   const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
     args,
     cwd: ROOT,
@@ -133,6 +132,7 @@ Deno.test("--version prints deno.json's", async () => {
 
 Deno.test("a wrong command line is a usage error", async () => {
   const integer = "expected an integer from 0 to";
+  const api = "expected a port or host:port, the port from 0 to 65535";
   const known = "known are --check, --demo, --help, --version, --api, " +
     "--drain-timeout, --log-format, --log-level, --config, --host, --port, " +
     "--seed";
@@ -168,6 +168,9 @@ Deno.test("a wrong command line is a usage error", async () => {
       '--log-format: expected text or json, found "JSON"; did you mean json?',
     "-port 1 --api 2": "--api: expected this or --host and --port",
     "-port x": `--port: ${integer} 65535, found "x"`,
+    "--api 1:2:3": `--api: ${api}, found "1:2:3"`,
+    "--api": `--api: ${api}, found ""`,
+    "--api 0 --check": `<config>: expected one file, ${none}`,
     "-host a:1": '--host: expected a host name or an IP address, found "a:1"',
   };
   await Promise.all(
@@ -210,10 +213,8 @@ hang        127.0.0.1:1      a:1             time out 100% until the client leav
   const stdout = `FILE: 3 routes, seed 7, drain without a limit\n${routes}`;
   assertEquals(plain, { code: 0, stdout, stderr: "" });
   assertStringIncludes(seeded.stdout, ": 3 routes, seed 42, drain without");
-  assertStringIncludes(
-    seedless.stdout,
-    ": 1 route, a random seed, drain within 30000 ms\n",
-  );
+  const random = ": 1 route, a random seed, drain within 30000 ms\n";
+  assertStringIncludes(seedless.stdout, random);
 });
 
 Deno.test("faults that do nothing by themselves are warned of", async () => {
@@ -342,10 +343,8 @@ Deno.test("when a route cannot be listened on, none is, and it exits with 1", as
     const first = steadyPort();
     const log = new EventLog();
     const config = configOf({ localPort: first }, { name: "bad", ...route });
-    const error = await assertRejects(
-      () => ChaosProxy.start(config, { onEvent: log.add }),
-      ListenError,
-    );
+    const start = () => ChaosProxy.start(config, { onEvent: log.add });
+    const error = await assertRejects(start, ListenError);
     const begin = `route bad: cannot listen on ${error.address}: ${why}`;
     assert(error.message.startsWith(begin), error.message);
     assertEquals((error.cause as Error).name, cause);
@@ -376,10 +375,8 @@ Deno.test("--demo serves the example's upstream, once", async () => {
   assertEquals(await post.text(), "an echo");
   const { code, stdout, stderr } = await runOn(JSON.stringify(demo), "--demo");
   assertEquals([code, stdout], [1, ""]);
-  assertMatch(
-    stderr,
-    /^chaos-proxy: .*127\.0\.0\.1:18000.*already in use.*\n$/,
-  );
+  const inUse = /^chaos-proxy: .*127\.0\.0\.1:18000.*already in use.*\n$/;
+  assertMatch(stderr, inUse);
 });
 
 // ---- Logs --------------------------------------------------------------------
@@ -463,9 +460,7 @@ Deno.test("each line of a JSON log is an event with its fields", async () => {
     { name: "slow", upstream: address, latencyMs: 3, jitterMs: 1 },
     { name: "dead", upstream: nowhere().address },
   ));
-  const answers = await Promise.all(
-    [0, 1, 2, 3].map((route) => converse(cli.port(route))),
-  );
+  const answers = await times(4, (route) => converse(cli.port(route)));
   assertEquals(answers, ["", "", "hello", ""]);
   await cli.log.first("closed", 4);
   await assertEnds(cli);
@@ -487,9 +482,7 @@ Deno.test("each line of a JSON log is an event with its fields", async () => {
   assertEquals(cli.stderr, "");
 });
 
-Deno.test("that descriptors run out is logged", {
-  ignore: IS_WINDOWS,
-}, async () => {
+Deno.test("that descriptors run out is logged", { ignore }, async () => {
   const Limited = startedBy('ulimit -n 128 && exec "$@"');
   await using cli = await Limited.start(configOf({ timeoutRate: 1 }));
   const clients = await times(128, () => Deno.connect({ port: cli.port() }));
@@ -548,10 +541,8 @@ Deno.test("a text log has a line an event, aligned", async () => {
     `accepted -> ${address}`,
     "timed_out for T ms",
   ]);
-  assertEquals(
-    words("dead")[0],
-    `listening ${broken} -> ${dead} (drop 0.0001%, latency 1±1 ms)`,
-  );
+  const faults = "drop 0.0001%, latency 1±1 ms";
+  assertEquals(words("dead")[0], `listening ${broken} -> ${dead} (${faults})`);
   if (IS_WINDOWS) return;
   assertMatch(
     cli.stdout,
@@ -561,10 +552,7 @@ Deno.test("a text log has a line an event, aligned", async () => {
 });
 
 /** Does something with a port as soon as it is listened on. */
-function whenListening(
-  port: number,
-  fn: (port: number) => Promise<unknown>,
-): Promise<void> {
+function whenListening(port: number, fn: (port: number) => Promise<unknown>) {
   const hasDone = () =>
     fn(port).then(() => true, (error) => {
       if (!(error instanceof Deno.errors.ConnectionRefused)) throw error;
@@ -590,10 +578,8 @@ Deno.test("--log-level leaves out what matters less", async () => {
   const [debug, info, warn, error] = await Promise.all(
     ["debug", "info", "warn", "error"].map(events),
   );
-  assertEquals(
-    info,
-    ["listening", "started", "accepted", "upstream_failed", "closed", ...END],
-  );
+  const all = ["listening", "started", "accepted", "upstream_failed", "closed"];
+  assertEquals(info, [...all, ...END]);
   assertEquals([debug, warn, error], [info, ["upstream_failed"], []]);
 });
 
@@ -614,113 +600,102 @@ async function askOften(port: number, count: number): Promise<void> {
 /** Of these there are more lines than can be queued. */
 const MANY = 2500;
 
-type Start = (script: string, unread?: Promise<void>) => Promise<Cli>;
+interface Unread {
+  /** Starts the program by a script for a shell. */
+  start(script: string, unread?: Promise<void>): Promise<Cli>;
+  /** The port of its route, which leads to an echo. */
+  port: number;
+}
 
-/** A test on Linux that starts a program whose log is not read, on a port. */
-function test(
-  name: string,
-  run: (start: Start, port: number) => Promise<void>,
-): void {
+/** A test on Linux of a program whose log is not read. */
+function test(name: string, run: (given: Unread) => Promise<void>): void {
   Deno.test(name, { ignore: !IS_LINUX }, async () => {
     await using upstream = echo();
     const localPort = steadyPort();
     const config = jsonConfig({ localPort, upstream: upstream.address });
     await using file = await TempFile.with(config);
-    await run(async (script, unread) => {
-      const Unread = startedBy(script, { unread });
-      const cli = new Unread("--log-format", "json", file.path);
+    const start = async (script: string, unread?: Promise<void>) => {
+      const Program = startedBy(script, { unread });
+      const cli = new Program("--log-format", "json", file.path);
       await whenListening(localPort, ask);
       return cli;
-    }, localPort);
+    };
+    await run({ start, port: localPort });
   });
 }
 
-test(
-  "a full disk under the log is told, and ends nothing",
-  async (start, port) => {
-    await using cli = await start('exec "$@" >/dev/full');
-    await askOften(port, MANY);
-    await assertEnds(cli);
-    assertEquals(cli.stderr, "chaos-proxy: no log: No space left on device\n");
-  },
-);
+test("a full disk under the log is told, and ends nothing", async ({ start, port }) => {
+  await using cli = await start('exec "$@" >/dev/full');
+  await askOften(port, MANY);
+  await assertEnds(cli);
+  assertEquals(cli.stderr, "chaos-proxy: no log: No space left on device\n");
+});
 
-test(
-  "with nowhere to write, codes and signals are the same",
-  async (start, port) => {
-    const script = 'exec "$@" >/dev/full 2>/dev/full';
-    await using cli = await start(script);
-    await using file = await TempFile.with(jsonConfig({ localPort: port }));
-    const Full = startedBy(script);
-    for (const [arg, expected] of [["--bogus", 2], [file.path, 1]] as const) {
-      await using wrong = new Full(arg);
-      const { code } = await soon(wrong.status, "end");
-      assertEquals(code, expected);
+test("with nowhere to write, codes and signals are the same", async ({ start, port }) => {
+  const script = 'exec "$@" >/dev/full 2>/dev/full';
+  await using cli = await start(script);
+  await using file = await TempFile.with(jsonConfig({ localPort: port }));
+  const Full = startedBy(script);
+  for (const [arg, expected] of [["--bogus", 2], [file.path, 1]] as const) {
+    await using wrong = new Full(arg);
+    const { code } = await soon(wrong.status, "end");
+    assertEquals(code, expected);
+  }
+  using held = await Deno.connect({ port });
+  await assertEchoes(held);
+  // Each but the first is a second signal, once it is later.
+  const signals = setInterval(() => cli.kill("SIGTERM"), 20);
+  const ended = soon(cli.status, "end").finally(() => clearInterval(signals));
+  assertEquals((await ended).code, 1);
+});
+
+test("what cannot be written is written as soon as it can", async ({ start, port }) => {
+  await using file = await TempFile.with("");
+  const limit = 32 * 1024; // half of what there is to write
+  const script = `trap "" XFSZ && ulimit -f ${limit / 512} && exec "$@"`;
+  await using cli = await start(`${script} >>${file.path}`);
+  await askOften(port, 99);
+  let written = "";
+  await until(async () => {
+    const part = await Deno.readTextFile(file.path);
+    const closed = (written + part).matchAll(/"closed".*?"connection":(\d+)/g);
+    if (part.length === limit) {
+      await Deno.truncate(file.path);
+      written += part;
     }
-    using held = await Deno.connect({ port });
-    await assertEchoes(held);
-    // Each but the first is a second signal, once it is later.
-    const signals = setInterval(() => cli.kill("SIGTERM"), 20);
-    const ended = soon(cli.status, "end").finally(() => clearInterval(signals));
-    assertEquals((await ended).code, 1);
-  },
-);
+    return new Set(Array.from(closed, ([, number]) => number)).size === 100;
+  }, "each connection");
+  assert(written, "there was no limit");
+  await assertEnds(cli);
+  assertEquals(cli.stderr, "chaos-proxy: no log: File too large\n");
+});
 
-test(
-  "what cannot be written is written as soon as it can",
-  async (start, port) => {
-    await using file = await TempFile.with("");
-    const limit = 32 * 1024; // half of what there is to write
-    const script = `trap "" XFSZ && ulimit -f ${limit / 512} && exec "$@"`;
-    await using cli = await start(`${script} >>${file.path}`);
-    await askOften(port, 99);
-    let written = "";
-    await until(async () => {
-      const part = await Deno.readTextFile(file.path);
-      const closed = (written + part).matchAll(
-        /"closed".*?"connection":(\d+)/g,
-      );
-      if (part.length === limit) {
-        await Deno.truncate(file.path);
-        written += part;
-      }
-      return new Set(Array.from(closed, ([, number]) => number)).size === 100;
-    }, "each connection");
-    assert(written, "there was no limit");
-    await assertEnds(cli);
-    assertEquals(cli.stderr, "chaos-proxy: no log: File too large\n");
-  },
-);
-
-test("a log that nobody reads holds up nothing", async (start, port) => {
+test("a log that nobody reads holds up nothing", async ({ start, port }) => {
   const never = new Promise<void>(() => {});
   await using cli = await start('exec "$@" 2>&1', never);
   await askOften(port, MANY);
   await assertEnds(cli);
 });
 
-test(
-  "a log that is read again says how many lines it lacks",
-  async (start, port) => {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    await using cli = await start('exec "$@"', promise);
-    await askOften(port, MANY - 2);
-    resolve();
-    await soon(cli.log.first("log_dropped", 1), "log_dropped");
-    await ask(port);
-    await assertEnds(cli);
-    const { log } = cli;
-    for (const event of log.all) assertEvent(event);
-    assertEquals(log.all.at(-1)?.event, "drained");
-    const closed = log.of("closed").map(({ connection }) => connection);
-    assert(closed.includes(MANY), "nothing but what came first");
-    // Two at the start and at the end, and three of each connection.
-    const dropped = log.of("log_dropped");
-    const written = log.all.length - dropped.length;
-    const lost = dropped.reduce((sum, { lines }) => sum + lines, 0);
-    assertEquals(written + lost, 2 + 3 * MANY + 2);
-  },
-);
+test("a log that is read again says how many lines it lacks", async ({ start, port }) => {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  await using cli = await start('exec "$@"', promise);
+  await askOften(port, MANY - 2);
+  resolve();
+  await soon(cli.log.first("log_dropped", 1), "log_dropped");
+  await ask(port);
+  await assertEnds(cli);
+  const { log } = cli;
+  for (const event of log.all) assertEvent(event);
+  assertEquals(log.all.at(-1)?.event, "drained");
+  const closed = log.of("closed").map(({ connection }) => connection);
+  assert(closed.includes(MANY), "nothing but what came first");
+  // Two at the start and at the end, and three of each connection.
+  const dropped = log.of("log_dropped");
+  const written = log.all.length - dropped.length;
+  const lost = dropped.reduce((sum, { lines }) => sum + lines, 0);
+  assertEquals(written + lost, 2 + 3 * MANY + 2);
+});
 
 // ---- Options that stand in for the config's ----------------------------------
 
@@ -770,9 +745,7 @@ Deno.test("without a config the API's connections are cut soon, with 0", async (
   assertEquals(cli.log.only("drained").cut, 1);
 });
 
-Deno.test("SIGHUP is logged, and ends nothing", {
-  ignore: IS_WINDOWS,
-}, async () => {
+Deno.test("SIGHUP is logged, and ends nothing", { ignore }, async () => {
   await using upstream = echo();
   await using cli = await Cli.start(configOf({ upstream: upstream.address }));
   cli.kill("SIGHUP");
@@ -786,10 +759,8 @@ Deno.test("SIGHUP is logged, and ends nothing", {
 Deno.test("toxiproxy-server's command line works unchanged", async () => {
   await using upstream = echo();
   const proxy = { name: "a", listen: "127.0.0.1:0", enabled: true };
-  await using file = await TempFile.with(
-    JSON.stringify([{ ...proxy, upstream: upstream.address }]),
-    ".json",
-  );
+  const list = JSON.stringify([{ ...proxy, upstream: upstream.address }]);
+  await using file = await TempFile.with(list, ".json");
   for (
     const [args, seed, ...expected] of [
       ["-host 127.0.0.1 -port PORT"],
@@ -834,10 +805,8 @@ Deno.test("loaded from a server it has its example, too", async () => {
   );
   const from = `http://127.0.0.1:${server.addr.port}`;
   const map = await Deno.readTextFile(new URL("npm/imports.json", ROOT));
-  await using file = await TempFile.with(
-    map.replaceAll('"./', `"${from}/npm/`),
-    ".json",
-  );
+  const remote = map.replaceAll('"./', `"${from}/npm/`);
+  await using file = await TempFile.with(remote, ".json");
   const { code, stdout, stderr } = await deno([
     ...["run", "--no-prompt", "--no-config", "--no-lock", ...PERMISSIONS],
     `--reload=${from}`, // an earlier run may have had the same port
@@ -849,9 +818,8 @@ Deno.test("loaded from a server it has its example, too", async () => {
 
 Deno.test("the task to start downloads nothing that only tests need", () => {
   const { tasks, imports } = readJson("deno.json");
-  const { specifiers } = readJson(
-    captured(/(npm\/\w+\.lock)/, tasks.start.command),
-  );
+  const lock = captured(/(npm\/\w+\.lock)/, tasks.start.command);
+  const { specifiers } = readJson(lock);
   const fromNpm = (map: Record<string, string>) =>
     Object.values(map).filter((to) => to.startsWith("npm:")).sort();
   const needed = fromNpm(readJson("npm/imports.json").imports);

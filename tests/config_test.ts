@@ -151,9 +151,8 @@ Deno.test("JSON is told by the file's name, in any case", () => {
 });
 
 Deno.test("the example is a good config, and shows every field", async () => {
-  const text = await Deno.readTextFile(
-    new URL("../config.example.yaml", import.meta.url),
-  );
+  const path = new URL("../config.example.yaml", import.meta.url);
+  const text = await Deno.readTextFile(path);
   assertGreater(parseConfig(text).routes.length, 1);
   for (const field of ["seed", "drainTimeoutMs", ...Object.keys(DEFAULTS)]) {
     assertStringIncludes(text, `${field}:`);
@@ -167,10 +166,8 @@ Deno.test("programs are told as files are", async () => {
       ConfigError,
     );
   const { message } = await start({ routes: [{ ...GOOD, dropRate: NaN }] });
-  assertEquals(
-    message,
-    "config: routes[0].dropRate: expected a number from 0 to 1, found NaN",
-  );
+  const problem = "expected a number from 0 to 1, found NaN";
+  assertEquals(message, `config: routes[0].dropRate: ${problem}`);
   const route = (strange: object) => ({ routes: [{ ...GOOD, ...strange }] });
   const strange = [
     ...[undefined, null, Symbol("x"), new Map(), new Date()],
@@ -285,9 +282,8 @@ Deno.test("a host is a name or an IP address, without a port", () => {
   for (const host of good) assertTaken("host", host);
   const bad = words("* localhost:80 127.0.0.1:80 [::1]:80 ::g 256.0.0.1");
   const expected = "a host name or an IP address";
-  for (
-    const host of [...bad, "", 5, null].map((each) => JSON.stringify(each))
-  ) {
+  const refused = [...bad, "", 5, null].map((each) => JSON.stringify(each));
+  for (const host of refused) {
     assertRefused("host", host, expected, host);
   }
   assertRefused("host", '["127.0.0.1"]', expected, "a list");
@@ -532,9 +528,8 @@ function place(text: string, path = "config.yaml"): Place {
 
 /** Where each of some texts has its error. */
 function placesOf(texts: object, path?: string): Record<string, Place> {
-  return Object.fromEntries(
-    Object.keys(texts).map((text) => [text, place(text, path)]),
-  );
+  const all = Object.keys(texts).map((text) => [text, place(text, path)]);
+  return Object.fromEntries(all);
 }
 
 Deno.test("an error in YAML names its line and column", () => {
@@ -678,22 +673,13 @@ Deno.test("an error in JSON names its line and column", () => {
 
 Deno.test("a key in JSON may hold all that a string may", () => {
   const strings = ["\\u2028", "\u2028", "\u007f", "\\ud800", "\ud800"]
-    .concat([
-      "\ud83d\ude00",
-      '\\"',
-      "\\\\",
-      "\\/\\b\\f\\n\\r\\t",
-      "\\u00E9",
-      '{\\": ',
-    ]);
+    .concat("\ud83d\ude00", '\\"', "\\\\", "\\/\\b\\f\\n\\r\\t", "\\u00E9")
+    .concat('{\\": ');
   for (const string of strings) {
     const key = `"${string}"`;
     const repeated = `${JSON.stringify(JSON.parse(key))} is repeated`;
-    assertHint(
-      `{${key}: ${key}, "a": [${key}], ${key}: 1}`,
-      repeated,
-      JSON_PATH,
-    );
+    const text = `{${key}: ${key}, "a": [${key}], ${key}: 1}`;
+    assertHint(text, repeated, JSON_PATH);
   }
 });
 
@@ -926,11 +912,9 @@ Deno.test("a config has 1000 routes and 10000 toxics at most, however few its by
   const list = (count: number, item: (index: number) => string) =>
     `[${Array.from({ length: count }, (_, i) => item(i)).join(", ")}]`;
   const numbered = (count: number, toxics = "") => {
-    const routes = list(
-      count,
-      (i) => `{ localPort: ${i + 1}, upstream: 'a:1'${toxics} }`,
-    );
-    return `routes: ${routes}\n`;
+    const route = (i: number) =>
+      `{ localPort: ${i + 1}, upstream: 'a:1'${toxics} }`;
+    return `routes: ${list(count, route)}\n`;
   };
   assertEquals(parseConfig(numbered(1000)).routes.length, 1000);
   for (const count of [1001, 120_000]) {
@@ -948,12 +932,8 @@ Deno.test("a config has 1000 routes and 10000 toxics at most, however few its by
   const keys = list(20_000, (i) => `k${i}: 1`);
   const merged = list(20_000, () => "{ <<: *m }");
   const aliases = list(2000, () => "*m");
-  for (
-    const [count, rest] of [
-      [20_000, `routes: ${merged}`],
-      [2000, `y: { <<: ${aliases} }`],
-    ]
-  ) {
+  const many = [[20_000, `routes: ${merged}`], [2000, `y: { <<: ${aliases} }`]];
+  for (const [count, rest] of many) {
     assertProblem(
       `x: &m { ${keys.slice(1, -1)} }\n${rest}`,
       `invalid YAML: ${count} merge keys (<<) are too many; ` +

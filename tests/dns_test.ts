@@ -33,16 +33,12 @@ for (const { sockets, resettable } of SOCKETS) {
     await using file = await TempFile.with(RESOLV_CONF);
     const mount = `mount --bind ${file.path} /etc/resolv.conf && exec "$@"`;
     const ResolvingCli = startedBy(mount, { before: ["unshare", "--mount"] });
+    const route = { localPort: 0, connectTimeoutMs: 100_000 };
     await using cli = await ResolvingCli.start({
       api: resettable ? 0 : undefined,
       drainTimeoutMs: 100,
       routes: ["silent.example:80", `127.0.0.1:${port}`, `localhost:${port}`]
-        .map((upstream, i) => ({
-          name: `r${i}`,
-          localPort: 0,
-          connectTimeoutMs: 100_000,
-          upstream,
-        })),
+        .map((upstream, i) => ({ ...route, name: `r${i}`, upstream })),
     });
     const waiting = await times(100, () => Deno.connect({ port: cli.port() }));
     await cli.log.first("accepted", 100);

@@ -103,8 +103,9 @@ for (const [latencyMs, jitterMs] of [[60, 40], [0, 20]] as const) {
     const delayed = delays.flatMap((delayMs, i) =>
       delayMs > 0 ? [[i + 1, delayMs]] : []
     );
+    const logged = watched.log.of("delayed");
     assertEquals(
-      watched.log.of("delayed").map((each) => [each.connection, each.delayMs]),
+      logged.map((each) => [each.connection, each.delayMs]),
       delayed,
     );
     assert(new Set(delays).size > 2, `${delays}`);

@@ -74,15 +74,10 @@ export class EventLog {
 export class WatchedProxy implements AsyncDisposable {
   private constructor(readonly proxy: ChaosProxy, readonly log: EventLog) {}
 
-  static async start(
-    config: ConfigOptions,
-    options: StartOptions = {},
-  ): Promise<WatchedProxy> {
+  static async start(config: ConfigOptions, options: StartOptions = {}) {
     const log = new EventLog();
-    return new WatchedProxy(
-      await ChaosProxy.start(config, { onEvent: log.add, ...options }),
-      log,
-    );
+    const all = { onEvent: log.add, ...options };
+    return new WatchedProxy(await ChaosProxy.start(config, all), log);
   }
 
   /** A proxy with one route to an upstream, on a free port. */
@@ -241,9 +236,7 @@ export function send(conn: Deno.Conn, text: string): Promise<void> {
 }
 
 /** What comes, part by part, up to the end of the stream. */
-async function* parts(
-  conn: Deno.Conn,
-): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+async function* parts(conn: Deno.Conn) {
   const buffer = new Uint8Array(256 * 1024);
   for (;;) {
     const size = await soon(conn.read(buffer), "byte or end");
@@ -259,10 +252,7 @@ export async function readAll(conn: Deno.Conn): Promise<Uint8Array> {
 }
 
 /** Reads so many bytes, or up to the end of the stream. */
-export async function readExactly(
-  conn: Deno.Conn,
-  length: number,
-): Promise<Uint8Array> {
+export async function readExactly(conn: Deno.Conn, length: number) {
   const bytes = new Uint8Array(length);
   let got = 0;
   while (got < length) {
@@ -308,10 +298,7 @@ export function unlessDisconnected(error: unknown): void {
  * Reads to the end, be it a reset, and returns how many bytes there were:
  * repetitions of the block, if there is one.
  */
-export async function readToEnd(
-  conn: Deno.Conn,
-  block?: Uint8Array,
-): Promise<number> {
+export async function readToEnd(conn: Deno.Conn, block?: Uint8Array) {
   let got = 0;
   try {
     for await (const part of parts(conn)) {
@@ -616,10 +603,7 @@ export async function assertClosed(
 }
 
 /** A toxic has ended the connection. */
-export function assertEndedBy(
-  watched: { log: EventLog },
-  toxic: string,
-): Promise<Named<"closed">> {
+export function assertEndedBy(watched: { log: EventLog }, toxic: string) {
   return assertClosed(watched, { why: "fault", toxic });
 }
 
@@ -653,18 +637,13 @@ export async function writeAndEnd(
 }
 
 /** Sends all, ends the stream, and reads to the end of the other one. */
-export async function exchange(
-  ...sent: Parameters<typeof writeAndEnd>
-): Promise<Uint8Array> {
+export async function exchange(...sent: Parameters<typeof writeAndEnd>) {
   const [got] = await Promise.all([readAll(sent[0]), writeAndEnd(...sent)]);
   return got;
 }
 
 /** Many times the same at once. */
-export function times<T>(
-  count: number,
-  run: (index: number) => Promise<T>,
-): Promise<T[]> {
+export function times<T>(count: number, run: (index: number) => Promise<T>) {
   return Promise.all(Array.from({ length: count }, (_, i) => run(i)));
 }
 
@@ -777,10 +756,7 @@ export class NodeEnd implements AsyncDisposable {
     if (reading) socket.resume();
   }
 
-  static async connect(
-    watched: WatchedProxy,
-    options?: { reading: boolean },
-  ): Promise<NodeEnd> {
+  static async connect(watched: WatchedProxy, options?: { reading: boolean }) {
     const [port, host] = [watched.port(), "127.0.0.1"];
     const socket = connect({ port, host, allowHalfOpen: true });
     await once(socket, "connect");
@@ -834,10 +810,8 @@ export async function unanswering() {
   const full = Deno.listen({ hostname: "127.0.0.1", port: 0, tcpBacklog: 1 });
   const { port } = full.addr;
   const left = new AbortController();
-  const fillers = Array.from(
-    { length: 16 },
-    () => Deno.connect({ port, signal: left.signal }),
-  );
+  const dial = () => Deno.connect({ port, signal: left.signal });
+  const fillers = Array.from({ length: 16 }, dial);
   await Promise.any(fillers);
   return {
     address: `127.0.0.1:${port}`,
@@ -886,4 +860,12 @@ export function casesIn(text: string): [given: string, expected: string[]][] {
     const expected = lines.slice(given.length).map((line) => line.trim());
     return given.map((each): [string, string[]] => [each, expected]);
   });
+}
+
+/** What `--check` says of a config that is good. */
+export async function checkConfig(config: string): Promise<string> {
+  await using file = await TempFile.with(config);
+  await using cli = new Cli("--check", file.path);
+  assertEquals((await cli.status).code, 0, cli.stderr);
+  return cli.stdout;
 }

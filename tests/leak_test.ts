@@ -98,10 +98,8 @@ for (const [name, limit, event, api] of SHORTAGES) {
     } else {
       await untilServed(cli);
       await using client = Api.at(`:${await apiPort(cli)}`);
-      await until(
-        () => client.get("/version").then(() => true, () => false),
-        "the API answers again",
-      );
+      const isUp = () => client.get("/version").then(() => true, () => false);
+      await until(isUp, "the API answers again");
     }
     assertEquals(cli.stderr, "");
   });

@@ -111,6 +111,7 @@ const WAYS_TO_GO: Record<
 };
 
 for (const { sockets, resettable } of SOCKETS) {
+  const on = { resettable };
   const it = (name: string, fn: () => Promise<void>) =>
     Deno.test(`${name}, on ${sockets}`, () => soon(fn(), "end of it"));
   const test = (name: string, fn: (line: Line) => Promise<void>) =>
@@ -123,10 +124,7 @@ for (const { sockets, resettable } of SOCKETS) {
     upstream: { address: string },
     route: Partial<RouteOptions> = {},
     seed = 1,
-  ) =>
-    WatchedProxy.to(upstream, { name: "r", ...route }, { seed }, {
-      resettable,
-    });
+  ) => WatchedProxy.to(upstream, { name: "r", ...route }, { seed }, on);
 
   test("a latency acts on an idle connection as soon as it is added", async (line) => {
     const name = line.add("latency latency=120");
@@ -136,12 +134,8 @@ for (const { sockets, resettable } of SOCKETS) {
     assertEquals(only(line.proxy.liveConnections()).toxics, [name]);
   });
 
-  const holding = {
-    latency: "latency",
-    slow_close: "delay",
-    reset_peer: "timeout",
-  };
-  for (const [type, attribute] of Object.entries(holding)) {
+  const holding = ["latency latency", "slow_close delay", "reset_peer timeout"];
+  for (const [type, attribute] of holding.map((each) => each.split(" "))) {
     for (const stream of STREAMS) {
       for (const [how, go] of Object.entries(WAYS_TO_GO)) {
         const resets = type === "reset_peer";
@@ -332,7 +326,7 @@ for (const { sockets, resettable } of SOCKETS) {
 
   it("a removed timeout also closes a connection whose side had ended", async () => {
     const toxics = [toxic("timeout upstream")];
-    await using ends = await openEnds({ name: "r", toxics }, { resettable });
+    await using ends = await openEnds({ name: "r", toxics }, on);
     await send(ends.client, "lost");
     await ends.client.closeWrite();
     assertEquals(await readToEnd(ends.upstream), 0);
@@ -343,7 +337,7 @@ for (const { sockets, resettable } of SOCKETS) {
 
   for (const how of ["cut", "left", "removed"] as const) {
     it(`a limit that closes over a reader that does not read is ${how}`, async () => {
-      await using ends = await openEnds({ name: "r" }, { resettable });
+      await using ends = await openEnds({ name: "r" }, on);
       const { proxy, log } = ends.watched;
       await log.first("connected", 1);
       const late = toxic(`latency upstream latency=${HOUR_MS}`);
@@ -490,12 +484,12 @@ for (const { sockets, resettable } of SOCKETS) {
 
   for (const end of ["stop", "drain"] as const) {
     it(`changes race with a ${end}, and harm nothing`, async () => {
-      await using upstream = echo();
-      const { address } = upstream;
+      await using server = echo();
+      const { address: upstream } = server;
       const unlessStopped = (error: unknown) =>
         assert(error instanceof Deno.errors.BadResource, `${error}`);
       for (let round = 0; round < 5; round++) {
-        await using watched = await watch(upstream);
+        await using watched = await watch(server);
         const { proxy } = watched;
         const bytes = testBytes(50_000);
         const conns = await times(5, () => watched.connect());
@@ -513,24 +507,16 @@ for (const { sockets, resettable } of SOCKETS) {
         let over = false;
         const storm = (async () => {
           for (let i = 0; !over; i++) {
-            const { name } = proxy.addToxic(
-              "r",
-              toxic(`latency latency=${i % 4}`),
-            );
+            const latency = toxic(`latency latency=${i % 4}`);
+            const { name } = proxy.addToxic("r", latency);
             await turns();
             proxy.removeToxic("r", name);
-            const extra = {
-              name: `extra${i}`,
-              localPort: 0,
-              upstream: address,
-            };
-            await Promise.all([
-              proxy.reset().catch(unlessStopped),
-              proxy.addRoute(extra).catch(unlessStopped),
-              proxy.updateRoute("r", { upstream: address }).catch(
-                unlessStopped,
-              ),
-            ]);
+            const changes: Promise<unknown>[] = [
+              proxy.reset(),
+              proxy.addRoute({ name: `extra${i}`, localPort: 0, upstream }),
+              proxy.updateRoute("r", { upstream }),
+            ];
+            await Promise.all(changes.map((each) => each.catch(unlessStopped)));
           }
         })();
         await turns(round * 3);
@@ -608,20 +594,17 @@ Deno.test("a toxic is not found, or is there already, in so many words", async (
   const name = line.add("latency");
   const update = (options: unknown) =>
     proxy.updateToxic("r", name, options as Partial<ToxicOptions>);
+  const latensy =
+    "toxic: attributes.latensy: unknown key; did you mean latency?";
+  const two = "toxic: toxicity: expected a number from 0 to 1, found 2";
   const refused: [() => unknown, string][] = [
     [() => line.add("latency"), `route r has a toxic ${name} already`],
     [() => line.remove("x"), "route r has no toxic x"],
     [() => line.update("x", ""), "route r has no toxic x"],
     [() => proxy.addToxic("x", toxic("latency")), "there is no route x"],
     [() => line.add("latensy"), "toxic: type: expected latency or bandwidth"],
-    [
-      () => line.update(name, "latensy=1"),
-      "toxic: attributes.latensy: unknown key; did you mean latency?",
-    ],
-    [
-      () => line.update(name, "toxicity=2"),
-      "toxic: toxicity: expected a number from 0 to 1, found 2",
-    ],
+    [() => line.update(name, "latensy=1"), latensy],
+    [() => line.update(name, "toxicity=2"), two],
     [() => update({ type: "timeout" }), "toxic: type: unknown key"],
     [() => proxy.cutConnection(99), "there is no connection 99"],
     [() => proxy.reseed(-1), "seed: expected an integer from 0"],

@@ -84,17 +84,13 @@ test("latencyMs delays the first answer", async ({ redis, watched }) => {
   assertEquals(watched.log.only("delayed").delayMs, 200);
 }, { latencyMs: 200 });
 
-test(
-  "dropRate fails a client after its retries",
-  async ({ redis, watched }) => {
-    const error = await assertRejects(() => redis.ping(), Error);
-    assertEquals(error.name, "MaxRetriesPerRequestError");
-    const dropped = await watched.log.first("dropped", 3);
-    assertEquals(dropped.map((each) => each.connection), [1, 2, 3]);
-    assertEquals(watched.log.of("connected"), []);
-  },
-  { dropRate: 1 },
-);
+test("dropRate fails a client after retries", async ({ redis, watched }) => {
+  const error = await assertRejects(() => redis.ping(), Error);
+  assertEquals(error.name, "MaxRetriesPerRequestError");
+  const dropped = await watched.log.first("dropped", 3);
+  assertEquals(dropped.map((each) => each.connection), [1, 2, 3]);
+  assertEquals(watched.log.of("connected"), []);
+}, { dropRate: 1 });
 
 /** A Redis client that connects through the proxy with its first command. */
 function clientOf(watched: WatchedProxy) {
@@ -131,9 +127,8 @@ async function startServer() {
       stderr: "null",
     }).spawn();
     let output = "";
-    for await (
-      const part of process.stdout.pipeThrough(new TextDecoderStream())
-    ) {
+    const said = process.stdout.pipeThrough(new TextDecoderStream());
+    for await (const part of said) {
       output += part;
       if (!output.includes("eady to accept connections")) continue;
       return {

@@ -65,10 +65,8 @@ for (const each of WHOLE) {
     assertBytes(await exchange(client, bytes), bytes);
     assertSince(start, Number(minMs));
     const [{ toxics }] = await watched.log.first("connected", 1);
-    assertEquals(
-      toxics,
-      watched.proxy.route("r").toxics.map(({ name }) => name),
-    );
+    const all = watched.proxy.route("r").toxics;
+    assertEquals(toxics, all.map(({ name }) => name));
     await assertClosed(watched, { why: "client", toxic: undefined });
   });
 }
@@ -309,11 +307,11 @@ for (const { sockets, resettable } of SOCKETS) {
   });
 
   Deno.test(`the other way goes on after one has ended, on ${sockets}`, async () => {
-    const route = having(
+    const late = [
       "latency upstream latency=30",
       "slow_close upstream delay=30",
-    );
-    await using ends = await openEnds(route, on);
+    ];
+    await using ends = await openEnds(having(...late), on);
     await ends.upstream.closeWrite(); // before it has read anything
     assertEquals((await readAll(ends.client)).length, 0);
     const bytes = testBytes(200_001);

@@ -15,7 +15,7 @@ import {
   type ToxicOptions,
   type ToxicType,
 } from "../main.ts";
-import { Cli, defined, only, TempFile, testBytes, toxic } from "./helpers.ts";
+import { checkConfig, defined, only, testBytes, toxic } from "./helpers.ts";
 
 interface Result {
   passed: TimedChunk[];
@@ -438,32 +438,24 @@ function problemsOf(toxics: unknown): string[] {
 }
 
 Deno.test("a toxic's config is checked, with paths", () => {
+  const lines = {
+    "latency latensy=5":
+      "attributes.latensy: unknown key; did you mean latency?",
+    slicer: "attributes.average_size: missing; " +
+      "expected an integer from 1 to 9007199254740991",
+    bandwidth: "attributes.rate: missing; expected an integer from 0, in KB/s",
+    "latency toxicity=2": "toxicity: expected a number from 0 to 1, found 2",
+  };
   const latency = (more: object) => ({ type: "latency", ...more });
+  const up = 'stream: expected upstream or downstream, found "up"';
   const wrong: [toxic: object, problem: string][] = [
     [{}, `type: missing; expected ${TYPES.join(" or ")}`],
-    [
-      toxic("latency latensy=5"),
-      "attributes.latensy: unknown key; did you mean latency?",
-    ],
-    [
-      toxic("slicer"),
-      "attributes.average_size: missing; " +
-      "expected an integer from 1 to 9007199254740991",
-    ],
-    [
-      toxic("bandwidth"),
-      "attributes.rate: missing; expected an integer from 0, in KB/s",
-    ],
     [latency({ attributes: 5 }), "attributes: expected a mapping, found 5"],
-    [
-      latency({ stream: "up" }),
-      'stream: expected upstream or downstream, found "up"',
-    ],
-    [
-      toxic("latency toxicity=2"),
-      "toxicity: expected a number from 0 to 1, found 2",
-    ],
+    [latency({ stream: "up" }), up],
   ];
+  for (const [line, problem] of Object.entries(lines)) {
+    wrong.push([toxic(line), problem]);
+  }
   assertEquals(
     problemsOf(wrong.map(([toxic], i) => ({ name: `${i}`, ...toxic }))),
     wrong.map(([, problem], i) => `[${i}].${problem}`),
@@ -473,9 +465,8 @@ Deno.test("a toxic's config is checked, with paths", () => {
       "[1].name: timeout_downstream is already taken by routes[0].toxics[0]",
     ]);
   }
-  assertEquals(problemsOf(5), [
-    ": expected a list of toxics, 500 at most, found 5",
-  ]);
+  const none = ": expected a list of toxics, 500 at most, found 5";
+  assertEquals(problemsOf(5), [none]);
 });
 
 Deno.test("a toxic's defaults are filled in", () => {
@@ -587,16 +578,12 @@ Deno.test("--check says in words what toxics do", async () => {
       "downstream: closed after 8 ms on 0% of connections",
   };
   const toxics = Object.keys(words).map(toxic);
-  await using file = await TempFile.with(
-    JSON.stringify({ routes: [{ localPort: 1, upstream: "a:1", toxics }] }),
-    ".json",
-  );
-  await using cli = new Cli("--check", file.path);
-  assertEquals((await cli.status).code, 0, cli.stderr);
+  const routes = [{ localPort: 1, upstream: "a:1", toxics }];
+  const said = await checkConfig(JSON.stringify({ routes }));
   const told = Object.values(words).map((each) =>
     each.includes(": ") ? each : `downstream: ${each} on every connection`
   );
-  assert(cli.stdout.includes(told.join(", ")), cli.stdout);
+  assert(said.includes(told.join(", ")), said);
 });
 
 Deno.test("a changed corrupt is that of what comes next", () => {

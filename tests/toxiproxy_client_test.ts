@@ -81,10 +81,8 @@ test("toxiproxy-node-client: proxies", async ({ client, upstream }) => {
   assertEquals((await client.get("redis")).enabled, true);
   await assertAnswers(proxy);
 
-  const populated = await client.populate([
-    { ...body, listen },
-    { name: "other", listen: "localhost:0", upstream },
-  ]);
+  const other = { name: "other", listen: "localhost:0", upstream };
+  const populated = await client.populate([{ ...body, listen }, other]);
   assertEquals(Object.keys(populated), ["redis", "other"]);
   assertEquals(populated["redis"]?.listen, listen);
   await assertAnswers(defined(populated["other"]));
