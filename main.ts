@@ -48,9 +48,8 @@ export class ConfigError extends Error {
   /** Sums up the problems found in what `source`, usually a file, holds. */
   constructor(source: string, problems: readonly string[]) {
     const all = [`${problems.length} problems`, ...firstOf(problems)];
-    super(
-      `${source}: ${(problems.length === 1 ? problems : all).join("\n  ")}`,
-    );
+    const shown = problems.length === 1 ? problems : all;
+    super(`${source}: ${shown.join("\n  ")}`);
     this.problems = problems;
   }
 }
@@ -175,8 +174,9 @@ function checkFields<T>(
   }
   const fold = (key: string) => place.ignored ? key.toLowerCase() : key;
   const names = new Map(known.map((name) => [fold(name), name]));
-  const keys = Map.groupBy(Object.keys(value), (key) => names.get(fold(key)));
-  for (const key of keys.get(undefined) ?? []) {
+  const nameOf = (key: string) => names.get(fold(key));
+  const written = Map.groupBy(Object.keys(value), nameOf);
+  for (const key of written.get(undefined) ?? []) {
     if (place.problems.length >= MAX_PROBLEMS) break;
     if (place.ignored) place.at(key).ignore();
     else place.at(key).refuse(`unknown key${hintForKey(key, known)}`);
@@ -184,7 +184,7 @@ function checkFields<T>(
   const good: Draft<T> = {};
   for (const name of known) {
     const { guard, optional, normalize, default: fallback } = fields[name];
-    const [key, ...others] = keys.get(name) ?? [];
+    const [key, ...others] = written.get(name) ?? [];
     for (const other of others) {
       place.at(other).refuse(`the same key as ${key}; write one`);
     }
@@ -196,7 +196,7 @@ function checkFields<T>(
     if (found === undefined && !isChange) {
       found = fallback ?? (place.ignored && guard.is(0) ? 0 : undefined);
     }
-    const plain = found instanceof OddNumber && guard.is(0.5) // not only integers
+    const plain = found instanceof OddNumber && guard.is(0.5) // no integer
       ? found.value
       : found;
     if (guard.is(plain)) good[name] = plain;
@@ -864,7 +864,6 @@ export type Config =
   & { api?: string; routes: readonly Route[] };
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
-const MAX_MERGED_CHARACTERS = 50_000_000; // takes a second at most
 const MAX_TOXICS_IN_ALL = 10_000;
 /** Each passes on to the next in a call: 2,000 have overflowed the stack. */
 const MAX_TOXICS = 500;
@@ -994,7 +993,7 @@ function readYaml(text: string, path: string): unknown {
     }
     // Each alias may copy as many keys as the text has, which takes minutes.
     const copies = text.includes("<<") ? text.split("*").length - 1 : 0;
-    if (copies * text.length > MAX_MERGED_CHARACTERS) {
+    if (copies * text.length > 50_000_000) { // it takes a second up to there
       const hint = "write out what they stand for";
       throw new SyntaxError(`${copies} merge keys (<<) are too many; ${hint}`);
     }
