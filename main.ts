@@ -323,18 +323,14 @@ function isHost(host: string): boolean {
 /** Where to listen, or to connect to. */
 type Address = Pick<Deno.NetAddr, "hostname" | "port">;
 
-/** Splits `host:port`; an IPv6 address is in brackets, which are taken off. */
-function splitAddress(address: string, lowestPort = 1): Address | undefined {
-  const [, ipv6, other = "", digits] =
-    /^(?:\[(.*:.*)\]|([^:]+)):(\d{1,5})$/.exec(address) ?? [];
-  const [hostname, port] = [ipv6 ?? other, Number(digits)];
-  const isGood = isHost(hostname) && port >= lowestPort && port <= 65535;
+/** Splits `host:port`; given the host that `:port` is at, also to listen on. */
+function splitAddress(address: string, host?: string): Address | undefined {
+  const [, ipv6, other, digits] =
+    /^(?:\[(.*:.*)\]|([^:]*)):(\d{1,5})$/.exec(address) ?? [];
+  const [hostname = "", port] = [ipv6 ?? (other || host), Number(digits)];
+  const lowest = host === undefined ? 1 : 0; // to listen on, 0 is a free port
+  const isGood = isHost(hostname) && port >= lowest && port <= 65535;
   return isGood ? { hostname, port } : undefined;
-}
-
-/** Splits an address to listen on; `:port` is at the host given. */
-function splitListen(address: string, host: string): Address | undefined {
-  return splitAddress(address.replace(/^:/, `${host}:`), 0);
 }
 
 /** A host to compare or to listen on; `localhost` is IPv4, where all look. */
@@ -884,7 +880,7 @@ const proxyUpstream = guard(
 const listenAddress = guard(
   "host:port, [ipv6]:port or :port, the port from 0 to 65535",
   isText,
-  (address) => splitListen(address, ALL_ADDRESSES) !== undefined,
+  (address) => splitAddress(address, ALL_ADDRESSES) !== undefined,
 );
 const apiAddress = guard(
   "a port or host:port, the port from 0 to 65535",
@@ -900,7 +896,7 @@ const routeList = listOf("routes", 1000);
 
 function splitApi(address: unknown): Address | undefined {
   if (typeof address !== "string" && typeof address !== "number") return;
-  return splitListen(String(address).replace(/^\d+$/, ":$&"), LOOPBACK);
+  return splitAddress(String(address).replace(/^\d+$/, ":$&"), LOOPBACK);
 }
 
 type RouteFields = Omit<Route, "toxics"> & { toxics: unknown[] };
@@ -1215,7 +1211,7 @@ function warningsOf(route: Route): string[] {
 
 /** Where a route in Toxiproxy's words listens. */
 function hostAndPort(listen: string): Pick<Route, "host" | "localPort"> {
-  const { hostname, port } = splitListen(listen, ALL_ADDRESSES)!;
+  const { hostname, port } = splitAddress(listen, ALL_ADDRESSES)!;
   return { host: hostname, localPort: port };
 }
 

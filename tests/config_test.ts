@@ -256,7 +256,7 @@ Deno.test("an upstream is a host and a port", () => {
     localhost:-1 localhost:+1 localhost:1.5 localhost:1e3 localhost:0x50
     localhost:http localhost:80/ localhost:80/path localhost:80?x
     localhost:80,localhost:81 http://localhost:80 tcp://localhost:80
-    user@localhost:80 http://user@ *:80 ::1 ::1:80 [::1] [::1]80 [::1:80
+    a..b:80 user@localhost:80 http://user@ *:80 ::1 ::1:80 [::1] [::1]80 [::1:80
     [::g]:80 []:80 [localhost]:80 256.0.0.1:80 1.2.3.4.5:80
     bücher.example:80 local%68ost:80 localhost:８０
   `).concat(
@@ -368,7 +368,7 @@ Deno.test("an unknown key is reported with what was probably meant", () => {
   const known = `known are ${Object.keys(DEFAULTS).join(", ")}`;
   const meant = words(`
     dropRat:dropRate droprate:dropRate drop_rate:dropRate latency:latencyMs
-    jitter:jitterMs localport:localPort upstrem:upstream Name:name
+    jitter:jitterMs localport:localPort upstrem:upstream Name:name hest:host
     connectTimeout:connectTimeoutMs bandwidth: x:
   `);
   for (const each of meant) {
