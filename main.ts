@@ -1017,11 +1017,7 @@ function isTree(value: unknown): value is Record<string, unknown> {
 }
 
 /** Puts an {@linkcode OddNumber} for each, given the same tree with all as text. */
-function keepOddNumbers(
-  tree: unknown,
-  texts: unknown,
-  seen = new Set<unknown>(),
-): void {
+function keepOddNumbers(tree: unknown, texts: unknown, seen = new Set()) {
   if (!isTree(tree) || !isTree(texts) || seen.has(tree)) return;
   seen.add(tree);
   const sources = [texts, ...[texts["<<"]].flat()].filter(isTree);
@@ -1123,9 +1119,7 @@ function checkConfig(
 }
 
 /** The path of the routes in any form of a config, these, and what else it has. */
-function partsOf(
-  value: unknown,
-): [path: string, routes: unknown, rest: unknown] {
+function partsOf(value: unknown): [string, unknown, unknown] {
   if (holdsProxies(value)) return ["", value, {}];
   if (!isRecord(value)) return ["routes", [], value];
   const isOwn = "routes" in value || !("proxies" in value);
@@ -1216,10 +1210,7 @@ function hostAndPort(listen: string): Pick<Route, "host" | "localPort"> {
 }
 
 /** Refuses a name or port that is taken, or in Toxiproxy's form an address. */
-function checkUnique(
-  places: ReadonlyMap<Partial<Route>, Place>,
-  api?: Address,
-): void {
+function checkUnique(places: Map<Partial<Route>, Place>, api?: Address) {
   const earlier: (Address & { name?: string; by: string })[] = [];
   for (const [route, place] of places) {
     const { name, host = LOOPBACK, localPort = 0, enabled } = route;
@@ -1244,9 +1235,7 @@ function checkUnique(
 }
 
 /** Finds a circle of routes, in which each connection would make another one. */
-function findCircle<R extends Partial<Route>>(
-  routes: readonly R[],
-): { route: R; problem: string } | undefined {
+function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
   const next = new Map(routes.map((route) => {
     const to = splitAddress(route.upstream ?? "");
     const there = routes.find(({ host = LOOPBACK, localPort }) =>

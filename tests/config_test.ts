@@ -681,6 +681,9 @@ Deno.test("a key in JSON may hold all that a string may", () => {
     const text = `{${key}: ${key}, "a": [${key}], ${key}: 1}`;
     assertHint(text, repeated, JSON_PATH);
   }
+  const routes = JSON.stringify([GOOD]);
+  const apart = `{"api": {"seed": 1}, "seed": 2, "routes": ${routes}}`;
+  assertHint(apart, "found a mapping", JSON_PATH);
 });
 
 // ---- Mutations ---------------------------------------------------------------
