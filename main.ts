@@ -1,15 +1,7 @@
 /**
  * A TCP chaos proxy: it forwards connections by the local port on which they
- * arrive, and injects faults on the way, so that you can see how your software
- * behaves when the network fails.
- *
- * On the command line:
- *
- * ```sh
- * deno run --allow-net --allow-read main.ts config.yaml
- * ```
- *
- * In a test:
+ * arrive, and injects faults on the way. `deno run --allow-net --allow-read
+ * main.ts config.yaml` runs it; in a test:
  *
  * ```ts ignore
  * import { ChaosProxy } from "./main.ts";
@@ -310,7 +302,6 @@ const lowerCase = (text: unknown) => isText(text) ? text.toLowerCase() : text;
 const LOOPBACK = "127.0.0.1";
 const ALL_ADDRESSES = "0.0.0.0";
 
-/** A host as it stands in a URL. */
 const inUrl = (host: string) => host.includes(":") ? `[${host}]` : host;
 
 /** Whether it is a host name or an IP address, of IPv6 without brackets. */
@@ -320,7 +311,6 @@ function isHost(host: string): boolean {
     URL.canParse(`http://${inUrl(host)}`);
 }
 
-/** Where to listen, or to connect to. */
 type Address = Pick<Deno.NetAddr, "hostname" | "port">;
 
 /** Splits `host:port`; given the host that `:port` is at, also to listen on. */
@@ -721,9 +711,7 @@ function percent(share: number): string {
 
 /**
  * Starts a toxic by itself, without a connection or a clock, to test with. The
- * seed decides what is random.
- *
- * @throws {ConfigError} If the toxic is not valid.
+ * seed decides what is random. Throws {@linkcode ConfigError}.
  */
 export function beginToxic(
   options: ToxicOptions,
@@ -742,7 +730,6 @@ function describeToxic({ type, stream, toxicity, attributes }: Toxic): string {
   return `${stream}: ${TOXICS[type].inWords(attributes)} on ${share}`;
 }
 
-/** Checks a route's toxics. */
 function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
   const owners = new Map<string, Place>();
   return Array.from(values, (value, index) => {
@@ -803,9 +790,8 @@ for (const { attributes } of Object.values(TOXICS)) {
 // ---- Config: routes, and the files they come from ----------------------------
 
 /**
- * A route as one writes it: what is left out takes its default. Rates are
- * probabilities, 0 to 1, and times are milliseconds, 0 to 2147483647. For a
- * connection that is dropped or never answered the upstream is not dialled.
+ * A route as one writes it. Rates are probabilities, 0 to 1, and times are
+ * milliseconds, 0 to 2147483647. What is dropped or not answered is not dialled.
  */
 export interface RouteOptions {
   /** The port to listen on, 0 to 65535; 0 takes a free one. */
@@ -954,10 +940,9 @@ LEVELS.unshift(
 );
 
 /**
- * Reads a configuration of at most 1 MiB: JSON if the path, which messages name,
- * ends in `.json`, YAML otherwise. What is `given` comes before what it says. It
- * may be Toxiproxy's own: proxies of `{name, listen, upstream, enabled, toxics}`
- * in a list or in an object by name, either of them also as `proxies`.
+ * Reads a configuration of at most 1 MiB: JSON if `path` ends in `.json`, YAML
+ * otherwise. What is `given` comes before what it says. It may be Toxiproxy's: a
+ * list of proxies or an object of them by name, either of them also as `proxies`.
  *
  * @throws {ConfigError} If it cannot be read, or is no valid configuration.
  */
@@ -1320,7 +1305,6 @@ class Link {
     },
   });
   readonly #writer = this.#stream.writable.getWriter();
-  /** What is to be delivered. */
   readonly readable = this.#stream.readable;
 
   /** `cut` ends the connection, by order of a toxic. */
@@ -1473,7 +1457,7 @@ class Link {
 
   /** Releases what is held, and cuts the connection, each when it is due. */
   async #run(): Promise<void> {
-    this.#nap?.abort("runs anew"); // no reason: an error is made
+    this.#nap?.abort("runs anew"); // without a reason it would make an error
     const { signal } = this.#nap = new AbortController();
     await null; // a cut due at once must not end the connection in its own call
     while (!this.#stopped && !signal.aborted) {
@@ -1574,13 +1558,11 @@ function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
 }
 
 /**
- * Makes the event loop poll the system while connections are busy.
- *
- * As long as reads and writes complete at once, Deno's event loop (2.9.6) polls
- * only every 61 ticks: a round trip beside five bulk streams took 946 ms. Waiting
- * for something that is not ready makes it poll. So after some work all reads and
- * writes wait for a byte through a loopback connection that is kept for this, or,
- * if that fails, for some turns of `setImmediate`, which is slower (15 ms).
+ * Makes the event loop poll the system while connections are busy. As long as
+ * reads and writes complete at once, Deno's (2.9.6) polls only every 61 ticks: a
+ * round trip beside five bulk streams took 946 ms. Waiting for something that is
+ * not ready makes it poll. So after some work all wait for a byte through a
+ * loopback connection, or without it for turns of `setImmediate` (15 ms).
  */
 class PollGate {
   #listeners = 0;
@@ -1803,7 +1785,6 @@ export class ListenError extends Error {
   }
 }
 
-/** What the proxy needs of a listener. */
 interface Listener {
   readonly addr: Address;
   /** The next connection; only one call may wait at a time. */
@@ -1837,9 +1818,8 @@ interface NodeServer extends net.Server {
 
 /**
  * Deno's `net.Server` (2.9.6) says nothing when it finds no file descriptor for
- * a connection, and accepts none after that. No sign of this can be seen for
- * sure from outside. Telling it to listen again makes it look again, costs next
- * to nothing and changes nothing else, so each one is told from time to time.
+ * a connection, and accepts none after that. No sign of this is sure. Telling it
+ * to listen again makes it look again, costs next to nothing and changes nothing.
  */
 const nodeServers = watched<NodeServer>(REARM_MS, (all) => {
   const [first] = all;
@@ -1983,10 +1963,7 @@ export type Decision =
   | { kind: "drop" | "timeout" }
   | { kind: "forward"; delayMs: number; toxics: Toxic[] };
 
-/**
- * Decides what happens to a connection, by the seed, the name and the faults of
- * its route, and its number there, from 1: not by the clock or by others.
- */
+/** Decides by the seed, the route, and the connection's number on it, from 1. */
 export function decide(seed: number, route: Route, number: number): Decision {
   const random = randomStream(seed, route.name, number);
   const [drop, timeout, jitter] = [random(), random(), random()];
@@ -2016,7 +1993,6 @@ export type Side = "client" | "upstream";
 const OTHER = { client: "upstream", upstream: "client" } as const;
 const STREAM_OF = { client: "upstream", upstream: "downstream" } as const;
 
-/** Bytes by direction: those read, and those written. */
 type Traffic = Record<"received" | "sent", Record<Stream, number>>;
 
 /**
@@ -2255,7 +2231,6 @@ class Connection {
     );
   }
 
-  /** Has the toxics of each direction act on its link. */
   #act(): void {
     const acting = Map.groupBy(this.acting, ({ stream }) => stream);
     this.#links.client?.act(acting.get("upstream") ?? []);
@@ -2263,9 +2238,8 @@ class Connection {
   }
 
   /**
-   * Delivers what one side sends, and then closes the connection if the stream
-   * ended by a reset or by a toxic. When the receiver is reset, its own stream
-   * ends the connection so, after its last delivery.
+   * Delivers what one side sends. If a reset or a toxic ended it, the connection
+   * is closed then. A receiver that is reset ends it after its own last delivery.
    */
   async #carry(from: Side, link: Link, socket: Socket): Promise<void> {
     const to = OTHER[from];
@@ -2457,7 +2431,6 @@ function tally<K extends PropertyKey>(counts: { [key in K]?: number }, key: K) {
   counts[key] = (counts[key] ?? 0) + 1;
 }
 
-/** What the routes of a proxy share. */
 interface ProxyContext {
   seed: number;
   lastId: number;
@@ -2917,9 +2890,8 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Stops accepting, and waits for the connections in flight to end. Those left
-   * after `timeoutMs`, 0 to 2147483647, are cut; 0: never. Default: the config's
-   * `drainTimeoutMs`. Returns how many were cut.
+   * Stops accepting, waits for the connections in flight, and cuts those left
+   * after `timeoutMs`, by default the config's. Returns how many were cut.
    */
   async drain(timeoutMs: number = this.drainTimeoutMs): Promise<number> {
     checkArgument("timeoutMs", timeoutMs, milliseconds);
@@ -3081,7 +3053,6 @@ class Refusal extends Error {
   }
 }
 
-/** A call of the API. */
 interface Call {
   readonly proxy: ChaosProxy;
   readonly url: URL;
@@ -3224,8 +3195,8 @@ function checkBody<T>(
  * The control API as a function, which {@linkcode serveApi} serves. It speaks
  * Toxiproxy 2's protocol, and refuses requests that a web page may have sent.
  *
- * @param options With `loopback`, it refuses requests to a host name other than
- * `localhost`: a web page may have made that name resolve to here. Default: true.
+ * @param options With `loopback`, the default, host names other than `localhost`
+ * are refused: a web page may have made one resolve to here.
  */
 export function controlApi(
   proxy: ChaosProxy,
@@ -3376,11 +3347,9 @@ export interface ApiServer extends AsyncDisposable {
 }
 
 /**
- * Serves the control API, see {@linkcode controlApi}, until it is closed. It
- * goes on while the proxy drains, and after.
+ * Serves {@linkcode controlApi} until it is closed, also while the proxy drains.
  *
- * @param address As `api` in {@linkcode ConfigOptions}. Default: 8474, as
- * Toxiproxy does.
+ * @param address As `api` in {@linkcode ConfigOptions}. Default: 8474.
  * @throws {TypeError} If the address is none.
  * @throws {ListenError} If it cannot be listened on.
  */
@@ -3441,7 +3410,6 @@ function metrics(stats: RouteStats[]): string {
         sample({ direction, listener, proxy, upstream }, value)
       );
     });
-  // By type and name.
   const families: Record<string, [help: string, samples: string[]]> = {
     "counter toxiproxy_proxy_received_bytes_total": [
       "Bytes read: upstream, from clients; downstream, from the upstream.",
@@ -3500,7 +3468,6 @@ function sample(labels: Record<string, string>, value: number, suffix = "") {
 type LogLevel = "debug" | "info" | "warn" | "error";
 type LogFormat = "text" | "json";
 
-/** All that is logged. */
 type LogEvent =
   | ProxyEvent
   | ApiEvent
@@ -3873,7 +3840,6 @@ const SAME_SIGNAL_MS = 500;
 const IS_WINDOWS = Deno.build.os === "windows";
 const SIGNALS = ["SIGINT", IS_WINDOWS ? "SIGBREAK" : "SIGTERM"] as const;
 
-/** Waits for a signal to stop. */
 function signal(): Promise<void> {
   return new Promise((resolve) => {
     for (const each of SIGNALS) Deno.addSignalListener(each, resolve);
