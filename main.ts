@@ -28,16 +28,16 @@ import { isDeepStrictEqual } from "node:util";
 import example from "./config.example.yaml" with { type: "text" };
 import deno from "./deno.json" with { type: "json" };
 
-// ---- Validation: what may be written, and what to say of the rest ------------
+// ---- Validation: guards, fields, addresses, and hints in messages -----------
 
-/** What is wrong with a configuration: all of it, not just the first. */
+/** A configuration is not valid. It lists all problems, not just the first. */
 export class ConfigError extends Error {
   /** `ConfigError` */
   override name = "ConfigError";
   /** A sentence each, with the path to the value, such as `routes[0].name`. */
   readonly problems: readonly string[];
 
-  /** Sums up the problems found in what `source`, usually a file, holds. */
+  /** Sums up the problems of `source`, which is usually a file. */
   constructor(source: string, problems: readonly string[]) {
     const all = [`${problems.length} problems`, ...firstOf(problems)];
     const shown = problems.length === 1 ? problems : all;
@@ -46,7 +46,7 @@ export class ConfigError extends Error {
   }
 }
 
-/** As many of some sentences as can be read, and how many more there are. */
+/** The first of some sentences, and how many more there are. */
 function firstOf(sentences: readonly string[]): string[] {
   const more = sentences.length - MAX_PROBLEMS_SHOWN;
   const first = sentences.slice(0, MAX_PROBLEMS_SHOWN);
@@ -57,7 +57,7 @@ const MAX_PROBLEMS = 1000;
 const MAX_PROBLEMS_SHOWN = 50;
 const MAX_MS = 2 ** 31 - 1; // what a timer can take
 
-/** Where a value stands in what is checked, and what is found in all that. */
+/** The path of a value that is checked, and the problems found so far. */
 class Place {
   constructor(
     readonly path: string,
@@ -100,7 +100,7 @@ function checkArgument(name: string, value: unknown, guard: Guard<unknown>) {
   throw new RangeError(`${name}: ${mismatch(guard, value)}`);
 }
 
-/** A type guard, and how to tell people what it wants. */
+/** A type guard, and what it expects, in words. */
 interface Guard<T> {
   readonly expected: string;
   is(value: unknown): value is T;
@@ -134,24 +134,24 @@ const routeName = guard(
 );
 const yesOrNo = guard("true or false", (value) => typeof value === "boolean");
 
-/** How to check a field, and what it is when left out. */
+/** How to check a field, and its default. */
 interface Field<T> {
   readonly guard: Guard<T>;
   readonly default?: T;
   readonly optional?: true;
-  /** Takes what Toxiproxy's clients write for what is meant. */
+  /** Normalizes what Toxiproxy's clients write, before the check. */
   normalize?(value: unknown, place: Place): unknown;
 }
 
 type Fields<T> = { readonly [K in keyof T]-?: Field<NonNullable<T[K]>> };
 
-/** What can be set while it is being checked. */
+/** An object while its fields are checked and set, one by one. */
 type Draft<T> = { -readonly [K in keyof T]?: T[K] };
 
 /**
- * Checks an object's fields; what is good is returned, with the defaults unless
- * it is a change. In Toxiproxy's form unknown keys are ignored, the others may be
- * in any case, null stands for what is left out, and 0 for a number that is.
+ * Checks an object's fields. Returns the valid ones, and the defaults of those
+ * left out unless it is a change. In Toxiproxy's form it ignores unknown keys,
+ * takes keys in any case and null as left out; numbers left out default to 0.
  */
 function checkFields<T>(
   value: unknown,
@@ -188,7 +188,7 @@ function checkFields<T>(
     if (found === undefined && !isChange) {
       found = fallback ?? (place.ignored && guard.is(0) ? 0 : undefined);
     }
-    const plain = found instanceof OddNumber && guard.is(0.5) // no integer
+    const plain = found instanceof OddNumber && guard.is(0.5) // takes fractions
       ? found.value
       : found;
     if (guard.is(plain)) good[name] = plain;
@@ -212,7 +212,7 @@ function hintForKey(key: string, known: readonly string[]): string {
     : `; known are ${known.join(", ")}`;
 }
 
-/** What to say of a value that a guard does not take. */
+/** The message about a value that a guard refuses. */
 function mismatch(guard: Guard<unknown>, found: unknown): string {
   const hint = hintFor(guard, found);
   return `expected ${guard.expected}, found ${describe(found)}${hint}`;
@@ -243,7 +243,7 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
   return guard.is(meant) ? `; did you mean ${meant}?` : "";
 }
 
-/** A number that YAML read from a text in another form: `0755`, `1:30`, `1e3`. */
+/** A number that YAML read from other than plain digits: `0755`, `1:30`. */
 class OddNumber {
   constructor(readonly value: number, readonly text: string) {}
 }
@@ -257,7 +257,7 @@ function isRecord(value: unknown): value is Record<string, unknown> {
 /** As in `postgres://user:password@host`, also without the scheme. */
 const PASSWORD = /^("(?:[\w+.-]+:\/\/)?[^:@]*:(?!\/\/)).*@/s;
 
-/** What was found, in few words however large it is, or circular. */
+/** A value in few words, also if it is large or circular. */
 function describe(value: unknown): string {
   if (Array.isArray(value)) {
     return value.length > 100 ? `a list of ${value.length}` : "a list";
@@ -271,7 +271,7 @@ function describe(value: unknown): string {
   return text.length <= 60 ? text : `${text.slice(0, 57)}…${text.at(-1)}`;
 }
 
-/** The one of some names that was probably meant, if any is near enough. */
+/** The candidate that was probably meant, if one is near enough. */
 function nearest(name: string, candidates: readonly string[]) {
   if (name.length > 64) return undefined;
   const near = Math.max(1, Math.floor(name.length / 3));
@@ -295,7 +295,7 @@ function editDistance(from: string, to: string): number {
   return row.at(-1) ?? 0;
 }
 
-/** To Toxiproxy, which is written in Go, an empty text is one left out. */
+/** Toxiproxy, which is written in Go, takes an empty text as left out. */
 const unlessEmpty = (text: unknown) => text === "" ? undefined : text;
 const lowerCase = (text: unknown) => isText(text) ? text.toLowerCase() : text;
 
@@ -304,7 +304,7 @@ const ALL_ADDRESSES = "0.0.0.0";
 
 const inUrl = (host: string) => host.includes(":") ? `[${host}]` : host;
 
-/** Whether it is a host name or an IP address, of IPv6 without brackets. */
+/** Whether it is a host name or an IP address, an IPv6 one without brackets. */
 function isHost(host: string): boolean {
   return host.length <= 255 && !host.includes("..") &&
     /^(?:\w+(?:[.-]+\w+)*\.?|[\da-f]*:[\da-f:.]+)$/i.test(host) &&
@@ -313,7 +313,7 @@ function isHost(host: string): boolean {
 
 type Address = Pick<Deno.NetAddr, "hostname" | "port">;
 
-/** Splits `host:port`; given the host that `:port` is at, also to listen on. */
+/** Splits `host:port`; a default `host` also allows `:port` and the port 0. */
 function splitAddress(address: string, host?: string): Address | undefined {
   const [, ipv6, other, digits] =
     /^(?:\[(.*:.*)\]|([^:]*)):(\d{1,5})$/.exec(address) ?? [];
@@ -323,7 +323,7 @@ function splitAddress(address: string, host?: string): Address | undefined {
   return isGood ? { hostname, port } : undefined;
 }
 
-/** A host to compare or to listen on; `localhost` is IPv4, where all look. */
+/** A host to compare or to listen on; `localhost` is taken as 127.0.0.1. */
 function canonicalHost(host: string): string {
   const { hostname } = new URL(`http://${inUrl(host)}`);
   if (/^localhost\.?$/.test(hostname)) return LOOPBACK;
@@ -337,12 +337,12 @@ function overlaps(a: string, b: string): boolean {
   return a === b || covers(a, b) || covers(b, a);
 }
 
-/** Whether an address is one by which a machine reaches itself alone. */
+/** Whether it is a loopback address, also one of IPv4 written as IPv6. */
 function isLoopback(address: string): boolean {
   return /^(?:(?:::ffff:)?127(?:\.\d+){3}|::1)$/i.test(address);
 }
 
-/** Whether a connection to a host of this machine gets to where one listens. */
+/** Whether a connection to one host reaches a listener on the other. */
 function reaches(upstreamHost: string, listenHost: string): boolean {
   const [to, at] = [canonicalHost(upstreamHost), canonicalHost(listenHost)];
   const isOwn = (host: string) => overlaps(host, LOOPBACK) || isLoopback(host);
@@ -354,7 +354,7 @@ function addressOf({ hostname, port }: Address): string {
   return `${inUrl(hostname)}:${port}`;
 }
 
-// ---- Randomness: numbers that follow from the seed ---------------------------
+// ---- Randomness: numbers that follow from the seed --------------------------
 
 /**
  * A stream of uniform numbers in [0, 1) that depends on its key alone: sfc32
@@ -386,7 +386,7 @@ function hash(text: string, lane: number): number {
   return h ^ (h >>> 16);
 }
 
-// ---- Toxics: faults on the bytes ---------------------------------------------
+// ---- Toxics: faults on the bytes --------------------------------------------
 
 /** The direction a toxic acts on: client to server, or server to client. */
 export type Stream = "upstream" | "downstream";
@@ -422,47 +422,47 @@ export interface ToxicOptions {
 /** A toxic with every default filled in, those of its attributes too. */
 export type Toxic = Readonly<Required<ToxicOptions>>;
 
-/** Bytes on their way, or a mark behind them, and when they are due. */
+/** Bytes, or a mark behind them, and the time when they are due. */
 export interface TimedChunk {
   /** When it leaves, by `performance.now()`; `Infinity`: it is held. */
   at: number;
-  /** Bytes, the receiver's from then on; or the end of stream; or a close. */
+  /** Bytes, which the receiver then owns; or the end of stream; or a close. */
   what: Uint8Array<ArrayBuffer> | "end" | "close";
 }
 
 /** What a toxic can do with the connection. */
 export interface ToxicOutput {
-  /** Forwards something; what is forwarded first also leaves first. */
+  /** Forwards a chunk; chunks leave in the order in which they came here. */
   pass(timed: TimedChunk): void;
-  /** Ends the connection then, or never (`Infinity`); the last call counts. */
+  /** Ends the connection at a time; `Infinity`: never. The last call counts. */
   cut(at: number, how: "close" | "reset"): void;
 }
 
 /** A toxic at work on one direction of one connection. */
 export interface ActiveToxic {
-  /** The connection is established, or the toxic was added to it. */
+  /** Called when the connection is established, or the toxic is added to it. */
   open?(at: number): void;
   /** Processes bytes or a mark; the default is to forward them. */
   take(timed: TimedChunk): void;
   /**
-   * Updates its attributes, of which all are given. What is still held is then
-   * processed again; what left last was due at `lastLeft`, or `-Infinity`.
+   * Updates all attributes. What it still holds is processed again after that.
+   * What left last was due at `lastLeft`; `-Infinity` if nothing has left.
    */
   change(attributes: Toxic["attributes"], at: number, lastLeft: number): void;
-  /** The toxic is removed; what it holds is released next. */
+  /** Called when the toxic is removed, before what it holds is released. */
   end?(at: number): void;
 }
 
-/** Where a toxic puts what it passes: the order stays, whatever the times. */
+/** A toxic's output: no chunk is due before the one forwarded before it. */
 interface Queue extends ToxicOutput {
-  /** When what was passed last is due; after a change, what has left last. */
+  /** When the last chunk is due; after a change, when the last to leave was. */
   last: number;
 }
 
-/** All there is to know of a type of toxic. */
+/** A type of toxic: how it is checked, described and started. */
 interface ToxicDefinition<K extends string = string> {
   readonly attributes: Fields<Record<K, number>>;
-  /** What it does, for people. */
+  /** What it does, in words. */
   inWords(attributes: Readonly<Record<K, number>>): string;
   /** Starts it. `attributes` stay current; each change calls `open` again. */
   begin(
@@ -472,7 +472,7 @@ interface ToxicDefinition<K extends string = string> {
   ): Partial<ActiveToxic>;
 }
 
-/** Has the names of the attributes follow from how they are checked. */
+/** Infers the names of the attributes from their fields. */
 function define<K extends string>(toxic: ToxicDefinition<K>): ToxicDefinition {
   return toxic;
 }
@@ -482,7 +482,7 @@ const whole = { guard: integer(0, Number.MAX_SAFE_INTEGER), default: 0 };
 const ms = { guard: milliseconds, default: 0 };
 const kbPerS = { ...whole.guard, expected: "an integer from 0, in KB/s" };
 
-/** All types: an entry here, and its name in `ToxicType`, is all that it takes. */
+/** All types: a new one takes an entry here and its name in `ToxicType`. */
 const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   latency: define({
     attributes: { latency: ms, jitter: ms },
@@ -533,11 +533,11 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       open: (at) => out.cut(at + (attributes.timeout || Infinity), "close"),
       take({ at, what }) {
         if (typeof what !== "string") return;
-        // Without a timeout, a side that leaves must not leave the other open.
+        // With timeout 0 the end passes, or the other side would stay open.
         const passes = what === "close" || attributes.timeout === 0;
         out.pass({ at: passes ? at : Infinity, what });
       },
-      // As in Toxiproxy: data may have been lost.
+      // As in Toxiproxy: it closes, because data may have been lost.
       end: (at) => out.pass({ at, what: "close" }),
     }),
   }),
@@ -547,7 +547,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     inWords: ({ timeout }) => `reset ${timeout} ms after the first data`,
     begin: (attributes, out) => ({
       take({ at, what }) {
-        const isFirst = out.last < Infinity; // as it holds all
+        const isFirst = out.last < Infinity; // all is held at Infinity
         if (isFirst) out.cut(at + attributes.timeout, "reset");
         out.pass({ at: Infinity, what });
       },
@@ -639,8 +639,8 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     attributes: { rate: share(0.001) },
     inWords: ({ rate }) => `flips a bit in ${percent(rate)} of bytes`,
     begin(attributes, out, random) {
-      // How many bytes are spared is geometric: one draw a flip, not a byte. A
-      // rate of 0 makes it Infinity, and of 1 always 0.
+      // The number of bytes between flips is geometric: one draw a flip, not a
+      // byte. A rate of 0 makes it Infinity, and a rate of 1 makes it 0.
       const spared = () =>
         Math.floor(Math.log1p(-random()) / Math.log1p(-attributes.rate));
       let next = spared();
@@ -697,7 +697,7 @@ function begin(
     },
     change(attributes, at, lastLeft) {
       Object.assign(present, attributes);
-      // What was held for ever begins to flow now, as if it had just arrived.
+      // What was due at Infinity is due from now on, as if it had just arrived.
       queue.last = queue.last === Infinity ? at : lastLeft;
       active.open?.(opened);
       active.change?.(attributes, at, lastLeft);
@@ -747,7 +747,7 @@ function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
 function checkToxic(value: unknown, place: Place): Toxic {
   const toxic = checkFields(value, place, TOXIC_FIELDS);
   const { type, stream, attributes } = toxic;
-  // Whatever is missing is a problem.
+  // What is missing has been reported.
   if (type === undefined || attributes === undefined) return toxic as Toxic;
   const at = place.at("attributes");
   const good = checkFields(attributes, at, TOXICS[type].attributes);
@@ -787,11 +787,11 @@ for (const { attributes } of Object.values(TOXICS)) {
   LEVELS.push(["in a toxic's attributes", attributes]);
 }
 
-// ---- Config: routes, and the files they come from ----------------------------
+// ---- Config: routes, and the files they come from ---------------------------
 
 /**
- * A route as one writes it. Rates are probabilities, 0 to 1, and times are
- * milliseconds, 0 to 2147483647. What is dropped or not answered is not dialled.
+ * A route as it is written. Rates are probabilities, 0 to 1. Times are in ms, 0
+ * to 2147483647. For a dropped or timed-out connection no upstream is dialled.
  */
 export interface RouteOptions {
   /** The port to listen on, 0 to 65535; 0 takes a free one. */
@@ -802,13 +802,13 @@ export interface RouteOptions {
   name?: string;
   /** The address to listen on. Default: 127.0.0.1. */
   host?: string;
-  /** Whether it is listened on, until that is changed. Default: true. */
+  /** Whether it listens. Default: true. */
   enabled?: boolean;
-  /** How many connections are closed as soon as accepted. Default: 0. */
+  /** The share of connections that are closed at once. Default: 0. */
   dropRate?: number;
-  /** How many of the others are never answered, only read. Default: 0. */
+  /** The share of the others that are read but never answered. Default: 0. */
   timeoutRate?: number;
-  /** How long those stay open; 0, the default: until the client leaves. */
+  /** How long these stay open; 0, the default: until the client disconnects. */
   timeoutMs?: number;
   /** The delay before the upstream is dialled. Default: 0. */
   latencyMs?: number;
@@ -816,7 +816,7 @@ export interface RouteOptions {
   jitterMs?: number;
   /** How long dialling the upstream may take, at least 1. Default: 10000. */
   connectTimeoutMs?: number;
-  /** How long a half-closed one may go without a byte; 0: ever. Default: 60000. */
+  /** The longest silence once half-closed; 0: for ever. Default: 60000. */
   halfCloseTimeoutMs?: number;
   /** Faults on the bytes, in the order in which they act. Default: none. */
   toxics?: readonly ToxicOptions[];
@@ -827,15 +827,15 @@ export type Route = Readonly<
   Required<Omit<RouteOptions, "toxics">> & { toxics: readonly Toxic[] }
 >;
 
-/** A configuration as one writes it: what is left out takes its default. */
+/** A configuration as it is written: what is left out takes its default. */
 export interface ConfigOptions {
-  /** What decisions derive from, 0 to 2^53 - 1. Default: random, and reported. */
+  /** All decisions derive from it; 0 to 2^53 - 1. Default: a random one. */
   seed?: number;
   /** The longest drain in ms, 0 to 2147483647; 0: for ever. Default: 30000. */
   drainTimeoutMs?: number;
   /** Where the control API listens, a port or `host:port`. Default: nowhere. */
   api?: number | string;
-  /** The routes; in a configuration file at least one, unless it has an `api`. */
+  /** The routes; a configuration file needs at least one, or an `api`. */
   routes?: readonly RouteOptions[];
 }
 
@@ -847,7 +847,7 @@ export type Config =
 
 const MAX_CONFIG_BYTES = 1024 * 1024;
 const MAX_TOXICS_IN_ALL = 10_000;
-/** Each passes on to the next in a call: 2,000 have overflowed the stack. */
+/** Each calls the next one: 2,000 have overflowed the stack. */
 const MAX_TOXICS = 500;
 
 const listenHost = guard("a host name or an IP address", isText, isHost);
@@ -904,7 +904,7 @@ const ROUTE_FIELDS: Fields<RouteFields> = {
 };
 
 const { localPort: _port, host: _host, ...SHARED_FIELDS } = ROUTE_FIELDS;
-/** In Toxiproxy's form, where `listen` stands for `host` and `localPort`. */
+/** The fields in Toxiproxy's form: `listen` is `host` and `localPort`. */
 const PROXY_FIELDS = {
   ...SHARED_FIELDS,
   upstream: {
@@ -941,8 +941,8 @@ LEVELS.unshift(
 
 /**
  * Reads a configuration of at most 1 MiB: JSON if `path` ends in `.json`, YAML
- * otherwise. What is `given` comes before what it says. It may be Toxiproxy's: a
- * list of proxies or an object of them by name, either of them also as `proxies`.
+ * otherwise. What is `given` takes precedence. It may be in Toxiproxy's form: a
+ * list of proxies, or an object of them by name, also under the key `proxies`.
  *
  * @throws {ConfigError} If it cannot be read, or is no valid configuration.
  */
@@ -1001,7 +1001,7 @@ function isTree(value: unknown): value is Record<string, unknown> {
   return Array.isArray(value) || isRecord(value);
 }
 
-/** Puts an {@linkcode OddNumber} for each, given the same tree with all as text. */
+/** Puts an {@linkcode OddNumber} for each; `texts` is the same tree as text. */
 function keepOddNumbers(tree: unknown, texts: unknown, seen = new Set()) {
   if (!isTree(tree) || !isTree(texts) || seen.has(tree)) return;
   seen.add(tree);
@@ -1015,10 +1015,10 @@ function keepOddNumbers(tree: unknown, texts: unknown, seen = new Set()) {
   }
 }
 
-/** How V8 ends a message, unless it is of a token that is unexpected. */
+/** How V8 ends a message, except that of an unexpected token. */
 const JSON_POSITION = /(?: in JSON)? at position (\d+)(?: \(.*\))?$/;
 
-/** Reads JSON in which no object repeats a key, which `JSON.parse` lets pass. */
+/** Reads JSON; refuses a repeated key, which `JSON.parse` lets pass. */
 function readJson(text: string, path: string): unknown {
   const message = errorInJson(text) ?? repeatedKeyIn(text);
   if (message === undefined) return JSON.parse(text);
@@ -1051,7 +1051,7 @@ function errorInJson(text: string): string | undefined {
   }
 }
 
-/** A token that V8 finds unexpected is so in every text that goes on to it. */
+/** The token's offset, by bisection: V8 refuses each longer prefix for it. */
 function findUnexpectedToken(text: string): number {
   let [start, end] = [0, text.length];
   while (start < end) {
@@ -1063,10 +1063,10 @@ function findUnexpectedToken(text: string): number {
   return start;
 }
 
-/** A brace, or a string, which as a key has its colon. */
+/** A brace, or a string; a key includes its colon. */
 const JSON_TOKEN = /[{}]|"[^"\\]*(?:\\.[^"\\]*)*"(?:\s*:)?/g;
 
-/** A key that is repeated in valid JSON, in a message as V8 would write it. */
+/** The message about a repeated key in valid JSON, in V8's form. */
 function repeatedKeyIn(text: string): string | undefined {
   const open: Set<string>[] = []; // the keys of each object
   for (const { 0: token, index } of text.matchAll(JSON_TOKEN)) {
@@ -1082,7 +1082,7 @@ function repeatedKeyIn(text: string): string | undefined {
   }
 }
 
-/** Checks a config; one from a file, with what is `given`, must have routes. */
+/** Checks a config; one from a file, with `given`, needs routes or an `api`. */
 function checkConfig(
   value: unknown,
   source: string,
@@ -1103,7 +1103,7 @@ function checkConfig(
   });
 }
 
-/** The path of the routes in any form of a config, these, and what else it has. */
+/** The path of the routes in a config of any form, the routes, and the rest. */
 function partsOf(value: unknown): [string, unknown, unknown] {
   if (holdsProxies(value)) return ["", value, {}];
   if (!isRecord(value)) return ["routes", [], value];
@@ -1113,7 +1113,7 @@ function partsOf(value: unknown): [string, unknown, unknown] {
   return [path, routes, rest];
 }
 
-/** Whether it is a list of proxies, or an object of them by name, and no more. */
+/** Whether it is just a list of proxies, or an object of them by name. */
 function holdsProxies(value: unknown): boolean {
   const isOwn = (each: unknown) => isRecord(each) && "localPort" in each;
   if (Array.isArray(value)) return !value.some(isOwn);
@@ -1125,7 +1125,7 @@ function holdsProxies(value: unknown): boolean {
     );
 }
 
-/** Checks routes, which must not take each other's place, or the API's. */
+/** Checks routes; names and addresses must be unique, also beside the API's. */
 function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
   const isByName = place.ignored && isRecord(list);
   const names = isByName ? Object.keys(list) : [];
@@ -1135,7 +1135,7 @@ function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
     return [];
   }
   const places = new Map<Partial<Route>, Place>();
-  let toxics = 0; // YAML's aliases make many of little text
+  let toxics = 0; // YAML's aliases can make many from little text
   for (const [index, value] of values.entries()) {
     const own = place.at(names[index] ?? index);
     const route = checkRoute(value, own, names[index]);
@@ -1150,16 +1150,16 @@ function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
   const routes = [...places.keys()];
   const circle = findCircle(routes);
   if (circle) places.get(circle.route)?.at("upstream").refuse(circle.problem);
-  return routes as Route[]; // whatever is missing is a problem
+  return routes as Route[]; // what is missing has been reported
 }
 
-/** Checks a route; in Toxiproxy's form, if something may be ignored. */
+/** Checks a route, in Toxiproxy's form if the place has `ignored`. */
 function checkRoute(
   value: unknown,
   place: Place,
   name?: string,
 ): Partial<Route> {
-  if (fromToxiproxy.has(value as object)) return value as Route; // checked then
+  if (fromToxiproxy.has(value as object)) return value as Route; // is checked
   const before = place.ignored?.length;
   const named = { guard: routeName, default: name };
   const fields: Draft<RouteFields & { listen: string }> = place.ignored
@@ -1173,10 +1173,10 @@ function checkRoute(
   return route;
 }
 
-/** Routes and changes in Toxiproxy's form, and what was ignored in each. */
+/** Checked routes and changes in Toxiproxy's form, and what each ignored. */
 const fromToxiproxy = new WeakMap<object, readonly string[]>();
 
-/** What of a valid route was ignored, or does not do what it seems to. */
+/** What was ignored in a valid route, and what is probably a mistake. */
 function warningsOf(route: Route): string[] {
   const { name, timeoutMs, timeoutRate, latencyMs, jitterMs } = route;
   return [
@@ -1188,13 +1188,13 @@ function warningsOf(route: Route): string[] {
   ].filter((each) => each !== false);
 }
 
-/** Where a route in Toxiproxy's words listens. */
+/** The `host` and `localPort` of Toxiproxy's `listen`. */
 function hostAndPort(listen: string): Pick<Route, "host" | "localPort"> {
   const { hostname, port } = splitAddress(listen, ALL_ADDRESSES)!;
   return { host: hostname, localPort: port };
 }
 
-/** Refuses a name or port that is taken, or in Toxiproxy's form an address. */
+/** Refuses a name or a port that is taken; in Toxiproxy's form, an address. */
 function checkUnique(places: Map<Partial<Route>, Place>, api?: Address) {
   const earlier: (Address & { name?: string; by: string })[] = [];
   for (const [route, place] of places) {
@@ -1219,7 +1219,7 @@ function checkUnique(places: Map<Partial<Route>, Place>, api?: Address) {
   }
 }
 
-/** Finds a circle of routes, in which each connection would make another one. */
+/** Finds a circle of routes: each connection in it would open another one. */
 function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
   const next = new Map(routes.map((route) => {
     const to = splitAddress(route.upstream ?? "");
@@ -1232,7 +1232,7 @@ function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
     const path = new Set([route]);
     let at = next.get(route);
     for (; at && !path.has(at); at = next.get(at)) path.add(at);
-    if (at !== route) continue; // it goes nowhere, or into the circle of others
+    if (at !== route) continue; // no circle, or one without this route
     const names = [...path, route].map(({ name }) => name).join(" -> ");
     const hint = "write the address of the server behind it";
     const problem = `connections would go in a circle, ${names}; ${hint}`;
@@ -1240,12 +1240,12 @@ function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
   }
 }
 
-// ---- Link: one direction of one connection -----------------------------------
+// ---- Link: one direction of one connection ----------------------------------
 
 /** Bytes in memory that nothing else shares. */
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** What a toxic holds until it is due, since when, and what leaves next. */
+/** A chunk that a toxic holds, since when, and the chunk behind it. */
 interface Held extends TimedChunk {
   readonly since: number;
   next?: Held;
@@ -1255,14 +1255,14 @@ interface Held extends TimedChunk {
 interface Stage {
   toxic: Toxic;
   readonly active: ActiveToxic;
-  /** What it holds, linked: an array moves all that is left at each `shift`. */
+  /** What it holds, linked: `shift` of an array would move all the rest. */
   first?: Held;
   last?: Held;
   /** When it ends the connection. */
   cut?: { readonly at: number; readonly how: "close" | "reset" };
-  /** When what it processes now came to it. */
+  /** When the chunk that it processes now arrived. */
   since: number;
-  /** When what left it last was due. */
+  /** When the chunk that left last was due. */
   lastLeft: number;
 }
 
@@ -1270,21 +1270,21 @@ const MAX_HELD_BYTES = 64 * 1024 * 1024;
 const HELD_OVERHEAD_BYTES = 1024; // what a held piece costs besides its bytes
 
 /**
- * Forwards what one side sends to the other, through the toxics that act on this
- * direction: each holds what is not due yet, and then forwards it to the next.
+ * Forwards what one side sends to the other, through the toxics that act on it.
+ * Each toxic holds what is not due yet, and then forwards it to the next one.
  * `write` waits until there is room, so that a slow reader slows the sender.
  */
 class Link {
   /** How many bytes have been written to it. */
   bytes = 0;
-  /** The toxic that closes the connection behind what is delivered. */
+  /** The toxic that closes the connection once all before is delivered. */
   closedBy: string | undefined;
   readonly #stages: Stage[] = [];
   #stopped = false;
   #ended = false;
   #heldBytes = 0;
   #nap: AbortController | undefined;
-  /** Resolves when it holds no more than so many bytes, or has stopped. */
+  /** Resolves when it holds at most `#most` bytes, or has stopped. */
   #room: PromiseWithResolvers<void> | undefined;
   #most = MAX_HELD_BYTES;
   #controller!: TransformStreamDefaultController<Bytes>;
@@ -1307,13 +1307,13 @@ class Link {
   readonly #writer = this.#stream.writable.getWriter();
   readonly readable = this.#stream.readable;
 
-  /** `cut` ends the connection, by order of a toxic. */
+  /** `cut` is called when a toxic ends the connection. */
   constructor(
     readonly cut: (toxic: string, how: "close" | "reset") => void,
     readonly randomOf: (toxic: string) => () => number,
   ) {}
 
-  /** Has these toxics act from now on, in this order, and no others. */
+  /** Makes these toxics act from now on, in this order, and no others. */
   act(toxics: readonly Toxic[]): void {
     if (this.#stopped) return;
     const names = new Set(toxics.map(({ name }) => name));
@@ -1348,7 +1348,7 @@ class Link {
     this.#writer.abort().catch(expectedOfDelivery);
   }
 
-  /** Drops all that comes, and ends no connection; nothing waits for it. */
+  /** Discards what it holds and what comes; no toxic can end the connection. */
   stop(): void {
     this.#stopped = true;
     this.#nap?.abort("stopped");
@@ -1413,12 +1413,12 @@ class Link {
   #shift(stage: Stage, held: Held): Held {
     stage.first = held.next;
     if (held.next === undefined) stage.last = undefined;
-    held.next = undefined; // or what has left keeps all that follows in memory
+    held.next = undefined; // or it would keep those behind it in memory
     this.#heldBytes -= HELD_OVERHEAD_BYTES + held.what.length;
     return held;
   }
 
-  /** Forwards what is due at a toxic, as of then or of another time. */
+  /** Releases what is due by then at a toxic; `at` replaces the due times. */
   #release(stage: Stage, due: number, at?: number): void {
     while (stage.first && stage.first.at <= due) {
       const held = this.#shift(stage, stage.first);
@@ -1427,7 +1427,7 @@ class Link {
     }
   }
 
-  /** Forwards something to the first toxic, or the one behind another. */
+  /** Forwards a chunk to the first toxic, or to the one behind `from`. */
   #forward(timed: TimedChunk, from?: Stage): void {
     if (this.#stopped) return;
     const next = this.#stages[from ? this.#stages.indexOf(from) + 1 : 0];
@@ -1443,14 +1443,14 @@ class Link {
   #deliver(what: TimedChunk["what"]): void {
     if (what === "close") {
       this.stop();
-      // After `terminate`, `pipeTo` never settles if what came before fails.
+      // Not `terminate`: `pipeTo` then never settles if an earlier write fails.
       if (this.#ended) this.cut(this.closedBy!, "close");
       else this.end();
     } else if (what !== "end") {
       try {
         this.#controller.enqueue(what);
       } catch {
-        this.stop(); // its reader has gone, which is dealt with there
+        this.stop(); // its reader has ended, which `#carry` handles
       }
     }
   }
@@ -1479,12 +1479,12 @@ class Link {
   }
 }
 
-/** What comes with the end of a connection, and is dealt with elsewhere. */
+/** For errors that follow from the end of a connection, reported elsewhere. */
 function expectedOfDelivery(): void {}
 
 /**
  * Waits until `performance.now()` reaches a time, or the signal is aborted. A
- * timer is up to 1.5 ms late; polling at the end leaves hundredths of one.
+ * timer is up to 1.5 ms late; polling at the end is some 0.01 ms late.
  */
 async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
@@ -1513,17 +1513,17 @@ async function sleep(
   signal.removeEventListener("abort", resolve);
 }
 
-// ---- Sockets: the two kinds, and what listens and dials ----------------------
+// ---- Sockets: two kinds, listeners, dialling, fairness ----------------------
 
 const FIRST_READ_BYTES = 4 * 1024;
 const MAX_READ_BYTES = 256 * 1024;
 const MAX_SPARE = 16;
 
-/** After so much work a poll is begun, and after as much again waited for. */
+/** After so much work a poll starts; after as much again, all wait for it. */
 const MAX_WORK_BYTES = 1024 * 1024; // about 0.5 ms
 const CALL_BYTES = 2 * 1024; // what a call costs besides its bytes
 const BULK_BYTES = 16 * 1024;
-const MAX_POLL_MS = 50; // at most twice that
+const MAX_POLL_MS = 50; // in effect up to twice that
 const POLL_TURNS = 64;
 const REOPEN_MS = 1000;
 
@@ -1533,8 +1533,8 @@ const LISTEN_ATTEMPTS = 20;
 const LISTEN_PAUSE_MS = 10;
 
 /**
- * A set whose members are looked at on an interval, which ends when it is found
- * empty, or told to `rest`: a timer for each connection would take 5 % of a CPU.
+ * A set that `look` gets on an interval, which ends when the set is empty.
+ * `rest` then ends it at once. A timer for each connection took 5 % of a CPU.
  */
 function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
   const members = new Set<T>();
@@ -1558,10 +1558,10 @@ function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
 }
 
 /**
- * Makes the event loop poll the system while connections are busy. As long as
- * reads and writes complete at once, Deno's (2.9.6) polls only every 61 ticks: a
- * round trip beside five bulk streams took 946 ms. Waiting for something that is
- * not ready makes it poll. So after some work all wait for a byte through a
+ * Makes the event loop poll the system while connections are busy. While reads
+ * and writes complete at once, Deno's (2.9.6) polls only every 61 ticks: a
+ * round trip beside five bulk streams took 946 ms. Waiting for something that
+ * is not ready makes it poll. So after some work all wait for a byte through a
  * loopback connection, or without it for turns of `setImmediate` (15 ms).
  */
 class PollGate {
@@ -1573,7 +1573,7 @@ class PollGate {
   #poll: Promise<void> | undefined;
   #isLate = false;
   readonly #watch = watched<PollGate>(MAX_POLL_MS, () => {
-    // Gives up a byte that does not come. A timer for each would cost more.
+    // Gives up on a byte that does not come. A timer for each would cost more.
     if (!this.#poll) this.#watch.delete(this);
     else if (this.#isLate) this.#closePair();
     this.#isLate = true;
@@ -1610,7 +1610,7 @@ class PollGate {
     this.#isLate = false;
     const [from, to] = this.#pair;
     if (to) this.#watch.add(this);
-    // A read that fills its buffer leaves the next one ready, without a poll.
+    // Room for 2: after a read that fills its buffer, the next does not poll.
     const [size] = await Promise.all([
       to?.read(new Uint8Array(2)),
       from?.write(new Uint8Array(1)),
@@ -1640,7 +1640,7 @@ class PollGate {
       this.#pair = [from, to];
       opened.move(); // or it would close them
     } catch {
-      // There is a shortage of descriptors, or no loopback: it is tried again.
+      // No file descriptor is free, or there is no loopback: it tries again.
     }
   }
 
@@ -1652,7 +1652,7 @@ class PollGate {
 
 const pollGate = new PollGate();
 
-/** Whether there is permission for it; without one, Deno would ask for it. */
+/** Whether loopback is permitted; Deno would ask for the permission. */
 async function mayUseLoopback(): Promise<boolean> {
   const query = { name: "net", host: LOOPBACK } as const;
   return (await Deno.permissions.query(query)).state === "granted";
@@ -1662,16 +1662,16 @@ async function mayUseLoopback(): Promise<boolean> {
 interface Socket {
   /** The peer's address, `host:port`. */
   readonly peer: string;
-  /** The next bytes, which are the caller's from then on; null at the end. */
+  /** The next bytes, which the caller then owns; null at the end of stream. */
   read(): Promise<Bytes | null>;
-  /** Resolves when all of them, its own from then on, are on their way. */
+  /** Takes the bytes over; resolves when the system has all of them. */
   write(bytes: Bytes): Promise<void>;
   closeWrite(): Promise<void> | void;
   /** Closes it; `reset` sends a RST, where the kind of socket can. */
   close(how?: "close" | "reset"): void;
 }
 
-/** Of the largest size, and used before: a new one takes twice the time. */
+/** Used buffers of the largest size: a new one takes twice the time. */
 const spareBuffers: Bytes[] = [];
 
 /** A socket of Deno's: the faster kind. */
@@ -1681,7 +1681,7 @@ function denoSocket(conn: Deno.TcpConn): Socket {
     conn.setNoDelay();
     conn.setKeepAlive();
   } catch {
-    // Some systems refuse it once the peer has left; reading will tell.
+    // Some systems refuse it once the peer has closed, which `read` reports.
   }
   return {
     peer: addressOf(conn.remoteAddr),
@@ -1708,7 +1708,7 @@ function denoSocket(conn: Deno.TcpConn): Socket {
   };
 }
 
-/** For whoever uses what has been closed: to make an error each takes time. */
+/** For all uses of a closed socket: to make an error each time is slow. */
 const CLOSED = new Deno.errors.BadResource("closed");
 
 /** A socket of Node's, for Deno's own cannot send a RST. */
@@ -1717,8 +1717,8 @@ function nodeSocket(socket: net.Socket): Socket {
   let next: PromiseWithResolvers<Bytes | null> | undefined;
   socket.setNoDelay();
   socket.setKeepAlive(true);
-  // A write that fails would destroy the socket, with all that it has received
-  // and not yet been asked for. The writer is told, and reading goes on.
+  // A failed write would destroy the socket, and lose what it has received. So
+  // only the writer gets the error, and reading continues.
   const destroy = socket.destroy.bind(socket);
   const { _readableState } = socket as net.Socket & {
     readonly _readableState: { errored: Error | null };
@@ -1728,7 +1728,7 @@ function nodeSocket(socket: net.Socket): Socket {
     _readableState.errored = null;
     return socket;
   };
-  socket.pause(); // or bytes would come before they are asked for
+  socket.pause(); // or bytes would come before `read` asks for them
   socket.on("data", (bytes: Bytes) => {
     socket.pause();
     next?.resolve(bytes);
@@ -1746,7 +1746,7 @@ function nodeSocket(socket: net.Socket): Socket {
         if (rest) return rest;
         throw socket.errored ?? CLOSED;
       }
-      next ??= Promise.withResolvers(); // a call may be waiting already
+      next ??= Promise.withResolvers(); // an earlier call may still wait
       socket.resume();
       return await next.promise;
     },
@@ -1754,9 +1754,9 @@ function nodeSocket(socket: net.Socket): Socket {
       new Promise((resolve, reject) => {
         socket.write(bytes, (error) => {
           if (!error) return resolve();
-          // Deno's node:net (2.9.6) takes the end of a stream without a byte for
-          // its sender's leaving as soon as a write to it has to wait. What is
-          // missing must not look like the end.
+          // Deno's node:net (2.9.6) fails a write that has to wait if the peer
+          // has ended its stream without a byte. The RST tells the peer that
+          // data is missing.
           if (socket.readableEnded) socket.resetAndDestroy();
           reject(error);
         });
@@ -1774,7 +1774,7 @@ export class ListenError extends Error {
   /** `ListenError` */
   override name = "ListenError";
 
-  /** For what `address`, a `host:port`, was meant, such as `route db`. */
+  /** `what`, such as `route db`, cannot listen on `address`, a `host:port`. */
   constructor(what: string, readonly address: string, cause: unknown) {
     const why = hasCode(cause, "EADDRINUSE")
       ? "the port is already in use"
@@ -1805,21 +1805,21 @@ function listenOnDeno(address: Address): Listener {
     async close() {
       pollGate.release();
       listener.close();
-      await accepting?.catch(() => {}); // which has it open for as long
+      await accepting?.catch(() => {}); // it is open until that ends
     },
   };
 }
 
-/** Node's server, with the handle that it keeps to itself. */
+/** Node's server, with its private handle. */
 interface NodeServer extends net.Server {
   readonly _handle?: { listen(backlog: number): number } | null;
   address(): net.AddressInfo;
 }
 
 /**
- * Deno's `net.Server` (2.9.6) says nothing when it finds no file descriptor for
- * a connection, and accepts none after that. No sign of this is sure. Telling it
- * to listen again makes it look again, costs next to nothing and changes nothing.
+ * Deno's `net.Server` (2.9.6) reports nothing when it finds no file descriptor
+ * for a connection, and accepts none after that. There is no sure sign of it.
+ * Listening again makes it accept again, and otherwise changes nothing.
  */
 const nodeServers = watched<NodeServer>(REARM_MS, (all) => {
   const [first] = all;
@@ -1889,8 +1889,8 @@ async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
 }
 
 /**
- * Listens; where a RST may be asked for, by way of Node's sockets. What was just
- * closed may be in use: a process that another thread starts has a copy of it.
+ * Listens, with Node's sockets if `resettable`. An address that was just closed
+ * may be in use: a process that another thread starts has a copy of its socket.
  */
 async function listen(
   route: Route,
@@ -1922,7 +1922,7 @@ async function dial(
   signal: AbortSignal,
 ): Promise<Socket> {
   const [, host, digits] = /^\[?(.+?)\]?:(\d+)$/.exec(upstream) ?? [];
-  if (host === undefined) { // as Toxiproxy's may be
+  if (host === undefined) { // which Toxiproxy's form allows
     throw new Error("the upstream has no port; expected host:port");
   }
   const port = Number(digits);
@@ -1956,14 +1956,14 @@ function causeOf(error: unknown): string {
   return message.replace(/ \(os error \d+\)/g, "").replace(/^Error: /, "");
 }
 
-// ---- Connection: accept, decide, delay, dial, two links, one outcome ---------
+// ---- Connection: accept, decide, delay, dial, two links, one outcome --------
 
 /** What the seed decides: to close at once, never to answer, or to forward. */
 export type Decision =
   | { kind: "drop" | "timeout" }
   | { kind: "forward"; delayMs: number; toxics: Toxic[] };
 
-/** Decides by the seed, the route, and the connection's number on it, from 1. */
+/** Decides by the seed, the route and the connection's number on it, from 1. */
 export function decide(seed: number, route: Route, number: number): Decision {
   const random = randomStream(seed, route.name, number);
   const [drop, timeout, jitter] = [random(), random(), random()];
@@ -1974,7 +1974,7 @@ export function decide(seed: number, route: Route, number: number): Decision {
   return { kind: "forward", delayMs, toxics: actingOn(seed, route, number) };
 }
 
-/** Draws by name which toxics act: neither the others nor their order count. */
+/** Draws by name which toxics act, whatever the other toxics or their order. */
 function actingOn(seed: number, route: Route, number: number): Toxic[] {
   return route.toxics.filter(({ name, toxicity }) => {
     if (toxicity === 0 || toxicity === 1) return toxicity === 1;
@@ -1982,7 +1982,7 @@ function actingOn(seed: number, route: Route, number: number): Toxic[] {
   });
 }
 
-/** Milliseconds without the digits that no clock here resolves. */
+/** Rounds milliseconds to whole microseconds. */
 function toMicroseconds(ms: number): number {
   return Math.round(ms * 1000) / 1000;
 }
@@ -1996,9 +1996,9 @@ const STREAM_OF = { client: "upstream", upstream: "downstream" } as const;
 type Traffic = Record<"received" | "sent", Record<Stream, number>>;
 
 /**
- * Why a connection ended: which side was the first to end its stream (both
- * have ended theirs) or was reset; the upstream could not be reached; an
- * injected fault; it, or all of its route, was cut; or the proxy was stopped.
+ * Why a connection ended: the side that ended its stream first (the other did
+ * too, or was silent), or that was reset; the upstream could not be reached; an
+ * injected fault; it was cut, alone or with its route; or the proxy stopped.
  */
 export type Outcome =
   | Side
@@ -2019,7 +2019,7 @@ export type ConnectionEvent =
   & (
     | { event: "accepted"; upstream: string }
     | { event: "dropped" }
-    /** Fault: never answered, and closed after that long; 0: never. */
+    /** Fault: never answered; closed after `timeoutMs`; 0: by the client. */
     | { event: "timed_out"; timeoutMs: number }
     /** Fault: waits that long before the upstream is dialled. */
     | { event: "delayed"; delayMs: number }
@@ -2032,11 +2032,11 @@ export type ConnectionEvent =
       toxics: string[];
     }
     | { event: "upstream_failed"; upstream: string; cause: string }
-    /** Ended: each accepted connection is, once. */
+    /** The connection ended; each `accepted` has one `closed`. */
     | {
       event: "closed";
       why: Outcome;
-      /** What broke it, in the system's words. */
+      /** What failed, mostly in the system's words. */
       cause?: string;
       /** The toxic that ended it. */
       toxic?: string;
@@ -2047,7 +2047,7 @@ export type ConnectionEvent =
     }
   );
 
-/** Why a connection is over, as its last event says. */
+/** The outcome of a connection, as in its `closed` event. */
 type Reason = { why: Outcome; cause?: string; toxic?: string };
 
 const MAX_LINGER_MS = 2000;
@@ -2063,27 +2063,27 @@ class Connection {
     for (const each of all) each.#endIfUnanswered();
   });
 
-  /** Ends what is watched, if no connection is left. */
+  /** Stops the intervals, if no connection is left. */
   static rest(): void {
     Connection.#halfClosed.rest();
     Connection.#dialling.rest();
   }
 
   readonly id: Pick<ConnectionEvent, "route" | "connection" | "client">;
-  /** Resolves when it has ended. It starts once its maker has listed it. */
+  /** Resolves when it has ended. It starts after the constructor returns. */
   readonly ended: Promise<void> = Promise.resolve().then(() => this.#run());
   readonly #start = performance.now();
   readonly #sockets: { client: Socket; upstream?: Socket };
   readonly #links: Partial<Record<Side, Link>> = {};
   #toxics: Toxic[];
   readonly #aborted = new AbortController();
-  /** Why it is over before both sides have ended their streams. */
+  /** Why it ended before both sides had ended their streams. */
   #failure: Reason | undefined;
   #firstToEnd: Side | undefined;
   #dialStart = 0;
   #delivered = 0;
   #isReleased = false;
-  /** Whether bytes were read or written since it was looked at; when they were. */
+  /** Whether bytes moved since the last look, and when they last did. */
   #hasMoved = true;
   #movedAt = 0;
 
@@ -2178,7 +2178,7 @@ class Connection {
     if (delayMs > 0) {
       this.onEvent({ event: "delayed", ...this.id, delayMs });
       this.#read("client", client, up).then(() => {
-        // A client that waits for an answer has asked for it.
+        // One that has sent something may be waiting for the answer.
         if (up.bytes > 0 || this.#sockets.upstream) return;
         this.end({ why: "client" });
       });
@@ -2205,7 +2205,7 @@ class Connection {
       const { signal } = this.#aborted;
       const socket = await dial(upstream, this.resettable, signal);
       this.#sockets.upstream = socket;
-      if (this.#failure) return; // ended in the last moment
+      if (this.#failure) return; // ended meanwhile
       this.onEvent({
         event: "connected",
         ...this.id,
@@ -2238,8 +2238,8 @@ class Connection {
   }
 
   /**
-   * Delivers what one side sends. If a reset or a toxic ended it, the connection
-   * is closed then. A receiver that is reset ends it after its own last delivery.
+   * Delivers what one side sends. If a reset or a toxic ended this stream, it
+   * then closes the connection. A failed write leaves that to the other stream.
    */
   async #carry(from: Side, link: Link, socket: Socket): Promise<void> {
     const to = OTHER[from];
@@ -2263,14 +2263,14 @@ class Connection {
     try {
       await link.readable.pipeTo(sink);
     } catch {
-      return; // the sink has said why, or the connection was ended
+      return; // `fail` has set the reason, or the connection was ended
     }
     const { closedBy: toxic } = link;
     if (toxic) this.#failure ??= { why: "fault", toxic };
     if (!toxic && this.#failure?.why !== `${from}_reset`) return;
     this.#sockets[from]?.close();
     this.#links[to]?.abort();
-    // To close with unread bytes would discard those on their way out.
+    // Closing a socket with unread bytes would discard what it still sends.
     const timer = setTimeout(() => this.#release(), MAX_LINGER_MS);
     await this.#read(to, socket);
     clearTimeout(timer);
@@ -2298,7 +2298,7 @@ class Connection {
       const isWatched = this.route.halfCloseTimeoutMs > 0 && !this.#isReleased;
       if (isWatched) Connection.#halfClosed.add(this);
     } catch (error) {
-      // If it was the link that failed, its reason stands, or is in the link.
+      // If the link has failed, the reason is set, or is in its `closedBy`.
       if (!link?.closedBy) {
         this.#failure ??= { why: `${from}_reset`, cause: causeOf(error) };
       }
@@ -2313,7 +2313,7 @@ class Connection {
     this.#aborted.abort(new Error(`no answer within ${connectTimeoutMs} ms`));
   }
 
-  /** Ends it if nothing has moved for so long since one side's end of stream. */
+  /** Ends a half-closed connection if nothing has moved for too long. */
   #endIfSilent(): void {
     const isWaiting = !this.#sockets.upstream ||
       Object.values(this.#links).some((link) => link.isBuffering);
@@ -2328,7 +2328,7 @@ class Connection {
   }
 }
 
-// ---- Proxy: listeners and open connections -----------------------------------
+// ---- Proxy: listeners and open connections ----------------------------------
 
 const ACCEPT_PAUSE_MS = 100;
 const CLIENT_LEFT = ["ENOTCONN", "ECONNRESET", "ECONNABORTED"];
@@ -2341,7 +2341,7 @@ export type RouteEvent =
   & (
     /** It listens, at the address really taken. */
     | { event: "listening"; address: string; upstream: string; faults: string }
-    /** What was ignored, or does not do what it seems to. */
+    /** What was ignored, and what is probably a mistake. */
     | { event: "config_warning"; warnings: string[] }
     | { event: "accept_failed"; cause: string }
     | {
@@ -2373,7 +2373,7 @@ export interface StartOptions {
   onEvent?: (event: ProxyEvent) => void;
   /**
    * Whether every connection can be reset. It takes Node's sockets: slower, and
-   * a side that ends its stream before its first byte is reset if it is sent more
+   * a side that ends its stream before its first byte is reset if it gets more
    * than the system buffers. Default: only on routes with a `reset_peer`.
    */
   resettable?: boolean;
@@ -2398,15 +2398,15 @@ export interface LiveConnection
 /** What may be injected: a fault of a route, or a toxic by its type. */
 export type FaultKind = "dropRate" | "timeoutRate" | "latencyMs" | ToxicType;
 
-/** What has come of a route's connections so far. */
+/** The statistics of a route's connections. */
 export interface RouteStats {
   /** The route as it stands. */
   route: Route;
   /** How many connections are in flight. */
   open: number;
-  /** How many have ended, by why. */
+  /** How many have ended, by outcome. */
   ended: Partial<Record<Outcome, number>>;
-  /** How often a fault was injected into one or began to act, by its kind. */
+  /** How often a fault was injected, or a toxic began to act, by its kind. */
   faults: Partial<Record<FaultKind, number>>;
   /** Upstreams reached: in all, and within each {@linkcode DIAL_BOUNDS_MS}. */
   dials: { count: number; totalMs: number; within: number[] };
@@ -2435,7 +2435,7 @@ interface ProxyContext {
   seed: number;
   lastId: number;
   readonly resettable: boolean;
-  /** Aborted when the proxy stops, with the error for what comes too late. */
+  /** Aborted when the proxy stops, with the error for later changes. */
   readonly stopping: AbortController;
   readonly emit: (event: ProxyEvent) => void;
 }
@@ -2479,7 +2479,7 @@ class LiveRoute {
     await closed;
   }
 
-  /** Accepts what comes where it listens, until that changes. */
+  /** Accepts connections, until its listener changes. */
   async run(): Promise<void> {
     const listener = this.#listener;
     if (!listener) return;
@@ -2504,7 +2504,7 @@ class LiveRoute {
     }
   }
 
-  /** Takes on other settings; with toxics they are those of another route. */
+  /** Updates settings; with `toxics` it restarts as another route. */
   async update(changes: Partial<Route>): Promise<Route> {
     if (changes.toxics?.some(needsReset)) this.assertResettable();
     const { host } = { ...this.route, ...changes };
@@ -2513,7 +2513,7 @@ class LiveRoute {
     const restarts = moves || wanted.upstream !== this.route.upstream;
     const opens = wanted.enabled && (moves || !this.#listener);
     if (opens && wanted.localPort === this.#listener?.addr.port) {
-      await this.update({ enabled: false }); // makes way for itself
+      await this.update({ enabled: false }); // frees its own port
     }
     if (!wanted.enabled) await this.close();
     if (opens) await this.open(wanted);
@@ -2568,7 +2568,7 @@ class LiveRoute {
     this.context.emit({ event, route, upstream, enabled, faults });
   }
 
-  /** Listens no more; resolves when the address is free. */
+  /** Stops listening; resolves when the address is free. */
   async close(): Promise<void> {
     const listener = this.#listener;
     this.#listener = undefined;
@@ -2626,9 +2626,9 @@ const needsReset = ({ type, toxicity }: Toxic) =>
   type === "reset_peer" && toxicity > 0;
 
 /**
- * A running proxy. Toxics change at once, and routes one after the other until it
- * drains or stops. A `reset_peer` takes a proxy that is `resettable`, or a route
- * that has had one from the start.
+ * A running proxy. Toxics change at once; routes one after the other, and not
+ * once it drains or stops. A `reset_peer` needs a proxy that is `resettable`,
+ * or a route that has had one from the start.
  *
  * A method that throws has changed nothing, unless it says otherwise. It throws
  * {@linkcode ConfigError} or `RangeError` if a value is not valid,
@@ -2645,7 +2645,7 @@ export class ChaosProxy implements AsyncDisposable {
     private readonly drainTimeoutMs: number,
   ) {}
 
-  /** Listens on all routes, or on none; {@linkcode serveApi} takes the `api`. */
+  /** Listens on all routes or none; {@linkcode serveApi} serves the `api`. */
   static async start(
     config: ConfigOptions,
     { onEvent: emit = () => {}, resettable = false }: StartOptions = {},
@@ -2670,9 +2670,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Forwards some connections, in 30 to 50 ms, while much is loaded and compiled;
-   * else the first one of each process is 10 to 25 ms late. Not by another proxy,
-   * with which V8 makes each connection of this one take 1.4 times as long.
+   * Forwards some connections, in 30 to 50 ms, to load and compile their code;
+   * else the first one of each process is 10 to 25 ms late. With a second proxy
+   * for that, V8 makes each connection of this one take 1.4 times as long.
    */
   static async #warmUp(resettable: boolean): Promise<void> {
     if (!await mayUseLoopback()) return;
@@ -2705,7 +2705,7 @@ export class ChaosProxy implements AsyncDisposable {
         await ended;
       }
     } catch {
-      // There is a shortage of descriptors, or no loopback. It is no loss.
+      // No file descriptor is free, or there is no loopback: it goes without.
     }
   }
 
@@ -2745,8 +2745,8 @@ export class ChaosProxy implements AsyncDisposable {
 
   /**
    * Changes a route for connections to come. Another address or upstream, or
-   * `enabled: false`, cuts those in flight; a `localPort` of 0 takes a free port.
-   * To move to another host on its port it is disabled, and stays so if it throws.
+   * `enabled: false`, cuts those in flight; `localPort: 0` takes a free port.
+   * To change only the host it is disabled first, and stays so if this throws.
    */
   async updateRoute(
     name: string,
@@ -2783,7 +2783,7 @@ export class ChaosProxy implements AsyncDisposable {
       Array.fromAsync(routes, (route) => {
         const live = this.#routes.get(route.name);
         if (!live) return this.#add(route);
-        // Where any free port will do, the one that it has does.
+        // For port 0, the port that it has already will do.
         const localPort = route.localPort || live.route.localPort;
         const here = { ...route, localPort };
         if (!live.isAt(here)) return this.#change(live, route);
@@ -2876,7 +2876,7 @@ export class ChaosProxy implements AsyncDisposable {
     connection.end({ why: "cut" }, how);
   }
 
-  /** Takes a seed, 0 to 2^53 - 1 or a random one; routes count from 1 again. */
+  /** Sets the seed, 0 to 2^53 - 1 or a random one; numbers start at 1 again. */
   reseed(seed: number = randomSeed()): void {
     checkArgument("seed", seed, CONFIG_FIELDS.seed.guard);
     this.context.seed = seed;
@@ -2884,7 +2884,7 @@ export class ChaosProxy implements AsyncDisposable {
     this.context.emit({ event: "reseeded", seed });
   }
 
-  /** What has come of the connections so far, by route. */
+  /** The statistics of the connections, by route. */
   stats(): RouteStats[] {
     return [...this.#routes.values().map((route) => route.stats())];
   }
@@ -2938,7 +2938,7 @@ export class ChaosProxy implements AsyncDisposable {
       this.context.stopping.signal.throwIfAborted();
       return change();
     });
-    this.#turn = changed.catch(() => {}); // its caller is told
+    this.#turn = changed.catch(() => {}); // the caller gets the error
     return changed;
   }
 
@@ -2964,7 +2964,7 @@ export class ChaosProxy implements AsyncDisposable {
     }
     this.context.stopping.signal.throwIfAborted();
     assertNoCircle([...this.routes, ...opened.map(({ route }) => route)]);
-    failed.move(); // none has
+    failed.move(); // all listen
     for (const live of opened) this.#routes.set(live.route.name, live);
   }
 
@@ -3014,7 +3014,7 @@ function describeFaults(route: Route): string {
   return faults.filter(Boolean).join(", ") || "no faults";
 }
 
-// ---- Control API: Toxiproxy's protocol, over the proxy ------------------------
+// ---- Control API: Toxiproxy's protocol, over the proxy ----------------------
 
 /** An event of the control API. */
 export type ApiEvent =
@@ -3030,7 +3030,7 @@ export type ApiEvent =
     status: number;
     /** Why it was refused, if it was. */
     error?: string;
-    /** What was ignored in its body, or taken otherwise, with its path. */
+    /** What was ignored in its body, or taken otherwise, by path. */
     ignored?: string[];
     durationMs: number;
   }
@@ -3056,7 +3056,7 @@ class Refusal extends Error {
 interface Call {
   readonly proxy: ChaosProxy;
   readonly url: URL;
-  /** All of it: what is found when it is checked is so when the proxy is called. */
+  /** The whole body: nothing is awaited between its check and the call. */
   readonly body: string;
   /** What the path names: a proxy or the id of a connection, and a toxic. */
   readonly name: string;
@@ -3131,8 +3131,8 @@ async function updateProxy(call: Call): Promise<unknown> {
   const fields = {
     ...PROXY_FIELDS,
     name: { guard: { ...oneOf(name), expected } },
-    // A client that has read the proxy sends back all of it. Its toxics may have
-    // changed since then, and have calls of their own.
+    // Clients send back the whole proxy as they have read it. Its toxics may
+    // have changed since then, and have calls of their own.
     toxics: {
       ...PROXY_FIELDS.toxics,
       normalize(given: unknown, place: Place) {
@@ -3148,7 +3148,7 @@ async function updateProxy(call: Call): Promise<unknown> {
 
 function updateToxic(call: Call): Toxic {
   const toxic = call.proxy.toxic(call.name, call.toxic);
-  // Some clients always send what stays, not always as it is.
+  // Some clients always send these, and not always as they are.
   const stays = (key: "name" | "type" | "stream") => ({
     guard: routeName,
     normalize(given: unknown, place: Place) {
@@ -3170,14 +3170,14 @@ function updateToxic(call: Call): Toxic {
   return call.proxy.updateToxic(call.name, call.toxic, changes);
 }
 
-/** A route in Toxiproxy's words. */
+/** A route in Toxiproxy's form. */
 function asProxy({ host, localPort, toxics, ...rest }: Route) {
   const { name, upstream, enabled, ...beyond } = rest;
   const listen = addressOf({ hostname: host, port: localPort });
   return { name, listen, upstream, enabled, toxics, ...beyond };
 }
 
-/** Checks a body in which each of some fields may be left out. */
+/** The check of a change: each field may be left out. */
 function changesOf<T>(fields: Fields<T>) {
   return (body: unknown, place: Place) =>
     checkFields(body, place, fields, true);
@@ -3195,8 +3195,8 @@ function checkBody<T>(
  * The control API as a function, which {@linkcode serveApi} serves. It speaks
  * Toxiproxy 2's protocol, and refuses requests that a web page may have sent.
  *
- * @param options With `loopback`, the default, host names other than `localhost`
- * are refused: a web page may have made one resolve to here.
+ * @param options With `loopback`, the default, it refuses host names other than
+ * `localhost`: a web page may have made one resolve to this machine.
  */
 export function controlApi(
   proxy: ChaosProxy,
@@ -3252,7 +3252,7 @@ async function answerOf(
   if (answerTo === undefined) {
     const allow = Object.keys(CALLS).filter((each) => each.endsWith(` ${path}`))
       .map((each) => each.split(" ", 1)).join(", ");
-    // In the words of Go, and as text: Toxiproxy's clients tell it by that.
+    // In Go's words, and as text: Toxiproxy's clients recognize it by that.
     const body = "404 page not found\n";
     if (allow === "") return new Response(body, { status: 404 });
     const problem = `${request.method} is not for ${pathname}, which takes `;
@@ -3272,7 +3272,7 @@ function refuseForeign(headers: Headers, url: URL, loopback: boolean): void {
     throw new Refusal(403, "requests from browsers are refused");
   }
   const origin = headers.get("origin");
-  // The owner of a page can make a name resolve to here, but not an address.
+  // A page's owner can make a name resolve to this machine, but not an address.
   const isSafe = /^(?:localhost\.?|\d+(?:\.\d+){3}|\[.*\])$/.test(url.hostname);
   if (origin !== null && (origin !== url.origin || !isSafe)) {
     throw new Refusal(403, `requests from the origin ${origin} are refused`);
@@ -3347,10 +3347,10 @@ export interface ApiServer extends AsyncDisposable {
 }
 
 /**
- * Serves {@linkcode controlApi} until it is closed, also while the proxy drains.
+ * Serves {@linkcode controlApi} until it is closed, also during the drain.
  *
  * @param address As `api` in {@linkcode ConfigOptions}. Default: 8474.
- * @throws {TypeError} If the address is none.
+ * @throws {TypeError} If the address is not valid.
  * @throws {ListenError} If it cannot be listened on.
  */
 export function serveApi(
@@ -3374,10 +3374,10 @@ export function serveApi(
   };
   const server = serve({ ...asked, hostname: canonicalHost(asked.hostname) });
   const { addr } = server;
-  const loopback = isLoopback(addr.hostname); // however it was written
+  const loopback = isLoopback(addr.hostname); // as it was resolved
   const answer = controlApi(proxy, { onEvent, loopback });
   onEvent({ event: "api_listening", address: addressOf(addr) });
-  // A server that finds no file descriptor ends for good; another follows.
+  // A server that finds no file descriptor ends for good; another one starts.
   const served = (async () => {
     for (let next = () => server; !signal.aborted; next = () => serve(addr)) {
       try {
@@ -3554,7 +3554,7 @@ const LINES_A_WRITE = 64;
 const WRITE_RETRY_MS = 100;
 const MAX_STALL_MS = 2000;
 
-/** Says on standard error what is wrong; waits only a moment if nobody reads. */
+/** Writes a problem to standard error; waits at most 2 s if nobody reads it. */
 async function complain(problem: string): Promise<void> {
   const write = async () => {
     let bytes = new TextEncoder().encode(`chaos-proxy: ${problem}\n`);
@@ -3609,7 +3609,7 @@ class EventLog extends BaseHandler implements AsyncDisposable {
     this.#writing ??= this.#write();
   }
 
-  /** Resolves when all is written, or nothing could be written for a while. */
+  /** Resolves when all is written, or no line could be written for 2 s. */
   async [Symbol.asyncDispose](): Promise<void> {
     for (let left = Infinity; this.#writing && this.#lines.length < left;) {
       left = this.#lines.length;
@@ -3640,7 +3640,7 @@ class EventLog extends BaseHandler implements AsyncDisposable {
   }
 }
 
-// ---- CLI: arguments, load, run, signals, exit codes --------------------------
+// ---- CLI: arguments, load, run, signals, exit codes -------------------------
 
 const DEMO = { hostname: LOOPBACK, port: 18000 };
 
@@ -3744,7 +3744,7 @@ function readCommandLine(written: string[]) {
   return {
     ...{ check, demo, help, version },
     file: operands.at(0),
-    /** Whether all routes come by the API. */
+    /** Whether all routes come from the API. */
     isDriven: operands.length === 0 && !demo,
     /** Takes precedence over the config. */
     given: {
@@ -3820,7 +3820,7 @@ async function run(config: Config, line: CommandLine): Promise<number> {
   const onEvent = log.add;
   const isDemo = ({ upstream }: Route) => upstream === addressOf(DEMO);
   if (line.demo && routes.some(isDemo)) serveDemo();
-  const resettable = api !== undefined; // by whatever may come to be asked
+  const resettable = api !== undefined; // as the API may add a `reset_peer`
   await using proxy = await ChaosProxy.start(config, { onEvent, resettable });
   await using _api = api ? serveApi(proxy, api, { onEvent }) : null;
   const onHangUp = () => onEvent({ event: "sighup_ignored" });
@@ -3832,7 +3832,7 @@ async function run(config: Config, line: CommandLine): Promise<number> {
     Deno.exit(1);
   });
   const cut = await proxy.drain();
-  // Test suites stop a proxy that is driven by the API as they stop Toxiproxy.
+  // 0 as from Toxiproxy, which test suites stop while connections are open.
   return cut > 0 && !line.isDriven ? 1 : 0;
 }
 

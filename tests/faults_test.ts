@@ -175,7 +175,8 @@ for (const { sockets, resettable } of SOCKETS) {
       const sent = testBytes(5 * 64 * 1024 + 20_000);
       await client.write(sent);
       // It is read ahead so far; what is behind that waits in the socket.
-      const isAhead = () => only(proxy.liveConnections()).bytesUp > 256 * 1024;
+      const isAhead = () =>
+        proxy.liveConnections().some(({ bytesUp }) => bytesUp > 256 * 1024);
       await until(isAhead, "what is read ahead");
       await (left === "reset" ? client.reset() : client[Symbol.asyncDispose]());
       const upstream = await server.accept();

@@ -84,8 +84,8 @@ async function untilCarried(
   bytes: number,
   index = 0,
 ): Promise<void> {
-  const live = () => defined(proxy.liveConnections()[index]);
-  await until(() => live()[direction] >= bytes, `${direction} ${bytes}`);
+  const carried = () => proxy.liveConnections()[index]?.[direction] ?? 0;
+  await until(() => carried() >= bytes, `${direction} ${bytes}`);
 }
 
 /** Lets other things happen, so many times. */
