@@ -936,7 +936,7 @@ const CONFIG_FIELDS: Fields<
 LEVELS.unshift(
   ["at the top level", CONFIG_FIELDS],
   ["in a route", ROUTE_FIELDS],
-  ["in a proxy of Toxiproxy's, here host and localPort", PROXY_FIELDS],
+  ["in a proxy of Toxiproxy's; a route has host and localPort", PROXY_FIELDS],
 );
 
 /**
@@ -1533,8 +1533,8 @@ const LISTEN_ATTEMPTS = 20;
 const LISTEN_PAUSE_MS = 10;
 
 /**
- * A set that `look` gets on an interval, which ends when the set is empty.
- * `rest` then ends it at once. A timer for each connection took 5 % of a CPU.
+ * A set whose members `look` is given on an interval. The interval ends when it
+ * finds the set empty; `rest` ends it at once then. Timers took 10 % of the CPU.
  */
 function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
   const members = new Set<T>();
@@ -3727,7 +3727,7 @@ function readCommandLine(written: string[]) {
   const port = read("port", integer(0, 65535));
   let api = read("api", apiAddress);
   if (api !== undefined && (host ?? port) !== undefined) {
-    throw new ConfigError("--api", ["expected this or --host and --port"]);
+    throw new ConfigError("--api", ["write either this, or --host and --port"]);
   }
   if ((host ?? port ?? config) !== undefined) {
     api ??= addressOf({ hostname: host ?? "localhost", port: port ?? 8474 });

@@ -166,7 +166,7 @@ Deno.test("a wrong command line is a usage error", async () => {
       '--log-level: expected debug or info or warn or error, found "loud"',
     "--log-format JSON a":
       '--log-format: expected text or json, found "JSON"; did you mean json?',
-    "-port 1 --api 2": "--api: expected this or --host and --port",
+    "-port 1 --api 2": "--api: write either this, or --host and --port",
     "-port x": `--port: ${integer} 65535, found "x"`,
     "--api 1:2:3": `--api: ${api}, found "1:2:3"`,
     "--api": `--api: ${api}, found ""`,

@@ -1025,7 +1025,7 @@ Deno.test("a key on the wrong level is told where it belongs", () => {
 {"routes": [{${route}, "seed": 1}]}
   routes[0].seed: ${belongs} at the top level
 {"routes": [{${route}, "listen": ":1"}]}
-  routes[0].listen: ${belongs} in a proxy of Toxiproxy's, here host and localPort
+  routes[0].listen: ${belongs} in a proxy of Toxiproxy's; a route has host and localPort
 {"routes": [{${route}, "toxicity": 1}]}
   routes[0].toxicity: ${belongs} in a toxic
 {"routes": [{${route}, "toxics": [{"type": "latency", "latency": 1}]}]}
