@@ -967,8 +967,13 @@ const LINE_END = /\r\n|\r|\n/;
 function readYaml(text: string, path: string): unknown {
   const lines = text.split(LINE_END);
   try {
-    const tab = lines.findIndex((line) => /^ *\t\s*[^\s#]/.test(line));
-    if (tab >= 0 && !/^\s*[[{]/.test(text)) {
+    let depth = 0; // of brackets, within which indentation means nothing
+    const tab = lines.findIndex((line) => {
+      const isTab = depth <= 0 && /^ *\t\s*[^\s#]/.test(line);
+      depth += line.split(/[[{]/).length - line.split(/[\]}]/).length;
+      return isTab;
+    });
+    if (tab >= 0) {
       const place = `at line ${tab + 1}, column 1`;
       throw new SyntaxError(`a tab in the indentation; write spaces ${place}`);
     }
@@ -1116,8 +1121,13 @@ function partsOf(value: unknown): [string, unknown, unknown] {
 /** Whether it is just a list of proxies, or an object of them by name. */
 function holdsProxies(value: unknown): boolean {
   const isOwn = (each: unknown) => isRecord(each) && "localPort" in each;
+  const isProxy = (each: unknown) =>
+    isRecord(each) &&
+    Object.entries(each).some(([key, text]) =>
+      /^(?:listen|upstream)$/i.test(key) && isText(text)
+    );
   if (Array.isArray(value)) return !value.some(isOwn);
-  return isRecord(value) &&
+  return isRecord(value) && Object.values(value).some(isProxy) &&
     Object.entries(value).every(([key, each]) =>
       isRecord(each) && !isOwn(each) &&
       (each["name"] === key ||
@@ -1221,11 +1231,13 @@ function checkUnique(places: Map<Partial<Route>, Place>, api?: Address) {
 
 /** Finds a circle of routes: each connection in it would open another one. */
 function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
+  const byPort = Map.groupBy(routes, ({ localPort }) => localPort);
   const next = new Map(routes.map((route) => {
     const to = splitAddress(route.upstream ?? "");
-    const there = routes.find(({ host = LOOPBACK, localPort }) =>
-      localPort === to?.port && to && reaches(to.hostname, host)
-    );
+    const there = to &&
+      byPort.get(to.port)?.find(({ host = LOOPBACK }) =>
+        reaches(to.hostname, host)
+      );
     return [route, there];
   }));
   for (const route of routes) {
@@ -1329,7 +1341,7 @@ class Link {
 
   /** Whether it holds what has been written to it. */
   get isBuffering(): boolean {
-    return this.#heldBytes > 0;
+    return this.#heldBytes > 0 && !this.#stopped;
   }
 
   write(chunk: Bytes): Promise<void> {
@@ -1620,7 +1632,8 @@ class PollGate {
       for (let turn = 0; turn < POLL_TURNS; turn++) {
         await new Promise<void>((resolve) => setImmediate(resolve));
       }
-      if (performance.now() > this.#openedAt + REOPEN_MS) this.#openPair();
+      const isDue = performance.now() > this.#openedAt + REOPEN_MS;
+      if (isDue && this.#listeners > 0) this.#openPair();
     }
     this.#work = 0;
     this.#poll = undefined;
@@ -1757,7 +1770,10 @@ function nodeSocket(socket: net.Socket): Socket {
           // Deno's node:net (2.9.6) fails a write that has to wait if the peer
           // has ended its stream without a byte. The RST tells the peer that
           // data is missing.
-          if (socket.readableEnded) socket.resetAndDestroy();
+          if (socket.readableEnded) {
+            socket.resetAndDestroy();
+            error.message += " after an end of stream without a byte";
+          }
           reject(error);
         });
       }),
@@ -1884,8 +1900,10 @@ async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
       .finally(() => lookups.delete(host));
   lookups.set(host, lookup);
   const { promise: aborted, reject } = Promise.withResolvers<never>();
-  signal.addEventListener("abort", () => reject(signal.reason));
-  return await Promise.race([lookup, aborted]);
+  const abort = () => reject(signal.reason);
+  signal.addEventListener("abort", abort);
+  return await Promise.race([lookup, aborted])
+    .finally(() => signal.removeEventListener("abort", abort));
 }
 
 /**
@@ -2175,14 +2193,15 @@ class Connection {
   async #forward(delayMs: number): Promise<void> {
     const { client } = this.#sockets;
     const up = this.#newLink("client");
-    if (delayMs > 0) {
+    let isDelaying = delayMs > 0;
+    if (isDelaying) {
       this.onEvent({ event: "delayed", ...this.id, delayMs });
       this.#read("client", client, up).then(() => {
         // One that has sent something may be waiting for the answer.
-        if (up.bytes > 0 || this.#sockets.upstream) return;
-        this.end({ why: "client" });
+        if (isDelaying && up.bytes === 0) this.end({ why: "client" });
       });
       await sleepUntil(this.#start + delayMs, this.#aborted.signal);
+      isDelaying = false;
     }
     await this.#dial();
     const { upstream } = this.#sockets;
@@ -2447,6 +2466,8 @@ class LiveRoute {
   readonly connections = new Map<number, Connection>();
   readonly #resettable: boolean;
   #listener: Listener | undefined;
+  /** The host that it has listened on last, as an address. */
+  #host: string | undefined;
   #counts: Omit<RouteStats, "route" | "open"> = {
     ended: {},
     faults: {},
@@ -2464,6 +2485,11 @@ class LiveRoute {
       canonicalHost(host) === canonicalHost(this.route.host);
   }
 
+  /** The route with its host as an address, to find circles. */
+  get resolved(): Route {
+    return { ...this.route, host: this.#host ?? this.route.host };
+  }
+
   /** Listens there, and no longer where it did; nothing is accepted yet. */
   async open(next: Route): Promise<void> {
     const { signal } = this.context.stopping;
@@ -2472,6 +2498,7 @@ class LiveRoute {
     signal.throwIfAborted();
     const closed = this.close();
     this.#listener = listener;
+    this.#host = listener.addr.hostname;
     const host = canonicalHost(next.host);
     const { port: localPort } = listener.addr;
     // The toxics may have changed meanwhile.
@@ -2516,6 +2543,7 @@ class LiveRoute {
       await this.update({ enabled: false }); // frees its own port
     }
     if (!wanted.enabled) await this.close();
+    if (moves) this.#host = undefined;
     if (opens) await this.open(wanted);
     else this.route = { ...wanted, toxics: this.route.toxics };
     const cut = restarts || !wanted.enabled ? this.cut() : undefined;
@@ -2706,6 +2734,8 @@ export class ChaosProxy implements AsyncDisposable {
       }
     } catch {
       // No file descriptor is free, or there is no loopback: it goes without.
+    } finally {
+      Connection.rest();
     }
   }
 
@@ -2963,14 +2993,16 @@ export class ChaosProxy implements AsyncDisposable {
       if (live.route.enabled) await live.open(live.route);
     }
     this.context.stopping.signal.throwIfAborted();
-    assertNoCircle([...this.routes, ...opened.map(({ route }) => route)]);
+    const all = [...this.#routes.values(), ...opened];
+    assertNoCircle(all.map(({ resolved }) => resolved));
     failed.move(); // all listen
     for (const live of opened) this.#routes.set(live.route.name, live);
   }
 
   async #change(live: LiveRoute, changes: Partial<Route>): Promise<Route> {
-    const others = this.routes.filter((route) => route !== live.route);
-    assertNoCircle([...others, { ...live.route, ...changes }]);
+    const others = [...this.#routes.values()].filter((each) => each !== live)
+      .map(({ resolved }) => resolved);
+    assertNoCircle([...others, { ...live.resolved, ...changes }]);
     return await live.update(changes);
   }
 

@@ -310,7 +310,10 @@ Deno.test("routes are a list of mappings", () => {
 routes: []
   routes: ${NONE}
 {}
-  ${NONE}
+  routes: ${NONE}
+routs: { db: { localPort: 1, upstream: "a:1" } }
+  routs: unknown key; did you mean routes?
+  routes: ${NONE}
 routes:
   routes: ${LIST}, found null
 routes: db
@@ -478,6 +481,7 @@ Deno.test("a tab separates, but does not indent YAML", () => {
   const fine = {
     "routes:\n  -\tlocalPort:\t1\n    upstream: a:1": "c.yaml",
     "{ routes: [\n\t{ localPort: 1, upstream: a:1 }]}\n\t# why\n\t": "c.yaml",
+    "routes: [\n\t{ localPort: 1, upstream: a:1 }\n]": "c.yaml",
     '{\t"routes":\t[\n\t\t{"localPort":1,"upstream":"a:1"}\n]}': "c.json",
   };
   for (const [text, path] of Object.entries(fine)) parseConfig(text, path);
@@ -623,7 +627,7 @@ Deno.test("nesting has an end", () => {
     const closed = `${open}1${end.repeat(deep)}`;
     for (const text of [open, closed, `{"routes":${closed}}`]) {
       for (const path of BOTH_PATHS) {
-        assertEquals(problems(text, path).length, 1);
+        assertGreater(problems(text, path).length, 0);
       }
     }
   }

@@ -3,13 +3,15 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { createSocket } from "node:dgram";
 import { lookup } from "node:dns";
-import { ChaosProxy } from "../main.ts";
+import dns from "node:dns/promises";
+import { ChaosProxy, ConfigError } from "../main.ts";
 import {
   Api,
   assertEchoes,
   echo,
   SOCKETS,
   startedBy,
+  steadyPort,
   TempFile,
   times,
 } from "./helpers.ts";
@@ -80,4 +82,22 @@ Deno.test("a stop before a route's new host is looked up leaves no failure behin
   await refused;
   // What failed unseen would be told, and fail this test, before this is.
   await new Promise((resolve) => lookup("nowhere.invalid", resolve));
+});
+
+const OWN_NAME = Deno.hostname();
+const own = await dns.lookup(OWN_NAME, 4).catch(() => undefined);
+const isOwn = own?.address.startsWith("127.") ?? false;
+if (!isOwn) console.warn(`${OWN_NAME} is no name of loopback: not tested`);
+
+Deno.test("a route to itself is refused, also if it listens on a name", {
+  ignore: !isOwn,
+}, async () => {
+  const localPort = steadyPort();
+  const upstream = `${own?.address}:${localPort}`;
+  const routes = [{ host: OWN_NAME, localPort, upstream }];
+  await assertRejects(
+    () => ChaosProxy.start({ routes }),
+    ConfigError,
+    "circle",
+  );
 });
