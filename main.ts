@@ -951,7 +951,7 @@ export function parseConfig(
   path = "config.yaml",
   given: Omit<ConfigOptions, "routes"> = {},
 ): Config {
-  if (text.length > MAX_CONFIG_BYTES) {
+  if (new TextEncoder().encode(text).length > MAX_CONFIG_BYTES) {
     throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
   }
   const body = text.replace(/^\uFEFF/, "");
@@ -2093,6 +2093,7 @@ class Connection {
   readonly #start = performance.now();
   readonly #sockets: { client: Socket; upstream?: Socket };
   readonly #links: Partial<Record<Side, Link>> = {};
+  readonly #decision: Decision;
   #toxics: Toxic[];
   readonly #aborted = new AbortController();
   /** Why it ended before both sides had ended their streams. */
@@ -2116,7 +2117,8 @@ class Connection {
   ) {
     this.id = { route: route.name, connection: number, client: client.peer };
     this.#sockets = { client };
-    this.#toxics = actingOn(seed, route, number);
+    const decision = this.#decision = decide(seed, route, number);
+    this.#toxics = decision.kind === "forward" ? decision.toxics : [];
   }
 
   get ageMs(): number {
@@ -2140,7 +2142,7 @@ class Connection {
   async #run(): Promise<void> {
     const { upstream } = this.route;
     this.onEvent({ event: "accepted", ...this.id, upstream });
-    const decision = decide(this.seed, this.route, this.number);
+    const decision = this.#decision;
     if (decision.kind === "forward") await this.#forward(decision.delayMs);
     else if (decision.kind === "timeout") await this.#hold();
     else {
@@ -3559,8 +3561,14 @@ const TEXTS: { [E in EventName]: (event: EventOf<E>) => string } = {
   sighup_ignored: () => "; nothing was done",
 };
 
+/** The events that are always warnings. */
+const WARNINGS = new Set<EventName>([
+  ...["upstream_failed", "accept_failed", "api_failed"] as const,
+  ...["config_warning", "log_dropped", "sighup_ignored"] as const,
+]);
+
 function levelOf(event: LogEvent): LogLevel {
-  const isWarning = /_(?:failed|warning|dropped|ignored)$/.test(event.event) ||
+  const isWarning = WARNINGS.has(event.event) ||
     "ignored" in event ||
     ("cut" in event && event.cut > 0) ||
     (event.event === "api_listening" && isOpen(event.address));
@@ -3662,7 +3670,9 @@ class EventLog extends BaseHandler implements AsyncDisposable {
         try {
           bytes = bytes.subarray(await Deno.stdout.write(bytes));
         } catch (error) {
-          if (!this.#hasFailed) await complain(`no log: ${causeOf(error)}`);
+          if (!this.#hasFailed) {
+            await complain(`cannot write the log: ${causeOf(error)}`);
+          }
           this.#hasFailed = true;
           await sleep(WRITE_RETRY_MS);
         }
@@ -3683,7 +3693,7 @@ Usage: chaos-proxy [options] <config>
   <config>             YAML, or JSON if its name ends in .json; none with --api
 
 Options:
-  --api [host:]port    be controlled there, by Toxiproxy's clients among others
+  --api [host:]port    serve the control API there, with Toxiproxy's protocol
   -host, -port, -config, -seed, -version: as those of toxiproxy-server
   --check              check the config, print its routes and faults, and exit
   --seed <number>      take this seed instead of the config's

@@ -628,7 +628,10 @@ test("a full disk under the log is told, and ends nothing", async ({ start, port
   await using cli = await start('exec "$@" >/dev/full');
   await askOften(port, MANY);
   await assertEnds(cli);
-  assertEquals(cli.stderr, "chaos-proxy: no log: No space left on device\n");
+  assertEquals(
+    cli.stderr,
+    "chaos-proxy: cannot write the log: No space left on device\n",
+  );
 });
 
 test("with nowhere to write, codes and signals are the same", async ({ start, port }) => {
@@ -667,7 +670,10 @@ test("what cannot be written is written as soon as it can", async ({ start, port
   }, "each connection");
   assert(written, "there was no limit");
   await assertEnds(cli);
-  assertEquals(cli.stderr, "chaos-proxy: no log: File too large\n");
+  assertEquals(
+    cli.stderr,
+    "chaos-proxy: cannot write the log: File too large\n",
+  );
 });
 
 test("a log that nobody reads holds up nothing", async ({ start, port }) => {

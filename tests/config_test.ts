@@ -503,8 +503,11 @@ Deno.test("a text has at most 1 MiB", () => {
   const full = config.padEnd(1024 * 1024);
   for (const path of BOTH_PATHS) {
     assertEquals(parseConfig(full, path), parseConfig(config, path));
-    const tooLarge = failure(full + " ", path).problems;
-    assertEquals(tooLarge, ["expected at most 1 MiB of text, found more"]);
+    // Bytes are counted, of which an accented letter has two.
+    for (const text of [full + " ", config + "é".repeat(600_000)]) {
+      const tooLarge = failure(text, path).problems;
+      assertEquals(tooLarge, ["expected at most 1 MiB of text, found more"]);
+    }
   }
 });
 
