@@ -1677,7 +1677,7 @@ interface Socket {
   readonly peer: string;
   /** The next bytes, which the caller then owns; null at the end of stream. */
   read(): Promise<Bytes | null>;
-  /** Takes the bytes over; resolves when the system has all of them. */
+  /** Owns the bytes from then on; resolves when the system has all of them. */
   write(bytes: Bytes): Promise<void>;
   closeWrite(): Promise<void> | void;
   /** Closes it; `reset` sends a RST, where the kind of socket can. */
@@ -1766,7 +1766,12 @@ function nodeSocket(socket: net.Socket): Socket {
     write: (bytes) =>
       new Promise((resolve, reject) => {
         socket.write(bytes, (error) => {
-          if (!error) return resolve();
+          if (!error) {
+            // Frees the memory now: V8 would first mark its whole heap for it.
+            const { length, buffer } = bytes;
+            if (length === buffer.byteLength) buffer.transfer(0);
+            return resolve();
+          }
           // Deno's node:net (2.9.6) fails a write that has to wait if the peer
           // has ended its stream without a byte. The RST tells the peer that
           // data is missing.
@@ -2270,10 +2275,11 @@ class Connection {
     };
     const sink = new WritableStream<Bytes>({
       write: async (chunk) => {
-        const turn = pollGate.pass(chunk.length);
+        const { length } = chunk;
+        const turn = pollGate.pass(length);
         if (turn) await turn;
         await socket.write(chunk).catch(fail);
-        this.traffic.sent[STREAM_OF[from]] += chunk.length;
+        this.traffic.sent[STREAM_OF[from]] += length;
         this.#hasMoved = true;
       },
       close: async () => {
