@@ -3083,7 +3083,6 @@ export interface ApiOptions {
   onEvent?: (event: ApiEvent) => void;
 }
 
-const MAX_BODY_BYTES = 1024 * 1024;
 const MAX_HEADER_LENGTH = 2000; // what every client takes
 
 /** An answer other than success. */
@@ -3096,27 +3095,23 @@ class Refusal extends Error {
 interface Call {
   readonly proxy: ChaosProxy;
   readonly url: URL;
-  /** The whole body: nothing is awaited between its check and the call. */
-  readonly body: string;
   /** What the path names: a proxy or the id of a connection, and a toxic. */
   readonly name: string;
   readonly toxic: string;
-  /** What is ignored in the body. */
-  readonly ignored: string[];
+  /** Checks the body, which has been received: nothing happens in between. */
+  check<T>(check: (body: unknown, place: Place) => T): T;
 }
 
 /** By method and path. Each returns a response, JSON, or nothing, for 204. */
 const CALLS: Record<string, (call: Call) => unknown> = {
   "GET /proxies": ({ proxy }) =>
     Object.fromEntries(proxy.routes.map((each) => [each.name, asProxy(each)])),
-  async "POST /proxies"(call) {
-    const given = checkBody(call, checkRoute) as Route;
-    const route = await call.proxy.addRoute(given);
+  async "POST /proxies"({ proxy, check }) {
+    const route = await proxy.addRoute(check(checkRoute) as Route);
     return Response.json(asProxy(route), { status: 201 });
   },
-  async "POST /populate"(call) {
-    const routes = checkBody(call, checkRoutes);
-    const proxies = (await call.proxy.populate(routes)).map(asProxy);
+  async "POST /populate"({ proxy, check }) {
+    const proxies = (await proxy.populate(check(checkRoutes))).map(asProxy);
     return Response.json({ proxies }, { status: 201 });
   },
   "GET /proxies/*": ({ proxy, name }) => asProxy(proxy.route(name)),
@@ -3124,9 +3119,9 @@ const CALLS: Record<string, (call: Call) => unknown> = {
   "PATCH /proxies/*": updateProxy,
   "DELETE /proxies/*": ({ proxy, name }) => proxy.removeRoute(name),
   "GET /proxies/*/toxics": ({ proxy, name }) => proxy.route(name).toxics,
-  "POST /proxies/*/toxics"(call) {
-    const { name } = call.proxy.route(call.name);
-    return call.proxy.addToxic(name, checkBody(call, checkToxic));
+  "POST /proxies/*/toxics"({ proxy, name, check }) {
+    proxy.route(name); // a proxy that is not found comes before a wrong body
+    return proxy.addToxic(name, check(checkToxic));
   },
   "GET /proxies/*/toxics/*": ({ proxy, name, toxic }) =>
     proxy.toxic(name, toxic),
@@ -3155,48 +3150,28 @@ const CALLS: Record<string, (call: Call) => unknown> = {
     proxy.cutConnection(Number(name), reset === "1" ? "reset" : "close");
   },
   "GET /seed": ({ proxy }) => ({ seed: proxy.seed }),
-  "PUT /seed"(call) {
-    const { seed } = checkBody(call, changesOf({ seed: CONFIG_FIELDS.seed }));
+  "PUT /seed"({ proxy, check }) {
+    const { seed } = check(changesOf({ seed: CONFIG_FIELDS.seed }));
     if (seed === undefined) {
       throw new Refusal(400, "missing required field: seed");
     }
-    call.proxy.reseed(seed);
+    proxy.reseed(seed);
     return { seed };
   },
 };
 
-async function updateProxy(call: Call): Promise<unknown> {
-  const { name, toxics } = call.proxy.route(call.name);
-  const expected = `${name}, which cannot be changed`;
-  const fields = {
-    ...PROXY_FIELDS,
-    name: { guard: { ...oneOf(name), expected } },
-    // Clients send back the whole proxy as they have read it. Its toxics may
-    // have changed since then, and have calls of their own.
-    toxics: {
-      ...PROXY_FIELDS.toxics,
-      normalize(given: unknown, place: Place) {
-        if (!isDeepStrictEqual(given, toxics)) place.ignore();
-      },
-    },
-  };
-  const { name: _, listen, ...rest } = checkBody(call, changesOf(fields));
+async function updateProxy({ proxy, name, check }: Call): Promise<unknown> {
+  const { toxics } = proxy.route(name);
+  const fields = { ...PROXY_FIELDS, name: stays(name), toxics: stays(toxics) };
+  const { listen, ...rest } = check(changesOf(fields));
   const changes = { ...rest, ...(listen !== undefined && hostAndPort(listen)) };
   fromToxiproxy.set(changes, []);
-  return asProxy(await call.proxy.updateRoute(name, changes));
+  return asProxy(await proxy.updateRoute(name, changes));
 }
 
-function updateToxic(call: Call): Toxic {
-  const toxic = call.proxy.toxic(call.name, call.toxic);
-  // Some clients always send these, and not always as they are.
-  const stays = (key: "name" | "type" | "stream") => ({
-    guard: routeName,
-    normalize(given: unknown, place: Place) {
-      const isSame = lowerCase(given) === toxic[key].toLowerCase();
-      if (given !== "" && !isSame) place.ignore(`stays ${toxic[key]}`);
-    },
-  });
-  const known = TOXICS[toxic.type].attributes;
+function updateToxic({ proxy, name, toxic, check }: Call): Toxic {
+  const now = proxy.toxic(name, toxic);
+  const known = TOXICS[now.type].attributes;
   const fields = {
     toxicity: TOXIC_FIELDS.toxicity,
     attributes: {
@@ -3204,10 +3179,23 @@ function updateToxic(call: Call): Toxic {
       normalize: (given: unknown, place: Place) =>
         checkFields(given, place, known, true),
     },
-    ...{ name: stays("name"), type: stays("type"), stream: stays("stream") },
+    name: stays(now.name),
+    type: stays(now.type),
+    stream: stays(now.stream),
   };
-  const changes = checkBody(call, changesOf(fields));
-  return call.proxy.updateToxic(call.name, call.toxic, changes);
+  return proxy.updateToxic(name, toxic, check(changesOf(fields)));
+}
+
+/** A field that no update changes. Clients send back all that they have read. */
+function stays(now: unknown): Field<string> {
+  return {
+    guard: routeName,
+    normalize(given, place) {
+      const isSame = isDeepStrictEqual(lowerCase(given), lowerCase(now));
+      if (given === "" || isSame) return;
+      place.ignore(isText(now) ? `stays ${now}` : "");
+    },
+  };
 }
 
 /** A route in Toxiproxy's form. */
@@ -3221,14 +3209,6 @@ function asProxy({ host, localPort, toxics, ...rest }: Route) {
 function changesOf<T>(fields: Fields<T>) {
   return (body: unknown, place: Place) =>
     checkFields(body, place, fields, true);
-}
-
-function checkBody<T>(
-  { body, ignored }: Call,
-  check: (body: unknown, place: Place) => T,
-): T {
-  const value = readJson(body, "body");
-  return validate("body", (place) => check(value, place), ignored);
 }
 
 /**
@@ -3250,7 +3230,7 @@ export function controlApi(
     let answer: Response;
     let error: string | undefined;
     try {
-      answer = await answerOf(request, loopback, { proxy, ignored });
+      answer = await answerOf(request, proxy, loopback, ignored);
     } catch (cause) {
       const { status, message, headers } = refusalFor(cause);
       error = message;
@@ -3278,8 +3258,9 @@ export function controlApi(
 
 async function answerOf(
   request: Request,
+  proxy: ChaosProxy,
   loopback: boolean,
-  call: Pick<Call, "proxy" | "ignored">,
+  ignored: string[],
 ): Promise<Response> {
   const url = URL.parse(request.url);
   if (url === null) {
@@ -3301,7 +3282,9 @@ async function answerOf(
   // What is not encoded, such as `100%`, stays as it is.
   const [, , name = "", , toxic = ""] = pathname.split("/").map(unescape);
   const body = await readBody(request);
-  const answer = await answerTo({ ...call, url, body, name, toxic });
+  const check: Call["check"] = (check) =>
+    validate("body", (place) => check(readJson(body, "body"), place), ignored);
+  const answer = await answerTo({ proxy, url, name, toxic, check });
   if (answer === undefined) return new Response(null, { status: 204 });
   return answer instanceof Response ? answer : Response.json(answer);
 }
@@ -3328,7 +3311,7 @@ async function readBody({ body }: Request): Promise<string> {
   let size = 0;
   for await (const chunk of body ?? []) {
     size += chunk.length;
-    if (size > MAX_BODY_BYTES) {
+    if (size > MAX_CONFIG_BYTES) {
       throw new Refusal(413, "expected a body of at most 1 MiB, found more");
     }
     chunks.push(chunk);
@@ -3404,15 +3387,9 @@ export function serveApi(
   }
   const stop = new AbortController();
   const { signal } = stop;
-  const serve = (at: Address) => {
-    try {
-      const options = { ...at, signal, onListen() {} };
-      return Deno.serve(options, (request) => answer(request));
-    } catch (error) {
-      throw new ListenError("control API", addressOf(asked), error);
-    }
-  };
-  const server = serve({ ...asked, hostname: canonicalHost(asked.hostname) });
+  const serve = (at: Address) =>
+    serveHttp("control API", at, (request) => answer(request), signal);
+  const server = serve(asked);
   const { addr } = server;
   const loopback = isLoopback(addr.hostname); // as it was resolved
   const answer = controlApi(proxy, { onEvent, loopback });
@@ -3433,6 +3410,21 @@ export function serveApi(
     return served;
   };
   return { address: addressOf(addr), close, [Symbol.asyncDispose]: close };
+}
+
+/** @throws {ListenError} If the address cannot be listened on. */
+function serveHttp(
+  what: string,
+  { hostname, port }: Address,
+  handler: Deno.ServeHandler,
+  signal?: AbortSignal,
+): Deno.HttpServer<Deno.NetAddr> {
+  const at = { hostname: canonicalHost(hostname), port };
+  try {
+    return Deno.serve({ ...at, signal, onListen() {} }, handler);
+  } catch (error) {
+    throw new ListenError(what, addressOf({ hostname, port }), error);
+  }
 }
 
 /** The metrics, in the text format of Prometheus. */
@@ -3582,10 +3574,6 @@ function levelOf(event: LogEvent): LogLevel {
   return event.event === "api" ? "debug" : "info";
 }
 
-function textOf<E extends EventName>(name: E, event: EventOf<E>): string {
-  return name + TEXTS[name](event);
-}
-
 /** Whether others than this machine may reach an address. */
 function isOpen(address: string): boolean {
   return !isLoopback(splitAddress(address)?.hostname ?? "");
@@ -3622,7 +3610,7 @@ class EventLog extends BaseHandler implements AsyncDisposable {
   readonly #lines: string[] = [];
   #dropped = 0;
   #writing: Promise<void> | undefined;
-  #hasFailed = false;
+  #complaint: Promise<void> | undefined;
 
   /** In text, names of routes are aligned to a width, which grows as needed. */
   constructor(level: LogLevel, format: LogFormat, width: number) {
@@ -3639,7 +3627,8 @@ class EventLog extends BaseHandler implements AsyncDisposable {
         ? [`#${event.connection}`, event.client]
         : ["", ""];
       const source = `${route} ${number.padEnd(6)} ${client.padEnd(21)}`;
-      const text = textOf(event.event, event);
+      const textOf = TEXTS[event.event] as (event: LogEvent) => string;
+      const text = event.event + textOf(event);
       return `${time} ${levelName.padEnd(5)} ${source} ${text}`;
     };
     super("DEBUG", { formatter });
@@ -3676,10 +3665,8 @@ class EventLog extends BaseHandler implements AsyncDisposable {
         try {
           bytes = bytes.subarray(await Deno.stdout.write(bytes));
         } catch (error) {
-          if (!this.#hasFailed) {
-            await complain(`cannot write the log: ${causeOf(error)}`);
-          }
-          this.#hasFailed = true;
+          const problem = `cannot write the log: ${causeOf(error)}`;
+          await (this.#complaint ??= complain(problem));
           await sleep(WRITE_RETRY_MS);
         }
       }
@@ -3719,18 +3706,15 @@ a later second one ends at once. Exit codes: 0 ended; 1 failed while running, or
 had to cut connections; 2 a wrong argument or config.`;
 
 const LOG_LEVEL = oneOf<LogLevel>("debug", "info", "warn", "error");
-const FLAGS = ["check", "demo", "help", "version"] as const;
+/** Options of toxiproxy-server's that change nothing: metrics are always on. */
+const METRICS = ["proxy-metrics", "runtime-metrics"] as const;
+const FLAGS = ["check", "demo", "help", "version", ...METRICS] as const;
 const SETTINGS = [
   ...["api", "drain-timeout", "log-format", "log-level"] as const,
   ...["config", "host", "port", "seed"] as const, // also toxiproxy-server's
 ] as const;
 const OPTIONS = [...FLAGS, ...SETTINGS].map((name) => `--${name}`);
-/** Options of toxiproxy-server's that change nothing: metrics are always on. */
-const METRICS = ["proxy-metrics", "runtime-metrics"] as const;
-
-const WRONG_FLAG = RegExp(
-  `^--(?:${[...FLAGS, ...METRICS].join("|")})=(?!(?:true|false)$)`,
-);
+const WRONG_FLAG = RegExp(`^--(?:${FLAGS.join("|")})=(?!(?:true|false)$)`);
 
 type CommandLine = ReturnType<typeof readCommandLine>;
 
@@ -3745,7 +3729,7 @@ function readCommandLine(written: string[]) {
     throw new ConfigError(wrong, ["expected true or false, or no value"]);
   }
   const flags = parseArgs(args, {
-    boolean: [...FLAGS, ...METRICS],
+    boolean: FLAGS,
     string: SETTINGS,
     alias: { help: "h", version: "V" },
     unknown: (arg) => {
@@ -3847,18 +3831,6 @@ function summarize(config: Config, path: string): string {
   return [summary, ...table, ...warnings].join("\n");
 }
 
-/** Serves what the example config forwards to, while the process runs. */
-function serveDemo(): void {
-  try {
-    Deno.serve(
-      { ...DEMO, onListen: () => {} },
-      ({ body }) => new Response(body ?? "Hello from behind the proxy!\n"),
-    );
-  } catch (error) {
-    throw new ListenError("demo upstream", addressOf(DEMO), error);
-  }
-}
-
 /** Runs until a signal ends it; resolves to the exit code. */
 async function run(config: Config, line: CommandLine): Promise<number> {
   const stop = signal();
@@ -3867,7 +3839,10 @@ async function run(config: Config, line: CommandLine): Promise<number> {
   await using log = new EventLog(line.logLevel, line.logFormat, width);
   const onEvent = log.add;
   const isDemo = ({ upstream }: Route) => upstream === addressOf(DEMO);
-  if (line.demo && routes.some(isDemo)) serveDemo();
+  if (line.demo && routes.some(isDemo)) {
+    const hello = "Hello from behind the proxy!\n";
+    serveHttp("demo upstream", DEMO, ({ body }) => new Response(body ?? hello));
+  }
   const resettable = api !== undefined; // as the API may add a `reset_peer`
   await using proxy = await ChaosProxy.start(config, { onEvent, resettable });
   await using _api = api ? serveApi(proxy, api, { onEvent }) : null;

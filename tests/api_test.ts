@@ -442,8 +442,8 @@ test("what Toxiproxy ignores is ignored, and named", async ({ api, log, make }) 
 POST /proxies {"name": "p", ${proxy}}
 PATCH /proxies/p {"name": "p", "upstream": "a:1", "listen": null, "toxics": []}
   nothing
-PATCH /proxies/p {"Logger": {}, "toxics": [{"type": "latency"}]}
-  Logger
+PATCH /proxies/p {"name": "q", "toxics": [{"type": "latency"}]}
+  name: stays p
   toxics
 POST ${TOXICS} {"type": "latency", "toxicity": 1}
 PATCH /proxies/p {"toxics": [{"attributes": {"jitter": 0, "latency": 0}, "name": "latency_downstream", "type": "latency", "stream": "downstream", "toxicity": 1}]}
@@ -573,8 +573,8 @@ POST /proxies
   400 ${BAD}line 1, column 1: invalid JSON: unexpected end
 `,
   "what PATCH /proxies/{name} refuses, it says, and changes nothing": `
-PATCH /proxies/p {"name": "q", "upstream": "a:b", "enabled": 1}
-  400 ${BAD}name: expected p, which cannot be changed, found "q"; enabled: expected true or false, found 1; upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found "a:b"
+PATCH /proxies/p {"upstream": "a:b", "enabled": 1}
+  400 ${BAD}enabled: expected true or false, found 1; upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found "a:b"
 PATCH /proxies/p []
   400 ${BAD}expected a mapping, found a list
 `,

@@ -133,9 +133,9 @@ Deno.test("--version prints deno.json's", async () => {
 Deno.test("a wrong command line is a usage error", async () => {
   const integer = "expected an integer from 0 to";
   const api = "expected a port or host:port, the port from 0 to 65535";
-  const known = "known are --check, --demo, --help, --version, --api, " +
-    "--drain-timeout, --log-format, --log-level, --config, --host, --port, " +
-    "--seed";
+  const known = "known are --check, --demo, --help, --version, " +
+    "--proxy-metrics, --runtime-metrics, --api, --drain-timeout, " +
+    "--log-format, --log-level, --config, --host, --port, --seed";
   const none = "found none; to run without one, write --api 8474";
   const negative = "unknown option; no option takes a negative number";
   const wrong = {
