@@ -3083,8 +3083,6 @@ export interface ApiOptions {
   onEvent?: (event: ApiEvent) => void;
 }
 
-const MAX_HEADER_LENGTH = 2000; // what every client takes
-
 /** An answer other than success. */
 class Refusal extends Error {
   constructor(readonly status: number, message: string, readonly headers = {}) {
@@ -3164,7 +3162,7 @@ async function updateProxy({ proxy, name, check }: Call): Promise<unknown> {
   const { toxics } = proxy.route(name);
   const fields = { ...PROXY_FIELDS, name: stays(name), toxics: stays(toxics) };
   const { listen, ...rest } = check(changesOf(fields));
-  const changes = { ...rest, ...(listen !== undefined && hostAndPort(listen)) };
+  const changes = { ...rest, ...(listen && hostAndPort(listen)) };
   fromToxiproxy.set(changes, []);
   return asProxy(await proxy.updateRoute(name, changes));
 }
@@ -3187,16 +3185,14 @@ function updateToxic({ proxy, name, toxic, check }: Call): Toxic {
 }
 
 /** A field that no update changes. Clients send back all that they have read. */
-function stays(now: unknown): Field<string> {
-  return {
-    guard: routeName,
-    normalize(given, place) {
-      const isSame = isDeepStrictEqual(lowerCase(given), lowerCase(now));
-      if (given === "" || isSame) return;
-      place.ignore(isText(now) ? `stays ${now}` : "");
-    },
-  };
-}
+const stays = (now: unknown): Field<string> => ({
+  guard: routeName,
+  normalize(given, place) {
+    const isSame = isDeepStrictEqual(lowerCase(given), lowerCase(now));
+    if (isSame || given === "") return;
+    place.ignore(isText(now) ? `stays ${now}` : "");
+  },
+});
 
 /** A route in Toxiproxy's form. */
 function asProxy({ host, localPort, toxics, ...rest }: Route) {
@@ -3239,7 +3235,7 @@ export function controlApi(
     answer.headers.set("x-toxiproxy-request-id", id);
     if (ignored.length > 0) {
       const listed = firstOf(ignored).join(", ").replaceAll("…", "...")
-        .replace(/[^ -~]/g, "?").slice(0, MAX_HEADER_LENGTH);
+        .replace(/[^ -~]/g, "?").slice(0, 2000); // what every client takes
       answer.headers.set("x-chaos-proxy-ignored", listed);
     }
     onEvent({
@@ -3498,7 +3494,6 @@ function sample(labels: Record<string, string>, value: number, suffix = "") {
 // ---- Logging: an event, a line ----------------------------------------------
 
 type LogLevel = "debug" | "info" | "warn" | "error";
-type LogFormat = "text" | "json";
 
 type LogEvent =
   | ProxyEvent
@@ -3590,13 +3585,9 @@ const MAX_STALL_MS = 2000;
 
 /** Writes a problem to standard error; waits at most 2 s if nobody reads it. */
 async function complain(problem: string): Promise<void> {
-  const write = async () => {
-    let bytes = new TextEncoder().encode(`chaos-proxy: ${problem}\n`);
-    while (bytes.length > 0) {
-      bytes = bytes.subarray(await Deno.stderr.write(bytes));
-    }
-  };
-  const written = write().catch(() => {}); // there is nowhere else to say it
+  const text = new Blob([`chaos-proxy: ${problem}\n`]).stream();
+  const written = text.pipeTo(Deno.stderr.writable, { preventClose: true })
+    .catch(() => {}); // there is nowhere else to say it
   await Promise.race([written, sleep(MAX_STALL_MS)]);
 }
 
@@ -3613,11 +3604,11 @@ class EventLog extends BaseHandler implements AsyncDisposable {
   #complaint: Promise<void> | undefined;
 
   /** In text, names of routes are aligned to a width, which grows as needed. */
-  constructor(level: LogLevel, format: LogFormat, width: number) {
+  constructor(level: LogLevel, isJson: boolean, width: number) {
     const formatter = ({ datetime, levelName, args }: LogRecord): string => {
       const event = args[0] as LogEvent;
       const time = datetime.toISOString();
-      if (format === "json") {
+      if (isJson) {
         const level = levelName.toLowerCase();
         return JSON.stringify({ time, level, ...event });
       }
@@ -3686,24 +3677,24 @@ Usage: chaos-proxy [options] <config>
   <config>             YAML, or JSON if its name ends in .json; none with --api
 
 Options:
-  --api [host:]port    serve the control API there, with Toxiproxy's protocol
-  -host, -port, -config, -seed, -version: as those of toxiproxy-server
+  --api [host:]port    serve the control API there, in Toxiproxy's protocol
+  -host, -port, -config, -seed, -version: as in toxiproxy-server
   --check              check the config, print its routes and faults, and exit
-  --seed <number>      take this seed instead of the config's
-  --drain-timeout <ms> wait so long for connections at the end; 0: for ever
+  --seed <number>      use this seed instead of the config's
+  --drain-timeout <ms> wait this long for open connections; 0 waits for ever
   --log-level <level>  debug, info (the default), warn or error
-  --log-format <form>  text (the default) or json, a line an event either way
-  --demo               serve the example config's upstream over HTTP on
-                       ${addressOf(DEMO)}; without <config>, run it
+  --log-format <form>  text (the default) or json; each event is one line
+  --demo               serve HTTP on ${addressOf(DEMO)}, the upstream of the
+                       example config; without <config>, run the example
   -h, --help           print this help and exit
   -V, --version        print the version and exit
 
 Example:
   chaos-proxy --seed 42 config.yaml
 
-SIGINT and SIGTERM wait for the connections in flight, up to the drain timeout;
-a later second one ends at once. Exit codes: 0 ended; 1 failed while running, or
-had to cut connections; 2 a wrong argument or config.`;
+SIGINT and SIGTERM wait for open connections, up to the drain timeout. A later
+second signal ends the process at once. Exit codes: 0 a clean end; 1 a failure,
+or connections were cut; 2 a wrong argument or config.`;
 
 const LOG_LEVEL = oneOf<LogLevel>("debug", "info", "warn", "error");
 /** Options of toxiproxy-server's that change nothing: metrics are always on. */
@@ -3785,7 +3776,7 @@ function readCommandLine(written: string[]) {
       ...(api !== undefined && { api }),
     },
     logLevel: read("log-level", LOG_LEVEL) ?? "info",
-    logFormat: read("log-format", oneOf<LogFormat>("text", "json")) ?? "text",
+    isJson: read("log-format", oneOf("text", "json")) === "json",
   };
 }
 
@@ -3836,7 +3827,7 @@ async function run(config: Config, line: CommandLine): Promise<number> {
   const stop = signal();
   const { api, routes } = config;
   const width = Math.max(0, ...routes.map(({ name }) => name.length));
-  await using log = new EventLog(line.logLevel, line.logFormat, width);
+  await using log = new EventLog(line.logLevel, line.isJson, width);
   const onEvent = log.add;
   const isDemo = ({ upstream }: Route) => upstream === addressOf(DEMO);
   if (line.demo && routes.some(isDemo)) {
@@ -3878,10 +3869,9 @@ async function main(args: string[]): Promise<number> {
       return 0;
     }
     const path = line.file ?? "config.example.yaml";
-    const text = line.file === undefined ? example : await readText(path);
-    const config = line.isDriven
-      ? checkConfig({ drainTimeoutMs: 1000, ...line.given }, "config", {})
-      : parseConfig(text, path, line.given);
+    const builtIn = line.isDriven ? "drainTimeoutMs: 1000" : example;
+    const text = line.file === undefined ? builtIn : await readText(path);
+    const config = parseConfig(text, path, line.given);
     if (!line.check) return await run(config, line);
     console.log(summarize(config, path));
     return 0;
