@@ -3096,7 +3096,7 @@ interface Call {
   /** What the path names: a proxy or the id of a connection, and a toxic. */
   readonly name: string;
   readonly toxic: string;
-  /** Checks the body, which has been received: nothing happens in between. */
+  /** Checks the body. All of it has been read, so nothing is awaited here. */
   check<T>(check: (body: unknown, place: Place) => T): T;
 }
 
@@ -3411,15 +3411,15 @@ export function serveApi(
 /** @throws {ListenError} If the address cannot be listened on. */
 function serveHttp(
   what: string,
-  { hostname, port }: Address,
+  address: Address,
   handler: Deno.ServeHandler,
   signal?: AbortSignal,
 ): Deno.HttpServer<Deno.NetAddr> {
-  const at = { hostname: canonicalHost(hostname), port };
+  const hostname = canonicalHost(address.hostname);
   try {
-    return Deno.serve({ ...at, signal, onListen() {} }, handler);
+    return Deno.serve({ ...address, hostname, signal, onListen() {} }, handler);
   } catch (error) {
-    throw new ListenError(what, addressOf({ hostname, port }), error);
+    throw new ListenError(what, addressOf(address), error);
   }
 }
 
@@ -3608,10 +3608,8 @@ class EventLog extends BaseHandler implements AsyncDisposable {
     const formatter = ({ datetime, levelName, args }: LogRecord): string => {
       const event = args[0] as LogEvent;
       const time = datetime.toISOString();
-      if (isJson) {
-        const level = levelName.toLowerCase();
-        return JSON.stringify({ time, level, ...event });
-      }
+      const level = levelName.toLowerCase();
+      if (isJson) return JSON.stringify({ time, level, ...event });
       const route = ("route" in event ? event.route : "").padEnd(width);
       width = route.length;
       const [number, client] = "connection" in event
