@@ -441,8 +441,8 @@ export interface ToxicOutput {
 /** A toxic at work on one direction of one connection. */
 export interface ActiveToxic {
   /** Called when the connection is established, or the toxic is added to it. */
-  open?(at: number): void;
-  /** Processes bytes or a mark; the default is to forward them. */
+  open(at: number): void;
+  /** Processes bytes or a mark. */
   take(timed: TimedChunk): void;
   /**
    * Updates all attributes. What it still holds is processed again after that.
@@ -450,13 +450,17 @@ export interface ActiveToxic {
    */
   change(attributes: Toxic["attributes"], at: number, lastLeft: number): void;
   /** Called when the toxic is removed, before what it holds is released. */
-  end?(at: number): void;
+  end(at: number): void;
 }
 
 /** A toxic's output: no chunk is due before the one forwarded before it. */
 interface Queue extends ToxicOutput {
+  /** When the toxic began to act. */
+  opened: number;
   /** When the last chunk is due; after a change, when the last to leave was. */
   last: number;
+  /** How many bytes were forwarded; what is held counts again after a change. */
+  passed: number;
 }
 
 /** A type of toxic: how it is checked, described and started. */
@@ -464,12 +468,14 @@ interface ToxicDefinition<K extends string = string> {
   readonly attributes: Fields<Record<K, number>>;
   /** What it does, in words. */
   inWords(attributes: Readonly<Record<K, number>>): string;
-  /** Starts it. `attributes` stay current; each change calls `open` again. */
+  /** Starts it, again after each change. Returns what processes each chunk. */
   begin(
     attributes: Readonly<Record<K, number>>,
     out: Queue,
     random: () => number,
-  ): Partial<ActiveToxic>;
+  ): ActiveToxic["take"];
+  /** Called when it is removed, before what it holds is released. */
+  end?(at: number, out: Queue): void;
 }
 
 /** Infers the names of the attributes from their fields. */
@@ -488,40 +494,32 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     attributes: { latency: ms, jitter: ms },
     inWords: ({ latency, jitter }) =>
       `+${latency}${jitter > 0 ? `±${jitter}` : ""} ms`,
-    begin: (attributes, out, random) => ({
-      take({ at, what }) {
-        const jitter = typeof what === "string" ? 0 : attributes.jitter;
-        const delay = attributes.latency + (2 * random() - 1) * jitter;
-        out.pass({ at: at + Math.max(0, delay), what });
-      },
-    }),
+    begin: ({ latency, jitter }, out, random) => ({ at, what }) => {
+      const spread = typeof what === "string" ? 0 : jitter;
+      const delay = latency + (2 * random() - 1) * spread;
+      out.pass({ at: at + Math.max(0, delay), what });
+    },
   }),
 
   bandwidth: define({
     attributes: { rate: { guard: kbPerS } },
     inWords: ({ rate }) => rate > 0 ? `${rate} KB/s` : "holds all data",
-    begin: (attributes, out) => ({
-      take({ at, what }) {
-        if (typeof what === "string") return out.pass({ at, what });
-        const { rate } = attributes; // KB/s are bytes a millisecond
-        const size = 10 * rate || what.length; // 10 ms each, to flow evenly
-        for (let start = 0; start < what.length; start += size) {
-          const piece = what.subarray(start, start + size);
-          const due = Math.max(at, out.last) + piece.length / rate;
-          out.pass({ at: due, what: piece });
-        }
-      },
-    }),
+    begin: ({ rate }, out) => ({ at, what }) => {
+      if (typeof what === "string") return out.pass({ at, what });
+      const size = 10 * rate || what.length; // 10 ms each, to flow evenly
+      for (let start = 0; start < what.length; start += size) {
+        const piece = what.subarray(start, start + size);
+        const due = Math.max(at, out.last) + piece.length / rate; // B/ms
+        out.pass({ at: due, what: piece });
+      }
+    },
   }),
 
   slow_close: define({
     attributes: { delay: ms },
     inWords: ({ delay }) => `ends ${delay} ms late`,
-    begin: (attributes, out) => ({
-      take({ at, what }) {
-        out.pass({ at: what === "end" ? at + attributes.delay : at, what });
-      },
-    }),
+    begin: ({ delay }, out) => ({ at, what }) =>
+      out.pass({ at: what === "end" ? at + delay : at, what }),
   }),
 
   timeout: define({
@@ -529,29 +527,27 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     inWords: ({ timeout }) =>
       "nothing gets through" +
       (timeout > 0 ? `, closed after ${timeout} ms` : ""),
-    begin: (attributes, out) => ({
-      open: (at) => out.cut(at + (attributes.timeout || Infinity), "close"),
-      take({ at, what }) {
+    begin({ timeout }, out) {
+      out.cut(out.opened + (timeout || Infinity), "close");
+      return ({ at, what }) => {
         if (typeof what !== "string") return;
         // With timeout 0 the end passes, or the other side would stay open.
-        const passes = what === "close" || attributes.timeout === 0;
+        const passes = what === "close" || timeout === 0;
         out.pass({ at: passes ? at : Infinity, what });
-      },
-      // As in Toxiproxy: it closes, because data may have been lost.
-      end: (at) => out.pass({ at, what: "close" }),
-    }),
+      };
+    },
+    // As in Toxiproxy: it closes, because data may have been lost.
+    end: (at, out) => out.pass({ at, what: "close" }),
   }),
 
   reset_peer: define({
     attributes: { timeout: ms },
     inWords: ({ timeout }) => `reset ${timeout} ms after the first data`,
-    begin: (attributes, out) => ({
-      take({ at, what }) {
-        const isFirst = out.last < Infinity; // all is held at Infinity
-        if (isFirst) out.cut(at + attributes.timeout, "reset");
-        out.pass({ at: Infinity, what });
-      },
-    }),
+    begin: ({ timeout }, out) => ({ at, what }) => {
+      const isFirst = out.last < Infinity; // all is held at Infinity
+      if (isFirst) out.cut(at + timeout, "reset");
+      out.pass({ at: Infinity, what });
+    },
   }),
 
   slicer: define({
@@ -564,27 +560,21 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       `in pieces of ${average_size}` +
       `${size_variation > 0 ? `±${size_variation}` : ""} B` +
       `${delay > 0 ? `, ${delay} µs apart` : ""}`,
-    begin(attributes, out, random) {
+    begin({ average_size, size_variation, delay }, out, random) {
       let left = 0; // bytes up to the next cut, also across chunks
-      return {
-        take({ at, what }) {
-          const { average_size, size_variation, delay } = attributes;
-          const due = () => Math.max(at, out.last + delay / 1000);
-          if (typeof what === "string") return out.pass({ at: due(), what });
-          for (let start = 0; start < what.length;) {
-            if (left === 0) {
-              const size = average_size + (2 * random() - 1) * size_variation;
-              left = Math.max(1, Math.round(size));
-            }
-            const piece = what.subarray(start, start + left);
-            out.pass({ at: due(), what: piece });
-            start += piece.length;
-            left -= piece.length;
+      return ({ at, what }) => {
+        const due = () => Math.max(at, out.last + delay / 1000);
+        if (typeof what === "string") return out.pass({ at: due(), what });
+        for (let start = 0; start < what.length;) {
+          if (left === 0) {
+            const size = average_size + (2 * random() - 1) * size_variation;
+            left = Math.max(1, Math.round(size));
           }
-        },
-        change() {
-          left = 0;
-        },
+          const piece = what.subarray(start, start + left);
+          out.pass({ at: due(), what: piece });
+          start += piece.length;
+          left -= piece.length;
+        }
       };
     },
   }),
@@ -592,26 +582,15 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   limit_data: define({
     attributes: { bytes: whole },
     inWords: ({ bytes }) => `closed after ${bytes} B`,
-    begin(attributes, out) {
-      let passed = 0;
-      let closed = false;
-      const closeIfFull = (at: number) => {
-        if (closed || passed < attributes.bytes) return;
-        closed = true;
-        out.pass({ at, what: "close" });
-      };
-      return {
-        take({ at, what }) {
-          if (closed) return;
-          if (typeof what === "string") return out.pass({ at, what });
-          const part = what.subarray(0, attributes.bytes - passed);
-          if (part.length > 0) out.pass({ at, what: part });
-          passed += part.length;
-          closeIfFull(at);
-        },
-        change(_, at) {
-          if (passed > 0) closeIfFull(at);
-        },
+    begin({ bytes }, out) {
+      const isReached = () => out.passed > 0 && out.passed >= bytes;
+      if (isReached()) out.pass({ at: out.last, what: "close" });
+      return ({ at, what }) => {
+        if (isReached()) return; // it has closed
+        if (typeof what === "string") return out.pass({ at, what });
+        const part = what.subarray(0, bytes - out.passed);
+        if (part.length > 0) out.pass({ at, what: part });
+        if (out.passed >= bytes) out.pass({ at, what: "close" });
       };
     },
   }),
@@ -621,16 +600,13 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     inWords: ({ loss_rate, correlation }) =>
       `loses ${percent(loss_rate)} of chunks` +
       (correlation > 0 ? `, correlation ${percent(correlation)}` : ""),
-    begin(attributes, out, random) {
+    begin({ loss_rate, correlation }, out, random) {
       let lost = false;
-      return {
-        take(timed) {
-          if (typeof timed.what === "string") return out.pass(timed);
-          const { loss_rate, correlation } = attributes;
-          const raised = lost ? correlation * (1 - loss_rate) : 0;
-          lost = random() < loss_rate + raised;
-          if (!lost) out.pass(timed);
-        },
+      return (timed) => {
+        if (typeof timed.what === "string") return out.pass(timed);
+        const raised = lost ? correlation * (1 - loss_rate) : 0;
+        lost = random() < loss_rate + raised;
+        if (!lost) out.pass(timed);
       };
     },
   }),
@@ -638,24 +614,19 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   corrupt: define({
     attributes: { rate: share(0.001) },
     inWords: ({ rate }) => `flips a bit in ${percent(rate)} of bytes`,
-    begin(attributes, out, random) {
+    begin({ rate }, out, random) {
       // The number of bytes between flips is geometric: one draw a flip, not a
       // byte. A rate of 0 makes it Infinity, and a rate of 1 makes it 0.
       const spared = () =>
-        Math.floor(Math.log1p(-random()) / Math.log1p(-attributes.rate));
+        Math.floor(Math.log1p(-random()) / Math.log1p(-rate));
       let next = spared();
-      return {
-        take({ at, what }) {
-          if (typeof what === "string") return out.pass({ at, what });
-          for (; next < what.length; next += 1 + spared()) {
-            what[next] = (what[next] ?? 0) ^ (1 << Math.floor(random() * 8));
-          }
-          next -= what.length;
-          out.pass({ at, what });
-        },
-        change() {
-          next = spared();
-        },
+      return ({ at, what }) => {
+        if (typeof what === "string") return out.pass({ at, what });
+        for (; next < what.length; next += 1 + spared()) {
+          what[next] = (what[next] ?? 0) ^ (1 << Math.floor(random() * 8));
+        }
+        next -= what.length;
+        out.pass({ at, what });
       };
     },
   }),
@@ -663,12 +634,17 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   limit_time: define({
     attributes: { time: ms },
     inWords: ({ time }) => `closed after ${time} ms`,
-    begin: (attributes, out) => ({
-      open: (at) => out.cut(at + attributes.time, "close"),
-    }),
+    begin({ time }, out) {
+      out.cut(out.opened + time, "close");
+      return out.pass;
+    },
   }),
 
-  noop: define({ attributes: {}, inWords: () => "nothing", begin: () => ({}) }),
+  noop: define({
+    attributes: {},
+    inWords: () => "nothing",
+    begin: (_, out) => out.pass,
+  }),
 };
 
 /** Starts a toxic of any type; its attributes have been checked. */
@@ -677,31 +653,31 @@ function begin(
   out: ToxicOutput,
   random: () => number,
 ): ActiveToxic {
-  const present = { ...attributes };
+  const definition = TOXICS[type];
   const queue: Queue = {
+    opened: 0,
     last: -Infinity,
+    passed: 0,
     pass({ at, what }) {
       queue.last = Math.max(queue.last, at);
+      if (typeof what !== "string") queue.passed += what.length;
       out.pass({ at: queue.last, what });
     },
     cut: (at, how) => out.cut(at, how),
   };
-  const active = TOXICS[type].begin(present, queue, random);
-  let opened = 0;
+  let take = queue.pass;
   return {
-    take: queue.pass,
-    ...active,
     open(at) {
-      opened = at;
-      active.open?.(at);
+      queue.opened = at;
+      take = definition.begin(attributes, queue, random);
     },
+    take: (timed) => take(timed),
     change(attributes, at, lastLeft) {
-      Object.assign(present, attributes);
       // What was due at Infinity is due from now on, as if it had just arrived.
       queue.last = queue.last === Infinity ? at : lastLeft;
-      active.open?.(opened);
-      active.change?.(attributes, at, lastLeft);
+      take = definition.begin(attributes, queue, random);
     },
+    end: (at) => definition.end?.(at, queue),
   };
 }
 
@@ -1381,7 +1357,7 @@ class Link {
       lastLeft: -Infinity,
     };
     this.#stages.splice(index, 0, stage);
-    stage.active.open?.(performance.now());
+    stage.active.open(performance.now());
   }
 
   #change(stage: Stage, toxic: Toxic): void {
@@ -1400,7 +1376,7 @@ class Link {
 
   #remove(stage: Stage): void {
     const at = performance.now();
-    stage.active.end?.(at);
+    stage.active.end(at);
     this.#release(stage, Infinity, at);
     this.#stages.splice(this.#stages.indexOf(stage), 1);
     this.#run();

@@ -30,7 +30,7 @@ function begin(options: ToxicOptions, seed = 1) {
     cut: (at, how) => result.cuts.push({ at, how }),
   });
   assertEquals(result, { passed: [], cuts: [] });
-  active.open?.(0);
+  active.open(0);
   return { active, ...result };
 }
 
@@ -221,11 +221,11 @@ const CASES: Record<string, string[]> = {
     "5:1 6:2 | Infinity:1 Infinity:2 405!reset | @10 timeout=30 | | " +
     "5:1 6:2 | Infinity:1 Infinity:2 35!reset",
   ],
-  "a changed limit_data goes on counting, and closes once": [
+  "a changed limit_data goes on counting, and lets no more through": [
     "limit_data bytes=25 | | | @1 bytes=0 | | @2 bytes=20 | | " +
     "5:15 | 5:15 | @6<5 bytes=18 | | 7:15 | 7:3 7:close",
-    "limit_data bytes=25 | 5:15 | 5:15 | @10<5 bytes=15 | 10:close | " +
-    "@11<10 bytes=5 | | 12:3 | ",
+    "limit_data bytes=25 | 5:15 | 5:15 | @10<5 bytes=15 | 5:close | " +
+    "@11<5 bytes=5 | 5:close | 12:3 13:end | ",
   ],
   "packet_loss knows never and always, and loses no end": [
     "packet_loss loss_rate=0 correlation=1 | 1:1 2:1 3:end | 1:1 2:1 3:end",
@@ -247,7 +247,7 @@ for (const [name, cases] of Object.entries(CASES)) {
         const [, removed] = /^removed (.+)/.exec(step) ?? [];
         const [, at, last, to] = /^@(\d+)<?(\d*) (.+)/.exec(step) ?? [];
         const given = removed ?? at ? [] : timed(step);
-        if (removed) active.end?.(Number(removed));
+        if (removed) active.end(Number(removed));
         if (to) {
           const { attributes = {} } = toxic(`${line} ${to}`);
           active.change(attributes, Number(at), Number(last || -Infinity));
