@@ -132,6 +132,7 @@ const routeName = guard(
   isText,
   (name) => /^(?!\.{1,2}$)[^\s\p{C}]{1,255}$/u.test(name),
 );
+const mapping = guard("a mapping", isRecord);
 const yesOrNo = guard("true or false", (value) => typeof value === "boolean");
 
 /** How to check a field, and its default. */
@@ -487,13 +488,14 @@ const share = (fallback: number) => ({ guard: rate, default: fallback });
 const whole = { guard: integer(0, Number.MAX_SAFE_INTEGER), default: 0 };
 const ms = { guard: milliseconds, default: 0 };
 const kbPerS = { ...whole.guard, expected: "an integer from 0, in KB/s" };
+const percent = (share: number) => `${Number((share * 100).toPrecision(6))}%`;
+const plusMinus = (by: number) => by > 0 ? `±${by}` : "";
 
 /** All types: a new one takes an entry here and its name in `ToxicType`. */
 const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   latency: define({
     attributes: { latency: ms, jitter: ms },
-    inWords: ({ latency, jitter }) =>
-      `+${latency}${jitter > 0 ? `±${jitter}` : ""} ms`,
+    inWords: ({ latency, jitter }) => `+${latency}${plusMinus(jitter)} ms`,
     begin: ({ latency, jitter }, out, random) => ({ at, what }) => {
       const spread = typeof what === "string" ? 0 : jitter;
       const delay = latency + (2 * random() - 1) * spread;
@@ -557,9 +559,8 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       delay: whole,
     },
     inWords: ({ average_size, size_variation, delay }) =>
-      `in pieces of ${average_size}` +
-      `${size_variation > 0 ? `±${size_variation}` : ""} B` +
-      `${delay > 0 ? `, ${delay} µs apart` : ""}`,
+      `in pieces of ${average_size}${plusMinus(size_variation)} B` +
+      (delay > 0 ? `, ${delay} µs apart` : ""),
     begin({ average_size, size_variation, delay }, out, random) {
       let left = 0; // bytes up to the next cut, also across chunks
       return ({ at, what }) => {
@@ -681,14 +682,7 @@ function begin(
   };
 }
 
-function percent(share: number): string {
-  return `${Number((share * 100).toPrecision(6))}%`;
-}
-
-/**
- * Starts a toxic by itself, without a connection or a clock, to test with. The
- * seed decides what is random. Throws {@linkcode ConfigError}.
- */
+/** Starts a toxic without a connection. Throws {@linkcode ConfigError}. */
 export function beginToxic(
   options: ToxicOptions,
   seed: number,
@@ -707,15 +701,14 @@ function describeToxic({ type, stream, toxicity, attributes }: Toxic): string {
 }
 
 function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
-  const owners = new Map<string, Place>();
+  const owners = new Map<string, string>();
   return Array.from(values, (value, index) => {
     const at = place.at(index);
     const toxic = checkToxic(value, at);
     const { name } = toxic;
     const owner = owners.get(name);
-    if (owner) {
-      at.at("name").refuse(`${name} is already taken by ${owner.path}`);
-    } else if (name !== undefined) owners.set(name, at);
+    if (owner) at.at("name").refuse(`${name} is already taken by ${owner}`);
+    else if (name !== undefined) owners.set(name, at.path);
     return toxic;
   });
 }
@@ -752,10 +745,7 @@ const TOXIC_FIELDS: Fields<Toxic> = {
       return 1;
     },
   },
-  attributes: {
-    guard: guard("a mapping", isRecord) as Guard<Record<string, number>>,
-    default: {},
-  },
+  attributes: { guard: mapping as Guard<Record<string, number>>, default: {} },
 };
 
 LEVELS.push(["in a toxic", TOXIC_FIELDS]);
