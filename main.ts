@@ -189,10 +189,7 @@ function checkFields<T>(
     if (found === undefined && !isChange) {
       found = fallback ?? (place.ignored && guard.is(0) ? 0 : undefined);
     }
-    const plain = found instanceof OddNumber && guard.is(0.5) // takes fractions
-      ? found.value
-      : found;
-    if (guard.is(plain)) good[name] = plain;
+    if (guard.is(found)) good[name] = found;
     else if (found !== undefined) place.at(name).refuse(mismatch(guard, found));
     else if (!isChange && !optional) {
       place.at(name).refuse(`missing; expected ${guard.expected}`);
@@ -228,9 +225,6 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
   if (isRecord(found) && guard.is([found])) {
     return '; write a list, of which each item begins with "- "';
   }
-  if (found instanceof OddNumber) {
-    return guard.is(found.value) ? "; write it in plain decimal digits" : "";
-  }
   if (typeof found !== "string" || found.length > 1000) return "";
   const [, amount, unit = ""] = /^ *([\d.]+) *(%|ms|s)? *$/.exec(found) ?? [];
   const scaled = Number(`${amount}${EXPONENTS[unit] ?? ""}`);
@@ -238,21 +232,19 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
   const [, server] = /^(?:[\w+.-]+:\/\/)?(?:.*@)?([^/?#]+)/s.exec(found) ?? [];
   const written = [scaled, joined, server].find((each) => guard.is(each));
   if (written !== undefined) return `; write ${written}`;
+  const isInteger = guard.expected.startsWith("an integer");
+  if (isInteger && /^\d+[a-z_:]/i.test(found)) {
+    return "; write it in plain decimal digits";
+  }
   const isUrl = server !== undefined && server !== found;
   if (isUrl && guard.is(`${server}:1`)) return `; write ${server}:port`;
   const meant = nearest(found, guard.expected.split(" or "));
   return guard.is(meant) ? `; did you mean ${meant}?` : "";
 }
 
-/** A number that YAML read from other than plain digits: `0755`, `1:30`. */
-class OddNumber {
-  constructor(readonly value: number, readonly text: string) {}
-}
-
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null &&
-    !(Symbol.iterator in value) && !(value instanceof Date) &&
-    !(value instanceof OddNumber);
+    !(Symbol.iterator in value) && !(value instanceof Date);
 }
 
 /** As in `postgres://user:password@host`, also without the scheme. */
@@ -264,7 +256,6 @@ function describe(value: unknown): string {
     return value.length > 100 ? `a list of ${value.length}` : "a list";
   }
   if (value instanceof Date) return "a date";
-  if (value instanceof OddNumber) return value.text;
   if (typeof value === "object" && value !== null) return "a mapping";
   const text = typeof value === "string"
     ? JSON.stringify(value).replace(PASSWORD, "$1***@")
@@ -966,13 +957,13 @@ function readYaml(text: string, path: string): unknown {
   }
 }
 
-const PLAIN_INTEGER = /^[-+]?(?:0|[1-9]\d*)$/;
+const PLAIN_NUMBER = /^[-+]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:e[-+]?\d+)?$/i;
 
 function isTree(value: unknown): value is Record<string, unknown> {
   return Array.isArray(value) || isRecord(value);
 }
 
-/** Puts an {@linkcode OddNumber} for each; `texts` is the same tree as text. */
+/** Puts back the text of numbers such as `0755` and `1:30`, from `texts`. */
 function keepOddNumbers(tree: unknown, texts: unknown, seen = new Set()) {
   if (!isTree(tree) || !isTree(texts) || seen.has(tree)) return;
   seen.add(tree);
@@ -980,9 +971,7 @@ function keepOddNumbers(tree: unknown, texts: unknown, seen = new Set()) {
   for (const [key, each] of Object.entries(tree)) {
     const text = sources.find((each) => Object.hasOwn(each, key))?.[key];
     if (typeof each !== "number") keepOddNumbers(each, text, seen);
-    else if (typeof text === "string" && !PLAIN_INTEGER.test(text)) {
-      tree[key] = new OddNumber(each, text);
-    }
+    else if (isText(text) && !PLAIN_NUMBER.test(text)) tree[key] = text;
   }
 }
 

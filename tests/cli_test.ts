@@ -157,7 +157,8 @@ Deno.test("a wrong command line is a usage error", async () => {
     "--seed abc a": `--seed: ${integer} 9007199254740991, found "abc"`,
     "-seed=-1 a": `--seed: ${integer} 9007199254740991, found "-1"`,
     "--seed 1.5 a": `--seed: ${integer} 9007199254740991, found "1.5"`,
-    "--seed 1e3 a": `--seed: ${integer} 9007199254740991, found "1e3"`,
+    "--seed 1e3 a":
+      `--seed: ${integer} 9007199254740991, found "1e3"; write it in plain decimal digits`,
     "--seed 9007199254740992 a":
       `--seed: ${integer} 9007199254740991, found "9007199254740992"`,
     "--drain-timeout 5s a":
