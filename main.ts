@@ -957,7 +957,7 @@ function readYaml(text: string, path: string): unknown {
   }
 }
 
-const PLAIN_NUMBER = /^[-+]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:e[-+]?\d+)?$/i;
+const PLAIN_NUMBER = /^[-+]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:e-\d+)?$/i;
 
 function isTree(value: unknown): value is Record<string, unknown> {
   return Array.isArray(value) || isRecord(value);
@@ -3540,9 +3540,13 @@ const MAX_STALL_MS = 2000;
 
 /** Writes a problem to standard error; waits at most 2 s if nobody reads it. */
 async function complain(problem: string): Promise<void> {
-  const text = new Blob([`chaos-proxy: ${problem}\n`]).stream();
-  const written = text.pipeTo(Deno.stderr.writable, { preventClose: true })
-    .catch(() => {}); // there is nowhere else to say it
+  const write = async () => {
+    let bytes = new TextEncoder().encode(`chaos-proxy: ${problem}\n`);
+    while (bytes.length > 0) {
+      bytes = bytes.subarray(await Deno.stderr.write(bytes));
+    }
+  };
+  const written = write().catch(() => {}); // there is nowhere else to say it
   await Promise.race([written, sleep(MAX_STALL_MS)]);
 }
 

@@ -219,7 +219,7 @@ const NEVER_A_NUMBER: Record<string, string> = {
   "{ a: 1 }": "a mapping",
   "2024-01-01": "a date",
 };
-for (const each of words("-1 -0.5 1.5 1e+300 true null")) {
+for (const each of words("-1 -0.5 1.5 true null")) {
   NEVER_A_NUMBER[each] = each;
 }
 for (const each of words(".nan .inf -.inf")) NEVER_A_NUMBER[each] = `"${each}"`;
@@ -1000,7 +1000,7 @@ Deno.test("a password in an address is not shown", () => {
 });
 
 Deno.test("an integer in YAML is written in plain decimal digits", () => {
-  for (const text of words("1:30 0x1F90 1_000 0b11 0o17")) {
+  for (const text of words("1:30 0x1F90 1_000 0b11 0o17 1e3")) {
     const attributes = `{ timeout: ${text} }`;
     const hint = `, found "${text}"; write it in plain decimal digits`;
     const yamls = [
@@ -1016,7 +1016,7 @@ Deno.test("an integer in YAML is written in plain decimal digits", () => {
   assertHint(withField("timeoutMs", "0755"), ', found "0755"; write 755');
   const taken = (field: "dropRate" | "timeoutMs" | "name", text: string) =>
     only(parseConfig(withField(field, text)).routes)[field];
-  for (const text of words("1 1.0 1. 1e0 +1")) {
+  for (const text of words("1 1.0 1. +1")) {
     assertEquals([taken("dropRate", text), taken("timeoutMs", text)], [1, 1]);
   }
   assertEquals(taken("name", "0755"), "0755");
