@@ -2029,23 +2029,14 @@ export type ConnectionEvent =
 type Reason = { why: Outcome; cause?: string; toxic?: string };
 
 const MAX_LINGER_MS = 2000;
-const SILENCE_LOOK_MS = 100;
-const DIAL_LOOK_MS = 20;
+const CHECK_MS = 20;
 
 /** A connection, from being accepted to its end. */
 class Connection {
-  static readonly #halfClosed = watched<Connection>(SILENCE_LOOK_MS, (all) => {
-    for (const each of all) each.#endIfSilent();
+  /** Those that dial or are half-closed, which may take too long. */
+  static readonly watch = watched<Connection>(CHECK_MS, (all) => {
+    for (const each of all) each.#checkTimeouts();
   });
-  static readonly #dialling = watched<Connection>(DIAL_LOOK_MS, (all) => {
-    for (const each of all) each.#endIfUnanswered();
-  });
-
-  /** Stops the intervals, if no connection is left. */
-  static rest(): void {
-    Connection.#halfClosed.rest();
-    Connection.#dialling.rest();
-  }
 
   readonly id: Pick<ConnectionEvent, "route" | "connection" | "client">;
   /** Resolves when it has ended. It starts after the constructor returns. */
@@ -2059,7 +2050,8 @@ class Connection {
   /** Why it ended before both sides had ended their streams. */
   #failure: Reason | undefined;
   #firstToEnd: Side | undefined;
-  #dialStart = 0;
+  /** When the dialling takes too long. */
+  #dialDeadline = Infinity;
   #delivered = 0;
   #isReleased = false;
   /** Whether bytes moved since the last look, and when they last did. */
@@ -2130,7 +2122,7 @@ class Connection {
   /** Closes all that is open, so that whatever is under way ends. */
   #release(how?: "close" | "reset"): void {
     this.#isReleased = true;
-    Connection.#halfClosed.delete(this);
+    Connection.watch.delete(this);
     for (const socket of Object.values(this.#sockets)) socket.close(how);
     for (const link of Object.values(this.#links)) {
       if (this.#failure) link.abort();
@@ -2179,9 +2171,10 @@ class Connection {
   }
 
   async #dial(): Promise<void> {
-    const { upstream } = this.route;
-    const start = this.#dialStart = performance.now();
-    Connection.#dialling.add(this);
+    const { upstream, connectTimeoutMs } = this.route;
+    const start = performance.now();
+    this.#dialDeadline = start + connectTimeoutMs;
+    Connection.watch.add(this);
     try {
       const { signal } = this.#aborted;
       const socket = await dial(upstream, this.resettable, signal);
@@ -2201,7 +2194,8 @@ class Connection {
       this.#failure = { why: "upstream_failed", cause };
       this.onEvent({ event: "upstream_failed", ...this.id, upstream, cause });
     } finally {
-      Connection.#dialling.delete(this);
+      this.#dialDeadline = Infinity;
+      if (!this.#firstToEnd) Connection.watch.delete(this);
     }
   }
 
@@ -2277,8 +2271,7 @@ class Connection {
         } else written.catch(expectedOfDelivery);
       }
       this.#firstToEnd ??= from;
-      const isWatched = this.route.halfCloseTimeoutMs > 0 && !this.#isReleased;
-      if (isWatched) Connection.#halfClosed.add(this);
+      if (!this.#isReleased) Connection.watch.add(this);
     } catch (error) {
       // If the link has failed, the reason is set, or is in its `closedBy`.
       if (!link?.closedBy) {
@@ -2289,24 +2282,22 @@ class Connection {
     link?.end();
   }
 
-  #endIfUnanswered(): void {
-    const { connectTimeoutMs } = this.route;
-    if (performance.now() < this.#dialStart + connectTimeoutMs) return;
-    this.#aborted.abort(new Error(`no answer within ${connectTimeoutMs} ms`));
-  }
-
-  /** Ends a half-closed connection if nothing has moved for too long. */
-  #endIfSilent(): void {
+  /** Ends a dialling that takes too long, and a half-closed connection. */
+  #checkTimeouts(): void {
+    const { connectTimeoutMs, halfCloseTimeoutMs } = this.route;
+    const now = performance.now();
+    if (now >= this.#dialDeadline) {
+      this.#aborted.abort(new Error(`no answer within ${connectTimeoutMs} ms`));
+    }
+    if (this.#hasMoved) this.#movedAt = now;
+    this.#hasMoved = false;
+    if (now < this.#movedAt + (halfCloseTimeoutMs || Infinity)) return;
     const isWaiting = !this.#sockets.upstream ||
       Object.values(this.#links).some((link) => link.isBuffering);
-    const now = performance.now();
-    if (this.#hasMoved || isWaiting) this.#movedAt = now;
-    this.#hasMoved = false;
-    const { halfCloseTimeoutMs } = this.route;
-    if (now < this.#movedAt + halfCloseTimeoutMs) return;
     const why = this.#firstToEnd ?? "client";
     const cause = `no byte from the ${OTHER[why]} for ${halfCloseTimeoutMs} ms`;
-    this.end({ why, cause });
+    if (isWaiting) this.#movedAt = now;
+    else this.end({ why, cause });
   }
 }
 
@@ -2698,7 +2689,7 @@ export class ChaosProxy implements AsyncDisposable {
     } catch {
       // No file descriptor is free, or there is no loopback: it goes without.
     } finally {
-      Connection.rest();
+      Connection.watch.rest();
     }
   }
 
@@ -2976,7 +2967,7 @@ export class ChaosProxy implements AsyncDisposable {
     const closed = this.#routes.values().map((route) => route.close());
     const ended = this.#live.values().map(({ ended }) => ended);
     await Promise.all([this.#turn, ...closed, ...ended]);
-    Connection.rest();
+    Connection.watch.rest();
   }
 
   #cut(): void {
