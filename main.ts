@@ -1277,7 +1277,7 @@ class Link {
   /** `cut` is called when a toxic ends the connection. */
   constructor(
     readonly cut: (toxic: string, how: "close" | "reset") => void,
-    readonly randomOf: (toxic: string) => () => number,
+    readonly randomOf: (toxic: Toxic) => () => number,
   ) {}
 
   /** Makes these toxics act from now on, in this order, and no others. */
@@ -1331,7 +1331,7 @@ class Link {
           stage.cut = { at, how };
           this.#run();
         },
-      }, this.randomOf(toxic.name)),
+      }, this.randomOf(toxic)),
       since: 0,
       lastLeft: -Infinity,
     };
@@ -1971,8 +1971,6 @@ export type Side = "client" | "upstream";
 const OTHER = { client: "upstream", upstream: "client" } as const;
 const STREAM_OF = { client: "upstream", upstream: "downstream" } as const;
 
-type Traffic = Record<"received" | "sent", Record<Stream, number>>;
-
 /**
  * Why a connection ended: the side that ended its stream first (the other did
  * too, or was silent), or that was reset; the upstream could not be reached; an
@@ -2025,6 +2023,47 @@ export type ConnectionEvent =
     }
   );
 
+/** What may be injected: a fault of a route, or a toxic by its type. */
+export type FaultKind = "dropRate" | "timeoutRate" | "latencyMs" | ToxicType;
+
+/** The statistics of a route's connections. */
+export interface RouteStats {
+  /** The route as it stands. */
+  route: Route;
+  /** How many connections are in flight. */
+  open: number;
+  /** How many have ended, by outcome. */
+  ended: Partial<Record<Outcome, number>>;
+  /** How often a fault was injected, or a toxic began to act, by its kind. */
+  faults: Partial<Record<FaultKind, number>>;
+  /** Upstreams reached: in all, and within each {@linkcode DIAL_BOUNDS_MS}. */
+  dials: { count: number; totalMs: number; within: number[] };
+  /** Bytes that were read, from the client (upstream) or from the upstream. */
+  received: Record<Stream, number>;
+  /** Bytes that were written, to the upstream (upstream) or to the client. */
+  sent: Record<Stream, number>;
+}
+
+/** The bounds, in milliseconds, by which dialling times are counted. */
+export const DIAL_BOUNDS_MS: readonly number[] = [
+  ...[1, 2.5, 5, 10, 25, 50, 100, 250, 500],
+  ...[1000, 2500, 5000, 10_000],
+];
+
+type Counts = Omit<RouteStats, "route" | "open">;
+
+const newCounts = (): Counts => ({
+  ended: {},
+  faults: {},
+  dials: { count: 0, totalMs: 0, within: DIAL_BOUNDS_MS.map(() => 0) },
+  received: { upstream: 0, downstream: 0 },
+  sent: { upstream: 0, downstream: 0 },
+});
+
+function tally<K extends PropertyKey>(counts: { [key in K]?: number }, key: K) {
+  counts[key] = (counts[key] ?? 0) + 1;
+}
+
 /** The outcome of a connection, as in its `closed` event. */
 type Reason = { why: Outcome; cause?: string; toxic?: string };
 
@@ -2064,7 +2103,7 @@ class Connection {
     readonly number: number,
     private readonly seed: number,
     readonly resettable: boolean,
-    private readonly traffic: Traffic,
+    private readonly counts: Counts,
     private readonly onEvent: (event: ConnectionEvent) => void,
   ) {
     this.id = { route: route.name, connection: number, client: client.peer };
@@ -2098,14 +2137,17 @@ class Connection {
     if (decision.kind === "forward") await this.#forward(decision.delayMs);
     else if (decision.kind === "timeout") await this.#hold();
     else {
+      tally(this.counts.faults, "dropRate");
       this.onEvent({ event: "dropped", ...this.id });
       this.end({ why: "fault" });
     }
     this.#release();
+    const reason = this.#failure ?? { why: this.#firstToEnd ?? "client" };
+    tally(this.counts.ended, reason.why);
     this.onEvent({
       event: "closed",
       ...this.id,
-      ...(this.#failure ?? { why: this.#firstToEnd ?? "client" }),
+      ...reason,
       bytesUp: this.received("client"),
       bytesDown: this.received("upstream"),
       durationMs: this.ageMs,
@@ -2133,6 +2175,7 @@ class Connection {
   /** Answers nothing until the timeout, also if the client ends its stream. */
   async #hold(): Promise<void> {
     const { timeoutMs } = this.route;
+    tally(this.counts.faults, "timeoutRate");
     this.onEvent({ event: "timed_out", ...this.id, timeoutMs });
     const link = this.#newLink("client");
     link.readable.pipeTo(new WritableStream()).catch(expectedOfDelivery);
@@ -2149,6 +2192,7 @@ class Connection {
     const up = this.#newLink("client");
     let isDelaying = delayMs > 0;
     if (isDelaying) {
+      tally(this.counts.faults, "latencyMs");
       this.onEvent({ event: "delayed", ...this.id, delayMs });
       this.#read("client", client, up).then(() => {
         // One that has sent something may be waiting for the answer.
@@ -2180,12 +2224,19 @@ class Connection {
       const socket = await dial(upstream, this.resettable, signal);
       this.#sockets.upstream = socket;
       if (this.#failure) return; // ended meanwhile
+      const dialMs = toMicroseconds(performance.now() - start);
+      const { dials } = this.counts;
+      dials.count++;
+      dials.totalMs += dialMs;
+      DIAL_BOUNDS_MS.forEach((bound, i) => {
+        if (dialMs <= bound) tally(dials.within, i);
+      });
       this.onEvent({
         event: "connected",
         ...this.id,
         upstream,
         address: socket.peer,
-        dialMs: toMicroseconds(performance.now() - start),
+        dialMs,
         toxics: this.acting.map(({ name }) => name),
       });
     } catch (error) {
@@ -2202,7 +2253,10 @@ class Connection {
   #newLink(from: Side): Link {
     return this.#links[from] = new Link(
       (toxic, how) => this.end({ why: "fault", toxic }, how),
-      (toxic) => randomStream(this.seed, this.route.name, this.number, toxic),
+      ({ name, type }) => { // once for each toxic that begins to act
+        tally(this.counts.faults, type);
+        return randomStream(this.seed, this.route.name, this.number, name);
+      },
     );
   }
 
@@ -2228,7 +2282,7 @@ class Connection {
         const turn = pollGate.pass(length);
         if (turn) await turn;
         await socket.write(chunk).catch(fail);
-        this.traffic.sent[STREAM_OF[from]] += length;
+        this.counts.sent[STREAM_OF[from]] += length;
         this.#hasMoved = true;
       },
       close: async () => {
@@ -2263,7 +2317,7 @@ class Connection {
         size = bytes.length;
         this.#hasMoved = true;
         if (!link) continue;
-        this.traffic.received[STREAM_OF[from]] += size;
+        this.counts.received[STREAM_OF[from]] += size;
         const written = link.write(bytes);
         // Without an upstream it is read ahead, to notice its end.
         if (this.#sockets.upstream || link.bytes > MAX_READ_BYTES) {
@@ -2368,42 +2422,6 @@ export interface LiveConnection
   ageMs: number;
 }
 
-/** What may be injected: a fault of a route, or a toxic by its type. */
-export type FaultKind = "dropRate" | "timeoutRate" | "latencyMs" | ToxicType;
-
-/** The statistics of a route's connections. */
-export interface RouteStats {
-  /** The route as it stands. */
-  route: Route;
-  /** How many connections are in flight. */
-  open: number;
-  /** How many have ended, by outcome. */
-  ended: Partial<Record<Outcome, number>>;
-  /** How often a fault was injected, or a toxic began to act, by its kind. */
-  faults: Partial<Record<FaultKind, number>>;
-  /** Upstreams reached: in all, and within each {@linkcode DIAL_BOUNDS_MS}. */
-  dials: { count: number; totalMs: number; within: number[] };
-  /** Bytes that were read, from the client (upstream) or from the upstream. */
-  received: Record<Stream, number>;
-  /** Bytes that were written, to the upstream (upstream) or to the client. */
-  sent: Record<Stream, number>;
-}
-
-/** The bounds, in milliseconds, by which dialling times are counted. */
-export const DIAL_BOUNDS_MS: readonly number[] = [
-  ...[1, 2.5, 5, 10, 25, 50, 100, 250, 500],
-  ...[1000, 2500, 5000, 10_000],
-];
-
-const noTraffic = (): Traffic => ({
-  received: { upstream: 0, downstream: 0 },
-  sent: { upstream: 0, downstream: 0 },
-});
-
-function tally<K extends PropertyKey>(counts: { [key in K]?: number }, key: K) {
-  counts[key] = (counts[key] ?? 0) + 1;
-}
-
 interface ProxyContext {
   seed: number;
   lastId: number;
@@ -2422,12 +2440,7 @@ class LiveRoute {
   #listener: Listener | undefined;
   /** The host that it has listened on last, as an address. */
   #host: string | undefined;
-  #counts: Omit<RouteStats, "route" | "open"> = {
-    ended: {},
-    faults: {},
-    dials: { count: 0, totalMs: 0, within: DIAL_BOUNDS_MS.map(() => 0) },
-    ...noTraffic(),
-  };
+  #counts = newCounts();
 
   constructor(public route: Route, private readonly context: ProxyContext) {
     this.#resettable = context.resettable || route.toxics.some(needsReset);
@@ -2501,7 +2514,8 @@ class LiveRoute {
     if (opens) await this.open(wanted);
     else this.route = { ...wanted, toxics: this.route.toxics };
     const cut = restarts || !wanted.enabled ? this.cut() : undefined;
-    if (restarts) this.#counts = { ...this.#counts, ...noTraffic() };
+    const { received, sent } = newCounts();
+    if (restarts) this.#counts = { ...this.#counts, received, sent };
     if (changes.toxics) {
       this.lastNumber = 0;
       this.setToxics(changes.toxics);
@@ -2516,13 +2530,7 @@ class LiveRoute {
     if (toxics.some(needsReset)) this.assertResettable();
     const { name: route, toxics: before } = this.route;
     this.route = { ...this.route, toxics };
-    for (const connection of this.connections.values()) {
-      const acted = namesOf(connection.acting);
-      connection.setToxics(toxics);
-      for (const { name, type } of connection.acting) {
-        if (!acted.has(name)) tally(this.#counts.faults, type);
-      }
-    }
+    for (const each of this.connections.values()) each.setToxics(toxics);
     const { emit } = this.context;
     const names = namesOf(before);
     for (const toxic of names.difference(namesOf(toxics))) {
@@ -2576,28 +2584,11 @@ class LiveRoute {
       this.context.seed,
       this.#resettable,
       this.#counts,
-      (event) => this.#onEvent(event, connection),
+      this.context.emit,
     );
     const id = ++this.context.lastId;
     this.connections.set(id, connection);
     connection.ended.then(() => this.connections.delete(id));
-  }
-
-  #onEvent(event: ConnectionEvent, connection: Connection): void {
-    const { ended, faults, dials } = this.#counts;
-    if (event.event === "dropped") tally(faults, "dropRate");
-    if (event.event === "timed_out") tally(faults, "timeoutRate");
-    if (event.event === "delayed") tally(faults, "latencyMs");
-    if (event.event === "closed") tally(ended, event.why);
-    if (event.event === "connected") {
-      dials.count++;
-      dials.totalMs += event.dialMs;
-      DIAL_BOUNDS_MS.forEach((bound, i) => {
-        if (event.dialMs <= bound) tally(dials.within, i);
-      });
-      for (const { type } of connection.acting) tally(faults, type);
-    }
-    this.context.emit(event);
   }
 }
 
@@ -2676,7 +2667,7 @@ export class ChaosProxy implements AsyncDisposable {
         using client = await Deno.connect(listener.addr);
         open.use(client);
         const socket = await listener.accept();
-        const context = [route, number, 0, resettable, noTraffic()] as const;
+        const context = [route, number, 0, resettable, newCounts()] as const;
         const { ended } = new Connection(socket, ...context, () => {});
         await client.write(bytes);
         using server = open.use(await upstream.accept());
