@@ -2407,20 +2407,19 @@ export interface StartOptions {
 }
 
 /** A connection in flight, with the bytes so far and the toxics that act. */
-export interface LiveConnection
-  extends
-    Pick<ConnectionEvent & { event: "connected" }, "upstream" | "toxics">,
-    Pick<
-      ConnectionEvent & { event: "closed" },
-      "route" | "client" | "bytesUp" | "bytesDown"
-    > {
+export type LiveConnection = {
   /** Identifies it among all connections of this proxy. */
   id: number;
+  route: string;
   /** Its number on that route, from 1. */
   number: number;
-  /** How long it has lasted, in milliseconds. */
+  client: string;
+  upstream: string;
+  bytesUp: number;
+  bytesDown: number;
   ageMs: number;
-}
+  toxics: string[];
+};
 
 interface ProxyContext {
   seed: number;
@@ -2664,17 +2663,16 @@ export class ChaosProxy implements AsyncDisposable {
       open.defer(() => clearTimeout(timer));
       const bytes = new Uint8Array(64);
       for (let number = 1; number <= WARM_UPS; number++) {
-        using client = await Deno.connect(listener.addr);
-        open.use(client);
+        const client = open.use(await Deno.connect(listener.addr));
         const socket = await listener.accept();
         const context = [route, number, 0, resettable, newCounts()] as const;
         const { ended } = new Connection(socket, ...context, () => {});
-        await client.write(bytes);
-        using server = open.use(await upstream.accept());
-        await server.read(bytes);
-        await server.write(bytes);
+        const server = open.use(await upstream.accept());
+        for (const conn of [client, server]) {
+          await conn.write(bytes);
+          await conn.closeWrite();
+        }
         await client.read(bytes);
-        for (const conn of [client, server]) await conn.closeWrite();
         await ended;
       }
     } catch {
