@@ -1242,8 +1242,6 @@ const HELD_OVERHEAD_BYTES = 1024; // what a held piece costs besides its bytes
  * `write` waits until there is room, so that a slow reader slows the sender.
  */
 class Link {
-  /** How many bytes have been written to it. */
-  bytes = 0;
   /** The toxic that closes the connection once all before is delivered. */
   closedBy: string | undefined;
   readonly #stages: Stage[] = [];
@@ -1300,7 +1298,6 @@ class Link {
   }
 
   write(chunk: Bytes): Promise<void> {
-    this.bytes += chunk.length;
     return this.#writer.write(chunk);
   }
 
@@ -1971,18 +1968,14 @@ export type Side = "client" | "upstream";
 const OTHER = { client: "upstream", upstream: "client" } as const;
 const STREAM_OF = { client: "upstream", upstream: "downstream" } as const;
 
-/**
- * Why a connection ended: the side that ended its stream first (the other did
- * too, or was silent), or that was reset; the upstream could not be reached; an
- * injected fault; it was cut, alone or with its route; or the proxy stopped.
- */
+/** Why a connection ended. A side alone ended its stream first. */
 export type Outcome =
   | Side
   | `${Side}_reset`
   | "upstream_failed"
-  | "fault"
-  | "cut"
-  | "drain";
+  | "fault" // injected
+  | "cut" // alone, or with its route
+  | "drain"; // the proxy stopped
 
 /** What happens to a connection, in this order. */
 export type ConnectionEvent =
@@ -2080,6 +2073,8 @@ class Connection {
   readonly id: Pick<ConnectionEvent, "route" | "connection" | "client">;
   /** Resolves when it has ended. It starts after the constructor returns. */
   readonly ended: Promise<void> = Promise.resolve().then(() => this.#run());
+  /** How many bytes have been read, by the side that sent them. */
+  readonly received: Record<Side, number> = { client: 0, upstream: 0 };
   readonly #start = performance.now();
   readonly #sockets: { client: Socket; upstream?: Socket };
   readonly #links: Partial<Record<Side, Link>> = {};
@@ -2092,7 +2087,7 @@ class Connection {
   /** When the dialling takes too long. */
   #dialDeadline = Infinity;
   #delivered = 0;
-  #isReleased = false;
+  #isClosed = false;
   /** Whether bytes moved since the last look, and when they last did. */
   #hasMoved = true;
   #movedAt = 0;
@@ -2116,10 +2111,6 @@ class Connection {
     return toMicroseconds(performance.now() - this.#start);
   }
 
-  received(from: Side): number {
-    return this.#links[from]?.bytes ?? 0;
-  }
-
   get acting(): Toxic[] {
     return this.#sockets.upstream && !this.#failure ? this.#toxics : [];
   }
@@ -2141,30 +2132,25 @@ class Connection {
       this.onEvent({ event: "dropped", ...this.id });
       this.end({ why: "fault" });
     }
-    this.#release();
+    this.end();
     const reason = this.#failure ?? { why: this.#firstToEnd ?? "client" };
     tally(this.counts.ended, reason.why);
     this.onEvent({
       event: "closed",
       ...this.id,
       ...reason,
-      bytesUp: this.received("client"),
-      bytesDown: this.received("upstream"),
+      bytesUp: this.received.client,
+      bytesDown: this.received.upstream,
       durationMs: this.ageMs,
     });
   }
 
-  /** Ends it at once; an earlier reason stands. */
-  end(reason: Reason, how?: "close" | "reset"): void {
+  /** Closes all that is open, which ends it; the first reason stands. */
+  end(reason?: Reason, how?: "close" | "reset"): void {
     this.#failure ??= reason;
-    this.#aborted.abort(CLOSED);
-    this.#release(how);
-  }
-
-  /** Closes all that is open, so that whatever is under way ends. */
-  #release(how?: "close" | "reset"): void {
-    this.#isReleased = true;
+    this.#isClosed = true;
     Connection.watch.delete(this);
+    if (this.#failure) this.#aborted.abort(CLOSED);
     for (const socket of Object.values(this.#sockets)) socket.close(how);
     for (const link of Object.values(this.#links)) {
       if (this.#failure) link.abort();
@@ -2177,9 +2163,7 @@ class Connection {
     const { timeoutMs } = this.route;
     tally(this.counts.faults, "timeoutRate");
     this.onEvent({ event: "timed_out", ...this.id, timeoutMs });
-    const link = this.#newLink("client");
-    link.readable.pipeTo(new WritableStream()).catch(expectedOfDelivery);
-    const read = this.#read("client", this.#sockets.client, link);
+    const read = this.#read("client", this.#sockets.client);
     if (timeoutMs > 0) {
       await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
       this.end({ why: "fault" });
@@ -2190,16 +2174,16 @@ class Connection {
   async #forward(delayMs: number): Promise<void> {
     const { client } = this.#sockets;
     const up = this.#newLink("client");
-    let isDelaying = delayMs > 0;
-    if (isDelaying) {
+    if (delayMs > 0) {
       tally(this.counts.faults, "latencyMs");
       this.onEvent({ event: "delayed", ...this.id, delayMs });
       this.#read("client", client, up).then(() => {
         // One that has sent something may be waiting for the answer.
-        if (isDelaying && up.bytes === 0) this.end({ why: "client" });
+        if (!this.#sockets.upstream && this.received.client === 0) {
+          this.end({ why: "client" });
+        }
       });
       await sleepUntil(this.#start + delayMs, this.#aborted.signal);
-      isDelaying = false;
     }
     await this.#dial();
     const { upstream } = this.#sockets;
@@ -2266,10 +2250,7 @@ class Connection {
     this.#links.upstream?.act(acting.get("downstream") ?? []);
   }
 
-  /**
-   * Delivers what one side sends. If a reset or a toxic ended this stream, it
-   * then closes the connection. A failed write leaves that to the other stream.
-   */
+  /** Delivers what a side sends; closes both if a reset or a toxic ended it. */
   async #carry(from: Side, link: Link, socket: Socket): Promise<void> {
     const to = OTHER[from];
     const fail = (error: unknown) => {
@@ -2293,7 +2274,7 @@ class Connection {
     try {
       await link.readable.pipeTo(sink);
     } catch {
-      return; // `fail` has set the reason, or the connection was ended
+      return; // it was ended, or `fail` leaves that to the other stream
     }
     const { closedBy: toxic } = link;
     if (toxic) this.#failure ??= { why: "fault", toxic };
@@ -2301,7 +2282,7 @@ class Connection {
     this.#sockets[from]?.close();
     this.#links[to]?.abort();
     // Closing a socket with unread bytes would discard what it still sends.
-    const timer = setTimeout(() => this.#release(), MAX_LINGER_MS);
+    const timer = setTimeout(() => this.end(), MAX_LINGER_MS);
     await this.#read(to, socket);
     clearTimeout(timer);
   }
@@ -2316,16 +2297,17 @@ class Connection {
         if (bytes === null) break;
         size = bytes.length;
         this.#hasMoved = true;
-        if (!link) continue;
+        this.received[from] += size;
         this.counts.received[STREAM_OF[from]] += size;
+        if (!link) continue;
         const written = link.write(bytes);
         // Without an upstream it is read ahead, to notice its end.
-        if (this.#sockets.upstream || link.bytes > MAX_READ_BYTES) {
+        if (this.#sockets.upstream || this.received[from] > MAX_READ_BYTES) {
           await written;
         } else written.catch(expectedOfDelivery);
       }
       this.#firstToEnd ??= from;
-      if (!this.#isReleased) Connection.watch.add(this);
+      if (!this.#isClosed) Connection.watch.add(this);
     } catch (error) {
       // If the link has failed, the reason is set, or is in its `closedBy`.
       if (!link?.closedBy) {
@@ -2399,9 +2381,8 @@ export interface StartOptions {
   /** Called with each event, as it happens; must not throw. */
   onEvent?: (event: ProxyEvent) => void;
   /**
-   * Whether every connection can be reset. It takes Node's sockets: slower, and
-   * a side that ends its stream before its first byte is reset if it gets more
-   * than the system buffers. Default: only on routes with a `reset_peer`.
+   * Whether every connection can be reset, which takes Node's slower sockets.
+   * Default: only on routes with a `reset_peer`.
    */
   resettable?: boolean;
 }
@@ -2424,6 +2405,7 @@ export type LiveConnection = {
 interface ProxyContext {
   seed: number;
   lastId: number;
+  readonly drainTimeoutMs: number;
   readonly resettable: boolean;
   /** Aborted when the proxy stops, with the error for later changes. */
   readonly stopping: AbortController;
@@ -2460,16 +2442,15 @@ class LiveRoute {
   async open(next: Route): Promise<void> {
     const { signal } = this.context.stopping;
     const listener = await listen(next, this.#resettable, signal);
+    await this.close();
     if (signal.aborted) await listener.close();
     signal.throwIfAborted();
-    const closed = this.close();
     this.#listener = listener;
     this.#host = listener.addr.hostname;
     const host = canonicalHost(next.host);
     const { port: localPort } = listener.addr;
     // The toxics may have changed meanwhile.
     this.route = { ...next, host, localPort, toxics: this.route.toxics };
-    await closed;
   }
 
   /** Accepts connections, until its listener changes. */
@@ -2598,11 +2579,8 @@ const needsReset = ({ type, toxicity }: Toxic) =>
   type === "reset_peer" && toxicity > 0;
 
 /**
- * A running proxy. Toxics change at once; routes one after the other, and not
- * once it drains or stops. A `reset_peer` needs a proxy that is `resettable`,
- * or a route that has had one from the start.
- *
- * A method that throws has changed nothing, unless it says otherwise. It throws
+ * A running proxy. Toxics change at once, and routes one after the other. If a
+ * method throws, it has changed nothing, unless it says otherwise. It throws
  * {@linkcode ConfigError} or `RangeError` if a value is not valid,
  * {@linkcode ListenError}, and of `Deno.errors` `NotFound`, `AlreadyExists`,
  * `NotSupported` (it cannot be reset) or `BadResource` (the proxy has stopped).
@@ -2612,10 +2590,7 @@ export class ChaosProxy implements AsyncDisposable {
   readonly #routes = new Map<string, LiveRoute>();
   #turn: Promise<unknown> = Promise.resolve();
 
-  private constructor(
-    private readonly context: ProxyContext,
-    private readonly drainTimeoutMs: number,
-  ) {}
+  private constructor(private readonly context: ProxyContext) {}
 
   /** Listens on all routes or none; {@linkcode serveApi} serves the `api`. */
   static async start(
@@ -2626,25 +2601,24 @@ export class ChaosProxy implements AsyncDisposable {
     const { seed = randomSeed(), drainTimeoutMs, routes } = checked;
     await (this.#warm ??= this.#warmUp(resettable));
     const stopping = new AbortController();
-    const context = { seed, lastId: 0, resettable, stopping, emit };
-    const proxy = new ChaosProxy(context, drainTimeoutMs);
+    const settings = { seed, drainTimeoutMs, resettable };
+    const proxy = new ChaosProxy({ ...settings, lastId: 0, stopping, emit });
     await proxy.#open(routes);
     for (const each of routes) {
-      const { name: route } = each;
       const warnings = firstOf(warningsOf(each));
       if (warnings.length > 0) {
-        emit({ event: "config_warning", route, warnings });
+        emit({ event: "config_warning", route: each.name, warnings });
       }
-      proxy.#find(route).run();
+      proxy.#find(each.name).run();
     }
     emit({ event: "started", routes: routes.length, seed });
     return proxy;
   }
 
   /**
-   * Forwards some connections, in 30 to 50 ms, to load and compile their code;
-   * else the first one of each process is 10 to 25 ms late. With a second proxy
-   * for that, V8 makes each connection of this one take 1.4 times as long.
+   * Forwards some connections to load and compile their code, or the first one
+   * of a process is 10 to 25 ms late. With a second proxy for that, V8 makes
+   * each connection of this one take 1.4 times as long.
    */
   static async #warmUp(resettable: boolean): Promise<void> {
     if (!await mayUseLoopback()) return;
@@ -2717,9 +2691,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Changes a route for connections to come. Another address or upstream, or
-   * `enabled: false`, cuts those in flight; `localPort: 0` takes a free port.
-   * To change only the host it is disabled first, and stays so if this throws.
+   * Changes a route. Another address or upstream, or `enabled: false`, cuts its
+   * connections. To keep its port on another host, it is disabled first, and
+   * stays so if this throws.
    */
   async updateRoute(
     name: string,
@@ -2833,8 +2807,8 @@ export class ChaosProxy implements AsyncDisposable {
       number: connection.number,
       client: connection.id.client,
       upstream: connection.route.upstream,
-      bytesUp: connection.received("client"),
-      bytesDown: connection.received("upstream"),
+      bytesUp: connection.received.client,
+      bytesDown: connection.received.upstream,
       ageMs: connection.ageMs,
       toxics: connection.acting.map(({ name }) => name),
     }));
@@ -2863,10 +2837,12 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Stops accepting, waits for the connections in flight, and cuts those left
-   * after `timeoutMs`, by default the config's. Returns how many were cut.
+   * Accepts nothing more, and cuts the connections that are left after
+   * `timeoutMs`, by default the config's. Returns how many were cut.
    */
-  async drain(timeoutMs: number = this.drainTimeoutMs): Promise<number> {
+  async drain(
+    timeoutMs: number = this.context.drainTimeoutMs,
+  ): Promise<number> {
     checkArgument("timeoutMs", timeoutMs, milliseconds);
     const start = performance.now();
     const ended = this.#end();
