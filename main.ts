@@ -2512,15 +2512,16 @@ class LiveRoute {
     this.route = { ...this.route, toxics };
     for (const each of this.connections.values()) each.setToxics(toxics);
     const { emit } = this.context;
-    const names = namesOf(before);
-    for (const toxic of names.difference(namesOf(toxics))) {
-      emit({ event: "toxic_removed", route, toxic });
+    for (const { name } of before) {
+      if (toxics.some((toxic) => toxic.name === name)) continue;
+      emit({ event: "toxic_removed", route, toxic: name });
     }
     for (const toxic of toxics) {
+      const { name } = toxic;
       if (before.includes(toxic)) continue;
-      const event = names.has(toxic.name) ? "toxic_changed" : "toxic_added";
-      const effect = describeToxic(toxic);
-      emit({ event, route, toxic: toxic.name, effect });
+      const isChange = before.some((each) => each.name === name);
+      const event = isChange ? "toxic_changed" : "toxic_added";
+      emit({ event, route, toxic: name, effect: describeToxic(toxic) });
     }
   }
 
@@ -2571,9 +2572,6 @@ class LiveRoute {
     connection.ended.then(() => this.connections.delete(id));
   }
 }
-
-const namesOf = (toxics: readonly Toxic[]) =>
-  new Set(toxics.map(({ name }) => name));
 
 const needsReset = ({ type, toxicity }: Toxic) =>
   type === "reset_peer" && toxicity > 0;
