@@ -23,7 +23,7 @@ import dns from "node:dns/promises";
 import { once } from "node:events";
 import net from "node:net";
 import { unescape } from "node:querystring";
-import { setImmediate } from "node:timers";
+import { setImmediate, setTimeout as wait } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import example from "./config.example.yaml" with { type: "text" };
 import deno from "./deno.json" with { type: "json" };
@@ -1455,7 +1455,7 @@ async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
     const left = time - performance.now();
     if (left <= 0) return;
     if (left < TIMER_LATENESS_MS + 1) {
-      await new Promise<void>((resolve) => setImmediate(resolve));
+      await setImmediate();
     } else {
       await sleep(Math.min(left - TIMER_LATENESS_MS, MAX_MS), signal);
     }
@@ -1465,16 +1465,8 @@ async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
 const TIMER_LATENESS_MS = 1.5;
 
 /** Waits about that long, or until the signal is aborted. */
-async function sleep(
-  ms: number,
-  signal = new AbortController().signal,
-): Promise<void> {
-  const { promise, resolve } = Promise.withResolvers<unknown>();
-  const timer = setTimeout(resolve, ms);
-  signal.addEventListener("abort", resolve);
-  if (!signal.aborted) await promise;
-  clearTimeout(timer);
-  signal.removeEventListener("abort", resolve);
+async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+  await wait(ms, undefined, { signal }).catch(() => {}); // it was aborted
 }
 
 // ---- Sockets: two kinds, listeners, dialling, fairness ----------------------
@@ -1582,7 +1574,7 @@ class PollGate {
     if (size !== 1) {
       this.#closePair();
       for (let turn = 0; turn < POLL_TURNS; turn++) {
-        await new Promise<void>((resolve) => setImmediate(resolve));
+        await setImmediate();
       }
       const isDue = performance.now() > this.#openedAt + REOPEN_MS;
       if (isDue && this.#listeners > 0) this.#openPair();
