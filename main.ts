@@ -1479,7 +1479,7 @@ const MAX_SPARE = 16;
 const MAX_WORK_BYTES = 1024 * 1024; // about 0.5 ms
 const CALL_BYTES = 2 * 1024; // what a call costs besides its bytes
 const BULK_BYTES = 16 * 1024;
-const MAX_POLL_MS = 50; // in effect up to twice that
+const MAX_POLL_MS = 100; // then the connection is taken as broken
 const POLL_TURNS = 64;
 const REOPEN_MS = 1000;
 
@@ -1527,13 +1527,6 @@ class PollGate {
   /** What was done since the last poll, in bytes. */
   #work = 0;
   #poll: Promise<void> | undefined;
-  #isLate = false;
-  readonly #watch = watched<PollGate>(MAX_POLL_MS, () => {
-    // Gives up on a byte that does not come. A timer for each would cost more.
-    if (!this.#poll) this.#watch.delete(this);
-    else if (this.#isLate) this.#closePair();
-    this.#isLate = true;
-  });
 
   /** Call it for each listener: the first one opens the connection. */
   async retain(): Promise<void> {
@@ -1541,10 +1534,7 @@ class PollGate {
   }
 
   release(): void {
-    if (--this.#listeners > 0) return;
-    this.#closePair();
-    this.#watch.delete(this);
-    this.#watch.rest();
+    if (--this.#listeners === 0) this.#closePair();
   }
 
   /** What to wait for, if anything, after reading or before writing bytes. */
@@ -1563,14 +1553,14 @@ class PollGate {
 
   async #startPoll(): Promise<void> {
     this.#work = 0;
-    this.#isLate = false;
     const [from, to] = this.#pair;
-    if (to) this.#watch.add(this);
+    const timer = setTimeout(() => this.#closePair(), MAX_POLL_MS);
     // Room for 2: after a read that fills its buffer, the next does not poll.
     const [size] = await Promise.all([
       to?.read(new Uint8Array(2)),
       from?.write(new Uint8Array(1)),
     ]).catch(() => []); // it was closed, or is broken
+    clearTimeout(timer);
     if (size !== 1) {
       this.#closePair();
       for (let turn = 0; turn < POLL_TURNS; turn++) {
@@ -1781,27 +1771,6 @@ interface NodeServer extends net.Server {
   address(): net.AddressInfo;
 }
 
-/**
- * Deno's `net.Server` (2.9.6) reports nothing when it finds no file descriptor
- * for a connection, and accepts none after that. There is no sure sign of it.
- * Listening again makes it accept again, and otherwise changes nothing.
- */
-const nodeServers = watched<NodeServer>(REARM_MS, (all) => {
-  const [first] = all;
-  const at = first?.address();
-  const wasShort = isShort;
-  try {
-    // Without a shortage it fails too: the address is listened on already.
-    if (at) Deno.listen({ hostname: at.address, port: at.port }).close();
-  } catch (error) {
-    isShort = hasCode(error, "EMFILE", "ENFILE");
-    const isNew = isShort && !wasShort;
-    for (const server of isNew ? all : []) server.emit("error", error);
-  }
-  for (const server of all) server._handle?.listen(BACKLOG);
-});
-let isShort = false; // of file descriptors
-
 async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
   const accepted: Socket[] = [];
   let waiting: PromiseWithResolvers<void> | undefined;
@@ -1813,10 +1782,20 @@ async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
   server.listen(port, hostname);
   await once(server, "listening");
   server.on("error", (error) => waiting?.reject(error));
-  nodeServers.add(server);
   const at = server.address();
+  const addr = { hostname: at.address, port: at.port };
+  // When Deno's `net.Server` (2.9.6) finds no file descriptor for a connection,
+  // it reports nothing and accepts none after that, until it listens again.
+  const rearm = setInterval(() => {
+    try {
+      Deno.listen(addr).close(); // fails: with EADDRINUSE if none is missing
+    } catch (error) {
+      if (hasCode(error, "EMFILE", "ENFILE")) waiting?.reject(error);
+    }
+    server._handle?.listen(BACKLOG);
+  }, REARM_MS);
   return {
-    addr: { hostname: at.address, port: at.port },
+    addr,
     async accept() {
       for (;;) {
         const socket = accepted.shift();
@@ -1827,8 +1806,7 @@ async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
     },
     close() {
       pollGate.release();
-      nodeServers.delete(server);
-      nodeServers.rest();
+      clearInterval(rearm);
       server.close();
       for (const socket of accepted) socket.close();
       waiting?.reject(CLOSED);
