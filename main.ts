@@ -23,7 +23,7 @@ import dns from "node:dns/promises";
 import { once } from "node:events";
 import net from "node:net";
 import { unescape } from "node:querystring";
-import { setImmediate, setTimeout as wait } from "node:timers/promises";
+import { setImmediate } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import example from "./config.example.yaml" with { type: "text" };
 import deno from "./deno.json" with { type: "json" };
@@ -1212,7 +1212,7 @@ function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
 /** Bytes in memory that nothing else shares. */
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** A chunk that a toxic holds, since when, and the chunk behind it. */
+/** A chunk that a toxic holds, when it arrived there, and the one behind it. */
 interface Held extends TimedChunk {
   readonly since: number;
   next?: Held;
@@ -1222,7 +1222,7 @@ interface Held extends TimedChunk {
 interface Stage {
   toxic: Toxic;
   readonly active: ActiveToxic;
-  /** What it holds, linked: `shift` of an array would move all the rest. */
+  /** What it holds, as a list: `shift` of a long array moves all the rest. */
   first?: Held;
   last?: Held;
   /** When it ends the connection. */
@@ -1249,6 +1249,8 @@ class Link {
   #ended = false;
   #heldBytes = 0;
   #nap: AbortController | undefined;
+  /** When `#run` looks next for what is due. */
+  #due = Infinity;
   /** Resolves when it holds at most `#most` bytes, or has stopped. */
   #room: PromiseWithResolvers<void> | undefined;
   #most = MAX_HELD_BYTES;
@@ -1368,18 +1370,17 @@ class Link {
   #hold(stage: Stage, { at, what }: TimedChunk): void {
     if (what === "close") this.closedBy ??= stage.toxic.name;
     const held: Held = { at, what, since: stage.since };
-    if (stage.last) stage.last.next = held;
+    if (stage.first && stage.last) stage.last.next = held;
     else stage.first = held;
     stage.last = held;
     this.#heldBytes += HELD_OVERHEAD_BYTES + what.length;
   }
 
-  #shift(stage: Stage, held: Held): Held {
-    stage.first = held.next;
-    if (held.next === undefined) stage.last = undefined;
-    held.next = undefined; // or it would keep those behind it in memory
-    this.#heldBytes -= HELD_OVERHEAD_BYTES + held.what.length;
-    return held;
+  #shift(stage: Stage, first: Held): Held {
+    stage.first = first.next;
+    first.next = undefined; // or it would keep those behind it in memory
+    this.#heldBytes -= HELD_OVERHEAD_BYTES + first.what.length;
+    return first;
   }
 
   /** Releases what is due by then at a toxic; `at` replaces the due times. */
@@ -1396,12 +1397,10 @@ class Link {
     if (this.#stopped) return;
     const next = this.#stages[from ? this.#stages.indexOf(from) + 1 : 0];
     if (next === undefined) return this.#deliver(timed.what);
-    const isIdle = next.first === undefined;
     next.since = timed.at;
     next.active.take(timed);
-    if (!isIdle) return;
     this.#release(next, performance.now());
-    if (next.first) this.#run();
+    if (next.first && next.first.at < this.#due) this.#run();
   }
 
   #deliver(what: TimedChunk["what"]): void {
@@ -1423,6 +1422,7 @@ class Link {
   async #run(): Promise<void> {
     this.#nap?.abort("runs anew"); // without a reason it would make an error
     const { signal } = this.#nap = new AbortController();
+    this.#due = -Infinity;
     await null; // a cut due at once must not end the connection in its own call
     while (!this.#stopped && !signal.aborted) {
       const now = performance.now();
@@ -1437,6 +1437,7 @@ class Link {
         due = Math.min(due, first?.at ?? Infinity, cut?.at ?? Infinity);
       }
       if (this.#heldBytes <= this.#most) this.#room?.resolve();
+      this.#due = due;
       if (due === Infinity) return;
       await sleepUntil(due, signal);
     }
@@ -1465,8 +1466,16 @@ async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
 const TIMER_LATENESS_MS = 1.5;
 
 /** Waits about that long, or until the signal is aborted. */
-async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
-  await wait(ms, undefined, { signal }).catch(() => {}); // it was aborted
+function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = setTimeout(end, signal?.aborted ? 0 : ms);
+    signal?.addEventListener("abort", end);
+  });
 }
 
 // ---- Sockets: two kinds, listeners, dialling, fairness ----------------------
