@@ -1370,7 +1370,7 @@ class Link {
   #hold(stage: Stage, { at, what }: TimedChunk): void {
     if (what === "close") this.closedBy ??= stage.toxic.name;
     const held: Held = { at, what, since: stage.since };
-    if (stage.first && stage.last) stage.last.next = held;
+    if (stage.last) stage.last.next = held;
     else stage.first = held;
     stage.last = held;
     this.#heldBytes += HELD_OVERHEAD_BYTES + what.length;
@@ -1378,6 +1378,7 @@ class Link {
 
   #shift(stage: Stage, first: Held): Held {
     stage.first = first.next;
+    if (stage.last === first) stage.last = undefined;
     first.next = undefined; // or it would keep those behind it in memory
     this.#heldBytes -= HELD_OVERHEAD_BYTES + first.what.length;
     return first;
@@ -1455,11 +1456,8 @@ async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
     const left = time - performance.now();
     if (left <= 0) return;
-    if (left < TIMER_LATENESS_MS + 1) {
-      await setImmediate();
-    } else {
-      await sleep(Math.min(left - TIMER_LATENESS_MS, MAX_MS), signal);
-    }
+    if (left < TIMER_LATENESS_MS + 1) await setImmediate();
+    else await sleep(Math.min(left - TIMER_LATENESS_MS, MAX_MS), signal);
   }
 }
 
@@ -1498,27 +1496,27 @@ const LISTEN_ATTEMPTS = 20;
 const LISTEN_PAUSE_MS = 10;
 
 /**
- * A set whose members `look` is given on an interval. The interval ends when it
- * finds the set empty; `rest` ends it at once then. Timers took 10 % of the CPU.
+ * A set whose members `look` is given on an interval, which ends once the set
+ * is found empty. A timer for each member took 10 % of the CPU.
  */
 function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
   const members = new Set<T>();
   let timer: ReturnType<typeof setInterval> | undefined;
-  const rest = () => {
-    if (members.size > 0) return;
-    clearInterval(timer);
-    timer = undefined;
-  };
   return {
     add(member: T): void {
       members.add(member);
       timer ??= setInterval(() => {
         look(members);
-        rest();
+        this.rest();
       }, everyMs);
     },
     delete: (member: T) => members.delete(member),
-    rest,
+    /** Ends the interval now, if the set is empty. */
+    rest(): void {
+      if (members.size > 0) return;
+      clearInterval(timer);
+      timer = undefined;
+    },
   };
 }
 
@@ -1572,9 +1570,7 @@ class PollGate {
     clearTimeout(timer);
     if (size !== 1) {
       this.#closePair();
-      for (let turn = 0; turn < POLL_TURNS; turn++) {
-        await setImmediate();
-      }
+      for (let turn = 0; turn < POLL_TURNS; turn++) await setImmediate();
       const isDue = performance.now() > this.#openedAt + REOPEN_MS;
       if (isDue && this.#listeners > 0) this.#openPair();
     }
@@ -1594,7 +1590,7 @@ class PollGate {
       const isOwn = to.remoteAddr.port === from.localAddr.port;
       if (!isOwn || this.#listeners === 0 || this.#pair.length > 0) return;
       this.#pair = [from, to];
-      opened.move(); // or it would close them
+      opened.move(); // or they would be closed here
     } catch {
       // No file descriptor is free, or there is no loopback: it tries again.
     }
@@ -1655,8 +1651,7 @@ function denoSocket(conn: Deno.TcpConn): Socket {
       while (written < bytes.length) {
         written += await conn.write(bytes.subarray(written));
       }
-      const { length, buffer: { byteLength } } = bytes;
-      const isSpare = length === byteLength && length === MAX_READ_BYTES;
+      const isSpare = bytes.length === MAX_READ_BYTES; // so all of its buffer
       if (isSpare && spareBuffers.length < MAX_SPARE) spareBuffers.push(bytes);
     },
     closeWrite: () => conn.closeWrite(),
@@ -1676,12 +1671,10 @@ function nodeSocket(socket: net.Socket): Socket {
   // A failed write would destroy the socket, and lose what it has received. So
   // only the writer gets the error, and reading continues.
   const destroy = socket.destroy.bind(socket);
-  const { _readableState } = socket as net.Socket & {
-    readonly _readableState: { errored: Error | null };
-  };
+  const state: { errored: unknown } = Reflect.get(socket, "_readableState");
   socket.destroy = (error?: NodeJS.ErrnoException) => {
     if (error?.syscall !== "write") return destroy(error);
-    _readableState.errored = null;
+    state.errored = null;
     return socket;
   };
   socket.pause(); // or bytes would come before `read` asks for them
@@ -1709,20 +1702,18 @@ function nodeSocket(socket: net.Socket): Socket {
     write: (bytes) =>
       new Promise((resolve, reject) => {
         socket.write(bytes, (error) => {
-          if (!error) {
-            // Frees the memory now: V8 would first mark its whole heap for it.
-            const { length, buffer } = bytes;
-            if (length === buffer.byteLength) buffer.transfer(0);
-            return resolve();
-          }
           // Deno's node:net (2.9.6) fails a write that has to wait if the peer
           // has ended its stream without a byte. The RST tells the peer that
           // data is missing.
-          if (socket.readableEnded) {
+          if (error && socket.readableEnded) {
             socket.resetAndDestroy();
             error.message += " after an end of stream without a byte";
           }
-          reject(error);
+          if (error) return reject(error);
+          // Frees the memory now: V8 would first mark its whole heap for it.
+          const { length, buffer } = bytes;
+          if (length === buffer.byteLength) buffer.transfer(0);
+          resolve();
         });
       }),
     closeWrite: () => void socket.end(),
@@ -1759,13 +1750,10 @@ interface Listener {
 
 function listenOnDeno(address: Address): Listener {
   const listener = Deno.listen(address);
-  let accepting: Promise<Deno.TcpConn> | undefined;
+  let accepting: Promise<Socket> | undefined;
   return {
     addr: listener.addr,
-    async accept() {
-      accepting = listener.accept();
-      return denoSocket(await accepting);
-    },
+    accept: () => accepting = listener.accept().then(denoSocket),
     async close() {
       pollGate.release();
       listener.close();
@@ -1774,16 +1762,10 @@ function listenOnDeno(address: Address): Listener {
   };
 }
 
-/** Node's server, with its private handle. */
-interface NodeServer extends net.Server {
-  readonly _handle?: { listen(backlog: number): number } | null;
-  address(): net.AddressInfo;
-}
-
 async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
   const accepted: Socket[] = [];
   let waiting: PromiseWithResolvers<void> | undefined;
-  const server = net.createServer({ allowHalfOpen: true }) as NodeServer;
+  const server = net.createServer({ allowHalfOpen: true });
   server.on("connection", (conn) => {
     accepted.push(nodeSocket(conn));
     waiting?.resolve();
@@ -1791,7 +1773,7 @@ async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
   server.listen(port, hostname);
   await once(server, "listening");
   server.on("error", (error) => waiting?.reject(error));
-  const at = server.address();
+  const at = server.address() as net.AddressInfo;
   const addr = { hostname: at.address, port: at.port };
   // When Deno's `net.Server` (2.9.6) finds no file descriptor for a connection,
   // it reports nothing and accepts none after that, until it listens again.
@@ -1801,17 +1783,16 @@ async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
     } catch (error) {
       if (hasCode(error, "EMFILE", "ENFILE")) waiting?.reject(error);
     }
-    server._handle?.listen(BACKLOG);
+    Reflect.get(server, "_handle")?.listen(BACKLOG); // changes nothing else
   }, REARM_MS);
   return {
     addr,
     async accept() {
-      for (;;) {
-        const socket = accepted.shift();
-        if (socket) return socket;
+      while (accepted.length === 0) {
         waiting = Promise.withResolvers();
         await waiting.promise;
       }
+      return accepted.shift()!;
     },
     close() {
       pollGate.release();
@@ -1875,13 +1856,12 @@ async function dial(
   resettable: boolean,
   signal: AbortSignal,
 ): Promise<Socket> {
-  const [, host, digits] = /^\[?(.+?)\]?:(\d+)$/.exec(upstream) ?? [];
-  if (host === undefined) { // which Toxiproxy's form allows
-    throw new Error("the upstream has no port; expected host:port");
-  }
-  const port = Number(digits);
+  const to = splitAddress(upstream);
+  // Toxiproxy's form allows it.
+  if (!to) throw new Error("the upstream has no port; expected host:port");
+  const { port } = to;
   let failure: unknown;
-  for (const hostname of await lookUp(host, signal)) {
+  for (const hostname of await lookUp(to.hostname, signal)) {
     let socket: net.Socket | undefined;
     try {
       if (!resettable) {
