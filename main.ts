@@ -1227,10 +1227,8 @@ interface Stage {
   last?: Held;
   /** When it ends the connection. */
   cut?: { readonly at: number; readonly how: "close" | "reset" };
-  /** When the chunk that it processes now arrived. */
-  since: number;
-  /** When the chunk that left last was due. */
-  lastLeft: number;
+  since: number; // when the chunk that it processes now arrived
+  lastLeft: number; // when the chunk that left last was due
 }
 
 const MAX_HELD_BYTES = 64 * 1024 * 1024;
@@ -1249,8 +1247,7 @@ class Link {
   #ended = false;
   #heldBytes = 0;
   #nap: AbortController | undefined;
-  /** When `#run` looks next for what is due. */
-  #due = Infinity;
+  #due = Infinity; // when `#run` looks again
   /** Resolves when it holds at most `#most` bytes, or has stopped. */
   #room: PromiseWithResolvers<void> | undefined;
   #most = MAX_HELD_BYTES;
@@ -1284,9 +1281,8 @@ class Link {
   act(toxics: readonly Toxic[]): void {
     if (this.#stopped) return;
     const names = new Set(toxics.map(({ name }) => name));
-    for (const stage of this.#stages.slice()) {
-      if (!names.has(stage.toxic.name)) this.#remove(stage);
-    }
+    const gone = this.#stages.filter(({ toxic }) => !names.has(toxic.name));
+    for (const stage of gone) this.#remove(stage);
     toxics.forEach((toxic, index) => {
       const stage = this.#stages.find((each) => each.toxic.name === toxic.name);
       if (stage === undefined) this.#insert(index, toxic);
@@ -1294,7 +1290,6 @@ class Link {
     });
   }
 
-  /** Whether it holds what has been written to it. */
   get isBuffering(): boolean {
     return this.#heldBytes > 0 && !this.#stopped;
   }
@@ -1407,7 +1402,7 @@ class Link {
   #deliver(what: TimedChunk["what"]): void {
     if (what === "close") {
       this.stop();
-      // Not `terminate`: `pipeTo` then never settles if an earlier write fails.
+      // After `terminate`, `pipeTo` never settles if an earlier write fails.
       if (this.#ended) this.cut(this.closedBy!, "close");
       else this.end();
     } else if (what !== "end") {
@@ -1421,10 +1416,10 @@ class Link {
 
   /** Releases what is held, and cuts the connection, each when it is due. */
   async #run(): Promise<void> {
-    this.#nap?.abort("runs anew"); // without a reason it would make an error
+    this.#nap?.abort("run again"); // a reason, or it would create an error
     const { signal } = this.#nap = new AbortController();
     this.#due = -Infinity;
-    await null; // a cut due at once must not end the connection in its own call
+    await null; // a toxic's `cut` must return before the connection ends
     while (!this.#stopped && !signal.aborted) {
       const now = performance.now();
       let due = Infinity;
@@ -1445,13 +1440,12 @@ class Link {
   }
 }
 
-/** For errors that follow from the end of a connection, reported elsewhere. */
+/** Ignores an error that follows from an end which is reported elsewhere. */
 function expectedOfDelivery(): void {}
 
-/**
- * Waits until `performance.now()` reaches a time, or the signal is aborted. A
- * timer is up to 1.5 ms late; polling at the end is some 0.01 ms late.
- */
+const TIMER_LATENESS_MS = 1.5; // at most; polling is 0.01 ms late
+
+/** Waits until `performance.now()` reaches a time, or the signal is aborted. */
 async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
     const left = time - performance.now();
@@ -1460,8 +1454,6 @@ async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
     else await sleep(Math.min(left - TIMER_LATENESS_MS, MAX_MS), signal);
   }
 }
-
-const TIMER_LATENESS_MS = 1.5;
 
 /** Waits about that long, or until the signal is aborted. */
 function sleep(ms: number, signal?: AbortSignal): Promise<void> {
@@ -1521,18 +1513,17 @@ function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
 }
 
 /**
- * Makes the event loop poll the system while connections are busy. While reads
- * and writes complete at once, Deno's (2.9.6) polls only every 61 ticks: a
- * round trip beside five bulk streams took 946 ms. Waiting for something that
- * is not ready makes it poll. So after some work all wait for a byte through a
- * loopback connection, or without it for turns of `setImmediate` (15 ms).
+ * Makes the event loop poll the system while connections are busy. As long as
+ * reads and writes complete at once, Deno (2.9.6) polls every 61 ticks only: a
+ * round trip beside five bulk streams took 946 ms. A byte through a loopback
+ * connection needs a poll, so after some work all connections wait for one.
+ * Without that connection they wait for turns of `setImmediate` (15 ms).
  */
 class PollGate {
   #listeners = 0;
   #pair: readonly Deno.TcpConn[] = [];
   #openedAt = 0;
-  /** What was done since the last poll, in bytes. */
-  #work = 0;
+  #work = 0; // what was done since the last poll, in bytes
   #poll: Promise<void> | undefined;
 
   /** Call it for each listener: the first one opens the connection. */
@@ -1549,12 +1540,12 @@ class PollGate {
     this.#work += bytes + CALL_BYTES;
     if (this.#work < MAX_WORK_BYTES) return undefined;
     if (!this.#poll) {
-      // Mostly the system is polled soon by itself, and nothing has to wait.
+      // The caller goes on: mostly the poll ends before anyone has to wait.
       this.#poll = this.#startPoll();
       return undefined;
     }
     if (bytes < BULK_BYTES) return this.#poll;
-    // Bulk takes turns, so that few bytes never queue behind many.
+    // Bulk checks again, so that small requests do not queue behind it.
     return this.#poll.then(() => this.pass(bytes));
   }
 
@@ -1562,7 +1553,7 @@ class PollGate {
     this.#work = 0;
     const [from, to] = this.#pair;
     const timer = setTimeout(() => this.#closePair(), MAX_POLL_MS);
-    // Room for 2: after a read that fills its buffer, the next does not poll.
+    // After a read that fills its buffer the next does not poll: room for 2.
     const [size] = await Promise.all([
       to?.read(new Uint8Array(2)),
       from?.write(new Uint8Array(1)),
@@ -1668,8 +1659,8 @@ function nodeSocket(socket: net.Socket): Socket {
   let next: PromiseWithResolvers<Bytes | null> | undefined;
   socket.setNoDelay();
   socket.setKeepAlive(true);
-  // A failed write would destroy the socket, and lose what it has received. So
-  // only the writer gets the error, and reading continues.
+  // A failed write would destroy the socket, and lose what it has received.
+  // With this only the writer gets the error, and reading continues.
   const destroy = socket.destroy.bind(socket);
   const state: { errored: unknown } = Reflect.get(socket, "_readableState");
   socket.destroy = (error?: NodeJS.ErrnoException) => {
@@ -1823,10 +1814,7 @@ async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
     .finally(() => signal.removeEventListener("abort", abort));
 }
 
-/**
- * Listens, with Node's sockets if `resettable`. An address that was just closed
- * may be in use: a process that another thread starts has a copy of its socket.
- */
+/** Listens on a route's address, with Node's sockets if `resettable`. */
 async function listen(
   route: Route,
   resettable: boolean,
@@ -1845,19 +1833,19 @@ async function listen(
     if (!hasCode(error, "EADDRINUSE") || attempts === 1) {
       throw new ListenError(`route ${route.name}`, addressOf(asked), error);
     }
+    // A process that was just started may still have a copy of a closed socket.
     await sleep(LISTEN_PAUSE_MS, signal);
     return await listen(route, resettable, signal, attempts - 1);
   }
 }
 
-/** Dials the addresses of a checked upstream, one after the other. */
+/** Dials the addresses of an upstream, one after the other. */
 async function dial(
   upstream: string,
   resettable: boolean,
   signal: AbortSignal,
 ): Promise<Socket> {
   const to = splitAddress(upstream);
-  // Toxiproxy's form allows it.
   if (!to) throw new Error("the upstream has no port; expected host:port");
   const { port } = to;
   let failure: unknown;
@@ -1879,7 +1867,6 @@ async function dial(
   throw failure;
 }
 
-/** Whether an error has one of these codes of the system's. */
 function hasCode(error: unknown, ...codes: string[]): boolean {
   return codes.includes((error as NodeJS.ErrnoException).code ?? "");
 }
