@@ -1227,7 +1227,6 @@ interface Stage {
   last?: Held;
   /** When it ends the connection. */
   cut?: { readonly at: number; readonly how: "close" | "reset" };
-  since: number; // when the chunk that it processes now arrived
   lastLeft: number; // when the chunk that left last was due
 }
 
@@ -1246,6 +1245,7 @@ class Link {
   #stopped = false;
   #ended = false;
   #heldBytes = 0;
+  #since = 0; // when the chunk that a toxic processes now arrived there
   #nap: AbortController | undefined;
   #due = Infinity; // when `#run` looks again
   /** Resolves when it holds at most `#most` bytes, or has stopped. */
@@ -1326,7 +1326,6 @@ class Link {
           this.#run();
         },
       }, this.randomOf(toxic)),
-      since: 0,
       lastLeft: -Infinity,
     };
     this.#stages.splice(index, 0, stage);
@@ -1340,7 +1339,7 @@ class Link {
     stage.toxic = toxic;
     stage.active.change(toxic.attributes, at, stage.lastLeft);
     for (const { since, what } of all) {
-      stage.since = since;
+      this.#since = since;
       stage.active.take({ at: since, what });
     }
     this.#release(stage, at, at);
@@ -1364,7 +1363,7 @@ class Link {
 
   #hold(stage: Stage, { at, what }: TimedChunk): void {
     if (what === "close") this.closedBy ??= stage.toxic.name;
-    const held: Held = { at, what, since: stage.since };
+    const held: Held = { at, what, since: this.#since };
     if (stage.last) stage.last.next = held;
     else stage.first = held;
     stage.last = held;
@@ -1393,7 +1392,7 @@ class Link {
     if (this.#stopped) return;
     const next = this.#stages[from ? this.#stages.indexOf(from) + 1 : 0];
     if (next === undefined) return this.#deliver(timed.what);
-    next.since = timed.at;
+    this.#since = timed.at;
     next.active.take(timed);
     this.#release(next, performance.now());
     if (next.first && next.first.at < this.#due) this.#run();
