@@ -829,7 +829,8 @@ const apiAddress = guard(
   "a port or host:port, the port from 0 to 65535",
   (value): value is number | string => splitApi(value) !== undefined,
 );
-const listOf = (what: string, most: number): Guard<unknown[]> =>
+/** Its items have checks of their own, so that each problem has its path. */
+const listOf = (what: string, most: number) =>
   guard(
     `a list of ${what}, ${most} at most`,
     Array.isArray,
@@ -842,9 +843,7 @@ function splitApi(address: unknown): Address | undefined {
   return splitAddress(String(address).replace(/^\d+$/, ":$&"), LOOPBACK);
 }
 
-type RouteFields = Omit<Route, "toxics"> & { toxics: unknown[] };
-
-const ROUTE_FIELDS: Fields<RouteFields> = {
+const ROUTE_FIELDS: Fields<RouteOptions> = {
   name: { guard: routeName, optional: true },
   localPort: { guard: integer(0, 65535) },
   host: { guard: listenHost, default: LOOPBACK },
@@ -881,9 +880,7 @@ const PROXY_FIELDS = {
   },
 };
 
-const CONFIG_FIELDS: Fields<
-  Omit<ConfigOptions, "routes"> & { routes: unknown[] }
-> = {
+const CONFIG_FIELDS: Fields<ConfigOptions> = {
   seed: { guard: integer(0, Number.MAX_SAFE_INTEGER), optional: true },
   drainTimeoutMs: { guard: milliseconds, default: 30_000 },
   api: { guard: apiAddress, optional: true },
@@ -1049,11 +1046,13 @@ function checkConfig(
   given?: Omit<ConfigOptions, "routes">,
 ): Config {
   return validate(source, (place) => {
-    const [path, list, rest] = partsOf(value);
-    const all = isRecord(rest) ? { ...rest, ...given } : rest;
+    const key = keyOfRoutes(value);
+    const whole = key === "" ? { [key]: value } : value;
+    const { [key]: list = [], ...rest } = isRecord(whole) ? whole : {};
+    const all = isRecord(whole) ? { ...rest, ...given } : whole;
     const config = checkFields(all, place, CONFIG_FIELDS);
-    const ignored = path === "routes" ? undefined : [];
-    const at = new Place(path, place.problems, ignored);
+    const ignored = key === "routes" ? undefined : [];
+    const at = new Place(key, place.problems, ignored);
     const api = splitApi(config.api);
     const routes = checkRoutes(list, at, api);
     if (given && !api && isTree(list) && Object.keys(list).length === 0) {
@@ -1063,31 +1062,19 @@ function checkConfig(
   });
 }
 
-/** The path of the routes in a config of any form, the routes, and the rest. */
-function partsOf(value: unknown): [string, unknown, unknown] {
-  if (holdsProxies(value)) return ["", value, {}];
-  if (!isRecord(value)) return ["routes", [], value];
-  const isOwn = "routes" in value || !("proxies" in value);
-  const path = isOwn ? "routes" : "proxies";
-  const { [path]: routes = [], ...rest } = value;
-  return [path, routes, rest];
-}
-
-/** Whether it is just a list of proxies, or an object of them by name. */
-function holdsProxies(value: unknown): boolean {
-  const isOwn = (each: unknown) => isRecord(each) && "localPort" in each;
-  const isProxy = (each: unknown) =>
-    isRecord(each) &&
-    Object.entries(each).some(([key, text]) =>
-      /^(?:listen|upstream)$/i.test(key) && isText(text)
-    );
-  if (Array.isArray(value)) return !value.some(isOwn);
-  return isRecord(value) && Object.values(value).some(isProxy) &&
-    Object.entries(value).every(([key, each]) =>
-      isRecord(each) && !isOwn(each) &&
-      (each["name"] === key ||
-        (key !== "proxies" && !Object.hasOwn(CONFIG_FIELDS, key)))
-    );
+/** The key of the routes, by the config's form; "" if it is just proxies. */
+function keyOfRoutes(value: unknown): "routes" | "proxies" | "" {
+  if (!isTree(value)) return "routes";
+  // A proxy that is named like a key of the config says so in its `name`.
+  const [key] = ["routes", "proxies", ...Object.keys(CONFIG_FIELDS)].filter(
+    (key) => key in value && (value[key] as Draft<Route> | null)?.name !== key,
+  );
+  if (key === "proxies") return key;
+  const items = [...new Set(Object.values(value))].filter(isRecord);
+  if (key || items.some((each) => "localPort" in each)) return "routes";
+  const isProxy = (each: object) =>
+    Object.keys(each).some((key) => /^(?:listen|upstream)$/i.test(key));
+  return Array.isArray(value) || items.some(isProxy) ? "" : "routes";
 }
 
 /** Checks routes; names and addresses must be unique, also beside the API's. */
@@ -1127,7 +1114,7 @@ function checkRoute(
   if (fromToxiproxy.has(value as object)) return value as Route; // is checked
   const before = place.ignored?.length;
   const named = { guard: routeName, default: name };
-  const fields: Draft<RouteFields & { listen: string }> = place.ignored
+  const fields: Draft<RouteOptions & { listen: string }> = place.ignored
     ? checkFields(value, place, { ...PROXY_FIELDS, name: named })
     : checkFields(value, place, ROUTE_FIELDS);
   const { listen, toxics: written = [], ...rest } = fields;
