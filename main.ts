@@ -1085,19 +1085,17 @@ function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
     return [];
   }
   const places = new Map<Partial<Route>, Place>();
-  let toxics = 0; // YAML's aliases can make many from little text
   for (const [index, value] of values.entries()) {
     const own = place.at(names[index] ?? index);
-    const route = checkRoute(value, own, names[index]);
-    places.set(route, own);
-    toxics += route.toxics?.length ?? 0;
+    places.set(checkRoute(value, own, names[index]), own);
     if (place.problems.length >= MAX_PROBLEMS) break;
-    if (toxics <= MAX_TOXICS_IN_ALL) continue;
-    place.refuse(`expected at most ${MAX_TOXICS_IN_ALL} toxics in all`);
-    break;
   }
   checkUnique(places, api);
   const routes = [...places.keys()];
+  const toxics = routes.flatMap((route) => route.toxics ?? []);
+  if (toxics.length > MAX_TOXICS_IN_ALL) {
+    place.refuse(`expected at most ${MAX_TOXICS_IN_ALL} toxics in all`);
+  }
   const circle = findCircle(routes);
   if (circle) places.get(circle.route)?.at("upstream").refuse(circle.problem);
   return routes as Route[]; // what is missing has been reported
