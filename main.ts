@@ -150,9 +150,8 @@ type Fields<T> = { readonly [K in keyof T]-?: Field<NonNullable<T[K]>> };
 type Draft<T> = { -readonly [K in keyof T]?: T[K] };
 
 /**
- * Checks an object's fields. Returns the valid ones, and the defaults of those
- * left out unless it is a change. In Toxiproxy's form it ignores unknown keys,
- * takes keys in any case and null as left out; numbers left out default to 0.
+ * Returns the valid fields, and unless it is a change also defaults. Toxiproxy's
+ * form may have unknown keys, keys in any case, null, and no number for 0.
  */
 function checkFields<T>(
   value: unknown,
@@ -232,10 +231,8 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
   const [, server] = /^(?:[\w+.-]+:\/\/)?(?:.*@)?([^/?#]+)/s.exec(found) ?? [];
   const written = [scaled, joined, server].find((each) => guard.is(each));
   if (written !== undefined) return `; write ${written}`;
-  const isInteger = guard.expected.startsWith("an integer");
-  if (isInteger && /^\d+[a-z_:]/i.test(found)) {
-    return "; write it in plain decimal digits";
-  }
+  const isOdd = /integer/.test(guard.expected) && /^\d+[a-z_:]/i.test(found);
+  if (isOdd) return "; write it in plain decimal digits";
   const isUrl = server !== undefined && server !== found;
   if (isUrl && guard.is(`${server}:1`)) return `; write ${server}:port`;
   const meant = nearest(found, guard.expected.split(" or "));
@@ -348,10 +345,7 @@ function addressOf({ hostname, port }: Address): string {
 
 // ---- Randomness: numbers that follow from the seed --------------------------
 
-/**
- * A stream of uniform numbers in [0, 1) that depends on its key alone: sfc32
- * (PractRand), seeded by FNV-1a hashes with the finalizer of MurmurHash3.
- */
+/** Uniform numbers in [0, 1) that depend on the key alone: PractRand's sfc32. */
 function randomStream(...key: (string | number)[]): () => number {
   const text = JSON.stringify(key);
   let [a, b, c] = [hash(text, 1), hash(text, 2), hash(text, 3)];
@@ -368,6 +362,7 @@ function randomStream(...key: (string | number)[]): () => number {
   return next;
 }
 
+/** FNV-1a with the finalizer of MurmurHash3. */
 function hash(text: string, lane: number): number {
   let h = 0x811c9dc5 ^ Math.imul(lane, 0x9e3779b1);
   for (let i = 0; i < text.length; i++) {
@@ -436,10 +431,7 @@ export interface ActiveToxic {
   open(at: number): void;
   /** Processes bytes or a mark. */
   take(timed: TimedChunk): void;
-  /**
-   * Updates all attributes. What it still holds is processed again after that.
-   * What left last was due at `lastLeft`; `-Infinity` if nothing has left.
-   */
+  /** Sets all attributes. What it holds is then processed again. */
   change(attributes: Toxic["attributes"], at: number, lastLeft: number): void;
   /** Called when the toxic is removed, before what it holds is released. */
   end(at: number): void;
@@ -893,11 +885,9 @@ LEVELS.unshift(
 );
 
 /**
- * Reads a configuration of at most 1 MiB: JSON if `path` ends in `.json`, YAML
- * otherwise. What is `given` takes precedence. It may be in Toxiproxy's form: a
- * list of proxies, or an object of them by name, also under the key `proxies`.
- *
- * @throws {ConfigError} If it cannot be read, or is no valid configuration.
+ * Reads a configuration of at most 1 MiB, or Toxiproxy's proxies, as a list or
+ * by name: JSON if `path` ends in `.json`, YAML otherwise. What is `given` takes
+ * precedence. Throws {@linkcode ConfigError}.
  */
 export function parseConfig(
   text: string,
@@ -1047,7 +1037,10 @@ function checkConfig(
     const key = keyOfRoutes(value);
     const whole = key === "" ? { [key]: value } : value;
     const { [key]: list = [], ...rest } = isRecord(whole) ? whole : {};
-    const all = isRecord(whole) ? { ...rest, ...given } : whole;
+    for (const [name, each] of Object.entries(given ?? {})) {
+      if (each !== undefined) rest[name] = each;
+    }
+    const all = isRecord(whole) ? rest : whole;
     const config = checkFields(all, place, CONFIG_FIELDS);
     const ignored = key === "routes" ? undefined : [];
     const at = new Place(key, place.problems, ignored);
@@ -1085,28 +1078,27 @@ function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
     return [];
   }
   const places = new Map<Partial<Route>, Place>();
+  let toxics = 0; // YAML's aliases can make many from little text
   for (const [index, value] of values.entries()) {
     const own = place.at(names[index] ?? index);
-    places.set(checkRoute(value, own, names[index]), own);
+    const route = checkRoute(value, own, names[index]);
+    places.set(route, own);
+    toxics += route.toxics?.length ?? 0;
+    if (toxics > MAX_TOXICS_IN_ALL) {
+      place.refuse(`expected at most ${MAX_TOXICS_IN_ALL} toxics in all`);
+      break;
+    }
     if (place.problems.length >= MAX_PROBLEMS) break;
   }
   checkUnique(places, api);
   const routes = [...places.keys()];
-  const toxics = routes.flatMap((route) => route.toxics ?? []);
-  if (toxics.length > MAX_TOXICS_IN_ALL) {
-    place.refuse(`expected at most ${MAX_TOXICS_IN_ALL} toxics in all`);
-  }
   const circle = findCircle(routes);
   if (circle) places.get(circle.route)?.at("upstream").refuse(circle.problem);
   return routes as Route[]; // what is missing has been reported
 }
 
 /** Checks a route, in Toxiproxy's form if the place has `ignored`. */
-function checkRoute(
-  value: unknown,
-  place: Place,
-  name?: string,
-): Partial<Route> {
+function checkRoute(value: unknown, place: Place, name?: string): Draft<Route> {
   if (fromToxiproxy.has(value as object)) return value as Route; // is checked
   const before = place.ignored?.length;
   const named = { guard: routeName, default: name };
@@ -1469,10 +1461,7 @@ const BACKLOG = 511; // Node's own default
 const LISTEN_ATTEMPTS = 20;
 const LISTEN_PAUSE_MS = 10;
 
-/**
- * A set whose members `look` is given on an interval, which ends once the set
- * is found empty. A timer for each member took 10 % of the CPU.
- */
+/** A set that `look` gets on an interval: a timer for each took 10 % CPU. */
 function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
   const members = new Set<T>();
   let timer: ReturnType<typeof setInterval> | undefined;
@@ -2308,10 +2297,7 @@ export type ProxyEvent =
 export interface StartOptions {
   /** Called with each event, as it happens; must not throw. */
   onEvent?: (event: ProxyEvent) => void;
-  /**
-   * Whether every connection can be reset, which takes Node's slower sockets.
-   * Default: only on routes with a `reset_peer`.
-   */
+  /** Whether every route can be reset, not only those with a `reset_peer`. */
   resettable?: boolean;
 }
 
@@ -2542,9 +2528,8 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Forwards some connections to load and compile their code, or the first one
-   * of a process is 10 to 25 ms late. With a second proxy for that, V8 makes
-   * each connection of this one take 1.4 times as long.
+   * Forwards some connections to compile their code, or the first is 10 to 25 ms
+   * late. A second proxy for that makes all connections 1.4 times as slow (V8).
    */
   static async #warmUp(resettable: boolean): Promise<void> {
     if (!await mayUseLoopback()) return;
@@ -2618,8 +2603,7 @@ export class ChaosProxy implements AsyncDisposable {
 
   /**
    * Changes a route. Another address or upstream, or `enabled: false`, cuts its
-   * connections. To keep its port on another host, it is disabled first, and
-   * stays so if this throws.
+   * connections. If only the host changes and this throws, it stays disabled.
    */
   async updateRoute(
     name: string,
@@ -2648,10 +2632,8 @@ export class ChaosProxy implements AsyncDisposable {
    * elsewhere, and leaves the others alone. If one fails, those before it stay.
    */
   async populate(options: readonly RouteOptions[]): Promise<Route[]> {
-    const routes = validate(
-      "routes",
-      (place) => checkRoutes(options, place.at("routes")),
-    );
+    const check = (place: Place) => checkRoutes(options, place.at("routes"));
+    const routes = validate("routes", check);
     return await this.#inTurn(() =>
       Array.fromAsync(routes, (route) => {
         const live = this.#routes.get(route.name);
@@ -2766,9 +2748,7 @@ export class ChaosProxy implements AsyncDisposable {
    * Accepts nothing more, and cuts the connections that are left after
    * `timeoutMs`, by default the config's. Returns how many were cut.
    */
-  async drain(
-    timeoutMs: number = this.context.drainTimeoutMs,
-  ): Promise<number> {
+  async drain(timeoutMs = this.context.drainTimeoutMs): Promise<number> {
     checkArgument("timeoutMs", timeoutMs, milliseconds);
     const start = performance.now();
     const ended = this.#end();
@@ -2880,12 +2860,12 @@ function describeFaults(route: Route): string {
   const length = timeoutMs > 0
     ? `for ${timeoutMs} ms`
     : "until the client leaves";
-  const spread = jitterMs > 0 ? `±${jitterMs}` : "";
   const faults = [
     !route.enabled && "disabled",
     dropRate > 0 && `drop ${percent(dropRate)}`,
     timeoutRate > 0 && `time out ${percent(timeoutRate)} ${length}`,
-    (latencyMs > 0 || jitterMs > 0) && `latency ${latencyMs}${spread} ms`,
+    (latencyMs > 0 || jitterMs > 0) &&
+    `latency ${latencyMs}${plusMinus(jitterMs)} ms`,
     ...route.toxics.map(describeToxic),
   ];
   return faults.filter(Boolean).join(", ") || "no faults";
@@ -3045,11 +3025,9 @@ function changesOf<T>(fields: Fields<T>) {
 }
 
 /**
- * The control API as a function, which {@linkcode serveApi} serves. It speaks
- * Toxiproxy 2's protocol, and refuses requests that a web page may have sent.
- *
- * @param options With `loopback`, the default, it refuses host names other than
- * `localhost`: a web page may have made one resolve to this machine.
+ * The control API as a function, in Toxiproxy 2's protocol. It refuses requests
+ * that a web page may have sent: with `loopback`, the default, also those to a
+ * host name other than `localhost`, which may resolve to this machine.
  */
 export function controlApi(
   proxy: ChaosProxy,
@@ -3204,10 +3182,7 @@ export interface ApiServer extends AsyncDisposable {
 
 /**
  * Serves {@linkcode controlApi} until it is closed, also during the drain.
- *
- * @param address As `api` in {@linkcode ConfigOptions}. Default: 8474.
- * @throws {TypeError} If the address is not valid.
- * @throws {ListenError} If it cannot be listened on.
+ * Throws `TypeError` if the address is not valid, or {@linkcode ListenError}.
  */
 export function serveApi(
   proxy: ChaosProxy,
@@ -3601,8 +3576,6 @@ function readCommandLine(written: string[]) {
       "none; to run without one, write --api 8474";
     throw new ConfigError("<config>", [`expected one file, found ${found}`]);
   }
-  const seed = read("seed", CONFIG_FIELDS.seed.guard);
-  const drainTimeoutMs = read("drain-timeout", milliseconds);
   return {
     ...{ check, demo, help, version },
     file: operands.at(0),
@@ -3610,9 +3583,9 @@ function readCommandLine(written: string[]) {
     isDriven: operands.length === 0 && !demo,
     /** Takes precedence over the config. */
     given: {
-      ...(seed !== undefined && { seed }),
-      ...(drainTimeoutMs !== undefined && { drainTimeoutMs }),
-      ...(api !== undefined && { api }),
+      seed: read("seed", CONFIG_FIELDS.seed.guard),
+      drainTimeoutMs: read("drain-timeout", milliseconds),
+      api,
     },
     logLevel: read("log-level", LOG_LEVEL) ?? "info",
     isJson: read("log-format", oneOf("text", "json")) === "json",
