@@ -520,6 +520,12 @@ Deno.test("one YAML document may have its marks, several are an error", () => {
   }
 });
 
+Deno.test("what is given takes precedence over the file, if it is set", () => {
+  const text = `seed: 7\n${withField("latencyMs", "5")}`;
+  assertEquals(parseConfig(text, "a.yaml", { seed: undefined }).seed, 7);
+  assertEquals(parseConfig(text, "a.yaml", { seed: 8 }).seed, 8);
+});
+
 // ---- YAML --------------------------------------------------------------------
 
 type Place = [line: number, column: number];
