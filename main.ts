@@ -150,8 +150,8 @@ type Fields<T> = { readonly [K in keyof T]-?: Field<NonNullable<T[K]>> };
 type Draft<T> = { -readonly [K in keyof T]?: T[K] };
 
 /**
- * Returns the valid fields, and unless it is a change also defaults. Toxiproxy's
- * form may have unknown keys, keys in any case, null, and no number for 0.
+ * Returns the valid fields, with defaults unless it is a change. Toxiproxy's form
+ * may have other keys, in any case; what is missing or null defaults to 0 there.
  */
 function checkFields<T>(
   value: unknown,
@@ -1461,7 +1461,7 @@ const BACKLOG = 511; // Node's own default
 const LISTEN_ATTEMPTS = 20;
 const LISTEN_PAUSE_MS = 10;
 
-/** A set that `look` gets on an interval: a timer for each took 10 % CPU. */
+/** Checks members on an interval: a timer for each took 10 % of the CPU. */
 function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
   const members = new Set<T>();
   let timer: ReturnType<typeof setInterval> | undefined;
@@ -1818,15 +1818,14 @@ async function dial(
 ): Promise<Socket> {
   const to = splitAddress(upstream);
   if (!to) throw new Error("the upstream has no port; expected host:port");
-  const { port } = to;
   let failure: unknown;
   for (const hostname of await lookUp(to.hostname, signal)) {
     let socket: net.Socket | undefined;
     try {
       if (!resettable) {
-        return denoSocket(await Deno.connect({ hostname, port, signal }));
+        return denoSocket(await Deno.connect({ ...to, hostname, signal }));
       }
-      socket = net.connect({ host: hostname, port, allowHalfOpen: true });
+      socket = net.connect({ ...to, host: hostname, allowHalfOpen: true });
       await once(socket, "connect", { signal });
       return nodeSocket(socket);
     } catch (error) {
@@ -1989,13 +1988,12 @@ class Connection {
 
   readonly id: Pick<ConnectionEvent, "route" | "connection" | "client">;
   /** Resolves when it has ended. It starts after the constructor returns. */
-  readonly ended: Promise<void> = Promise.resolve().then(() => this.#run());
+  readonly ended: Promise<void>;
   /** How many bytes have been read, by the side that sent them. */
   readonly received: Record<Side, number> = { client: 0, upstream: 0 };
   readonly #start = performance.now();
-  readonly #sockets: { client: Socket; upstream?: Socket };
-  readonly #links: Partial<Record<Side, Link>> = {};
-  readonly #decision: Decision;
+  #sockets: Partial<Record<Side, Socket>>;
+  #links: Partial<Record<Side, Link>> = {};
   #toxics: Toxic[];
   readonly #aborted = new AbortController();
   /** Why it ended before both sides had ended their streams. */
@@ -2020,8 +2018,9 @@ class Connection {
   ) {
     this.id = { route: route.name, connection: number, client: client.peer };
     this.#sockets = { client };
-    const decision = this.#decision = decide(seed, route, number);
+    const decision = decide(seed, route, number);
     this.#toxics = decision.kind === "forward" ? decision.toxics : [];
+    this.ended = Promise.resolve().then(() => this.#run(client, decision));
   }
 
   get ageMs(): number {
@@ -2038,12 +2037,12 @@ class Connection {
   }
 
   /** Runs the connection until it has ended; never fails. */
-  async #run(): Promise<void> {
+  async #run(client: Socket, decision: Decision): Promise<void> {
+    const { kind } = decision;
     const { upstream } = this.route;
     this.onEvent({ event: "accepted", ...this.id, upstream });
-    const decision = this.#decision;
-    if (decision.kind === "forward") await this.#forward(decision.delayMs);
-    else if (decision.kind === "timeout") await this.#hold();
+    if (kind === "forward") await this.#forward(client, decision.delayMs);
+    else if (kind === "timeout") await this.#hold(client);
     else {
       tally(this.counts.faults, "dropRate");
       this.onEvent({ event: "dropped", ...this.id });
@@ -2060,6 +2059,9 @@ class Connection {
       bytesDown: this.received.upstream,
       durationMs: this.ageMs,
     });
+    // V8's Map and Set keep what was removed, and all this, until a full GC.
+    this.#sockets = {};
+    this.#links = {};
   }
 
   /** Closes all that is open, which ends it; the first reason stands. */
@@ -2076,11 +2078,11 @@ class Connection {
   }
 
   /** Answers nothing until the timeout, also if the client ends its stream. */
-  async #hold(): Promise<void> {
+  async #hold(client: Socket): Promise<void> {
     const { timeoutMs } = this.route;
     tally(this.counts.faults, "timeoutRate");
     this.onEvent({ event: "timed_out", ...this.id, timeoutMs });
-    const read = this.#read("client", this.#sockets.client);
+    const read = this.#read("client", client);
     if (timeoutMs > 0) {
       await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
       this.end({ why: "fault" });
@@ -2088,8 +2090,7 @@ class Connection {
     await read;
   }
 
-  async #forward(delayMs: number): Promise<void> {
-    const { client } = this.#sockets;
+  async #forward(client: Socket, delayMs: number): Promise<void> {
     const up = this.#newLink("client");
     if (delayMs > 0) {
       tally(this.counts.faults, "latencyMs");
@@ -2224,7 +2225,8 @@ class Connection {
         } else written.catch(expectedOfDelivery);
       }
       this.#firstToEnd ??= from;
-      if (!this.#isClosed) Connection.watch.add(this);
+      const mayTimeOut = !this.#isClosed && this.route.halfCloseTimeoutMs > 0;
+      if (mayTimeOut) Connection.watch.add(this);
     } catch (error) {
       // If the link has failed, the reason is set, or is in its `closedBy`.
       if (!link?.closedBy) {
@@ -2244,7 +2246,7 @@ class Connection {
     }
     if (this.#hasMoved) this.#movedAt = now;
     this.#hasMoved = false;
-    if (now < this.#movedAt + (halfCloseTimeoutMs || Infinity)) return;
+    if (now < this.#movedAt + halfCloseTimeoutMs) return;
     const isWaiting = !this.#sockets.upstream ||
       Object.values(this.#links).some((link) => link.isBuffering);
     const why = this.#firstToEnd ?? "client";
@@ -2297,7 +2299,7 @@ export type ProxyEvent =
 export interface StartOptions {
   /** Called with each event, as it happens; must not throw. */
   onEvent?: (event: ProxyEvent) => void;
-  /** Whether every route can be reset, not only those with a `reset_peer`. */
+  /** Whether all routes can be reset (slower), not just with `reset_peer`. */
   resettable?: boolean;
 }
 
