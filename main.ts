@@ -150,8 +150,8 @@ type Fields<T> = { readonly [K in keyof T]-?: Field<NonNullable<T[K]>> };
 type Draft<T> = { -readonly [K in keyof T]?: T[K] };
 
 /**
- * Returns the valid fields, with defaults unless it is a change. Toxiproxy's form
- * may have other keys, in any case; what is missing or null defaults to 0 there.
+ * Returns the valid fields, with defaults unless it is a change. In Toxiproxy's
+ * form other keys may stand, in any case; what is missing or null is 0 there.
  */
 function checkFields<T>(
   value: unknown,
@@ -345,7 +345,7 @@ function addressOf({ hostname, port }: Address): string {
 
 // ---- Randomness: numbers that follow from the seed --------------------------
 
-/** Uniform numbers in [0, 1) that depend on the key alone: PractRand's sfc32. */
+/** Uniform numbers in [0, 1) that depend on the key alone, by sfc32. */
 function randomStream(...key: (string | number)[]): () => number {
   const text = JSON.stringify(key);
   let [a, b, c] = [hash(text, 1), hash(text, 2), hash(text, 3)];
@@ -443,7 +443,7 @@ interface Queue extends ToxicOutput {
   opened: number;
   /** When the last chunk is due; after a change, when the last to leave was. */
   last: number;
-  /** How many bytes were forwarded; what is held counts again after a change. */
+  /** The bytes forwarded; those held are counted again after a change. */
   passed: number;
 }
 
@@ -886,7 +886,7 @@ LEVELS.unshift(
 
 /**
  * Reads a configuration of at most 1 MiB, or Toxiproxy's proxies, as a list or
- * by name: JSON if `path` ends in `.json`, YAML otherwise. What is `given` takes
+ * by name: JSON if `path` ends in `.json`, else YAML. What is `given` takes
  * precedence. Throws {@linkcode ConfigError}.
  */
 export function parseConfig(
@@ -2530,8 +2530,8 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Forwards some connections to compile their code, or the first is 10 to 25 ms
-   * late. A second proxy for that makes all connections 1.4 times as slow (V8).
+   * Forwards some connections to compile their code; else the first is 10 to 25
+   * ms late. With a second proxy for that, V8 makes all 1.4 times as slow.
    */
   static async #warmUp(resettable: boolean): Promise<void> {
     if (!await mayUseLoopback()) return;
@@ -3003,7 +3003,7 @@ function updateToxic({ proxy, name, toxic, check }: Call): Toxic {
   return proxy.updateToxic(name, toxic, check(changesOf(fields)));
 }
 
-/** A field that no update changes. Clients send back all that they have read. */
+/** A field that no update changes. Clients send back all that they read. */
 const stays = (now: unknown): Field<string> => ({
   guard: routeName,
   normalize(given, place) {
