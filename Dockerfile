@@ -5,5 +5,7 @@ COPY deno.json main.ts config.example.yaml ./
 USER deno
 RUN deno cache main.ts
 EXPOSE 8474
-ENTRYPOINT ["deno", "run", "--cached-only", "--allow-net", "--allow-read", "/app/main.ts"]
+HEALTHCHECK --interval=10s --timeout=5s \
+  CMD ["deno", "eval", "--no-config", "Deno.exit((await fetch('http://127.0.0.1:8474/health')).ok ? 0 : 1)"]
+ENTRYPOINT ["deno", "run", "--cached-only", "--allow-net", "--allow-read", "--allow-write", "/app/main.ts"]
 CMD ["-host=0.0.0.0"]

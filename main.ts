@@ -20,7 +20,7 @@ import { parse as parseYaml } from "@std/yaml";
 import { parseArgs } from "@std/cli/parse-args";
 import { BaseHandler, Logger, type LogRecord } from "@std/log";
 import dns from "node:dns/promises";
-import { once } from "node:events";
+import { addAbortListener, once } from "node:events";
 import net from "node:net";
 import { unescape } from "node:querystring";
 import { setImmediate } from "node:timers/promises";
@@ -34,15 +34,12 @@ import deno from "./deno.json" with { type: "json" };
 export class ConfigError extends Error {
   /** `ConfigError` */
   override name = "ConfigError";
-  /** A sentence each, with the path to the value, such as `routes[0].name`. */
-  readonly problems: readonly string[];
 
-  /** Sums up the problems of `source`, which is usually a file. */
-  constructor(source: string, problems: readonly string[]) {
+  /** Each of a source's problems begins with a path: `routes[0].name: …`. */
+  constructor(source: string, readonly problems: readonly string[]) {
     const all = [`${problems.length} problems`, ...firstOf(problems)];
     const shown = problems.length === 1 ? problems : all;
     super(`${source}: ${shown.join("\n  ")}`);
-    this.problems = problems;
   }
 }
 
@@ -118,15 +115,18 @@ function guard<T>(
 const isText = (value: unknown) => typeof value === "string";
 const isNumber = (value: unknown) => typeof value === "number";
 
-const integer = (min: number, max: number) =>
-  guard(
-    `an integer from ${min} to ${max}`,
-    isNumber,
-    (value) => Number.isSafeInteger(value) && value >= min && value <= max,
-  );
+const inRange =
+  (kind: string, isKind: (value: number) => boolean) =>
+  (min: number, max: number) =>
+    guard(
+      `${kind} from ${min} to ${max}`,
+      isNumber,
+      (value) => isKind(value) && value >= min && value <= max,
+    );
+const integer = inRange("an integer", Number.isSafeInteger);
+const number = inRange("a number", Number.isFinite);
 const milliseconds = integer(0, MAX_MS);
-const isShare = (value: number) => value >= 0 && value <= 1;
-const rate = guard("a number from 0 to 1", isNumber, isShare);
+const rate = number(0, 1);
 const routeName = guard(
   "1 to 255 characters without white space, not . or ..",
   isText,
@@ -137,9 +137,12 @@ const yesOrNo = guard("true or false", (value) => typeof value === "boolean");
 
 /** How to check a field, and its default. */
 interface Field<T> {
+  /** Another one that must be set, or a value of it: `name: value`. */
+  readonly needs?: string;
   readonly guard: Guard<T>;
   readonly default?: T;
   readonly optional?: true;
+  readonly as?: (value: T) => T; // converts a good value
   /** Normalizes what Toxiproxy's clients write, before the check. */
   normalize?(value: unknown, place: Place): unknown;
 }
@@ -175,7 +178,7 @@ function checkFields<T>(
   }
   const good: Draft<T> = {};
   for (const name of known) {
-    const { guard, optional, normalize, default: fallback } = fields[name];
+    const { guard, optional, as, normalize, default: fallback } = fields[name];
     const [key, ...others] = written.get(name) ?? [];
     for (const other of others) {
       place.at(other).refuse(`the same key as ${key}; write one`);
@@ -186,9 +189,10 @@ function checkFields<T>(
       found = normalize(found, place.at(name));
     }
     if (found === undefined && !isChange) {
-      found = fallback ?? (place.ignored && guard.is(0) ? 0 : undefined);
+      const isZero = place.ignored && !optional && guard.is(0);
+      found = fallback ?? (isZero ? 0 : undefined);
     }
-    if (guard.is(found)) good[name] = found;
+    if (guard.is(found)) good[name] = as ? as(found) : found;
     else if (found !== undefined) place.at(name).refuse(mismatch(guard, found));
     else if (!isChange && !optional) {
       place.at(name).refuse(`missing; expected ${guard.expected}`);
@@ -202,11 +206,12 @@ const LEVELS: (readonly [place: string, fields: object])[] = [];
 
 function hintForKey(key: string, known: readonly string[]): string {
   const meant = nearest(key, known);
-  if (meant !== undefined) return `; did you mean ${meant}?`;
   const level = LEVELS.find(([, fields]) => Object.hasOwn(fields, key));
-  return level
-    ? ` on this level; it belongs ${level[0]}`
-    : `; known are ${known.join(", ")}`;
+  if (level && !meant?.startsWith(key)) {
+    return ` on this level; it belongs ${level[0]}`;
+  }
+  if (meant !== undefined) return `; did you mean ${meant}?`;
+  return `; known are ${known.join(", ")}`;
 }
 
 /** The message about a value that a guard refuses. */
@@ -221,9 +226,8 @@ const QUOTE_IPV6 = "; put an IPv6 address in quotes";
 /** How to mend a value, where it is clear what was meant. */
 function hintFor(guard: Guard<unknown>, found: unknown): string {
   if (Array.isArray(found) && /:/.test(describe(found[0]))) return QUOTE_IPV6;
-  if (isRecord(found) && guard.is([found])) {
-    return '; write a list, of which each item begins with "- "';
-  }
+  const isItem = isRecord(found) && guard.is([found]);
+  if (isItem) return '; write a list, of which each item begins with "- "';
   if (typeof found !== "string" || found.length > 1000) return "";
   const [, amount, unit = ""] = /^ *([\d.]+) *(%|ms|s)? *$/.exec(found) ?? [];
   const scaled = Number(`${amount}${EXPONENTS[unit] ?? ""}`);
@@ -254,34 +258,26 @@ function describe(value: unknown): string {
   }
   if (value instanceof Date) return "a date";
   if (typeof value === "object" && value !== null) return "a mapping";
-  const text = typeof value === "string"
-    ? JSON.stringify(value).replace(PASSWORD, "$1***@")
-    : String(value);
+  const whole = isText(value) ? JSON.stringify(value) : String(value);
+  const text = whole.replace(PASSWORD, "$1***@");
   return text.length <= 60 ? text : `${text.slice(0, 57)}…${text.at(-1)}`;
 }
 
-/** The candidate that was probably meant, if one is near enough. */
+/** The candidate that was probably meant: half of all letter pairs agree. */
 function nearest(name: string, candidates: readonly string[]) {
-  if (name.length > 64) return undefined;
-  const near = Math.max(1, Math.floor(name.length / 3));
-  const far = Map.groupBy(candidates, (each) => editDistance(name, each));
-  const least = Math.min(...far.keys());
-  return least <= near ? far.get(least)?.[0] : undefined;
-}
-
-/** The fewest insertions, deletions and replacements between two words. */
-function editDistance(from: string, to: string): number {
-  const letters = [...to.toLowerCase()];
-  let row = [0, ...letters.keys().map((j) => j + 1)];
-  for (const letter of from.toLowerCase()) {
-    let left = Infinity;
-    row = row.map((up, j) => {
-      const cost = letter === letters[j - 1] ? 0 : 1;
-      left = Math.min((row[j - 1] ?? Infinity) + cost, up + 1, left + 1);
-      return left;
-    });
-  }
-  return row.at(-1) ?? 0;
+  const pairsOf = (word: string) =>
+    new Set(
+      [...word.toLowerCase()].map((one, i, all) => `${one}${all[i + 1]}`),
+    );
+  const pairs = pairsOf(name);
+  const likeness = (word: string) => {
+    const others = pairsOf(word);
+    return 2 * pairs.intersection(others).size / (pairs.size + others.size);
+  };
+  const most = Math.max(...candidates.map(likeness));
+  return most < 0.5
+    ? undefined
+    : candidates.find((each) => likeness(each) === most);
 }
 
 /** Toxiproxy, which is written in Go, takes an empty text as left out. */
@@ -315,21 +311,18 @@ function splitAddress(address: string, host?: string): Address | undefined {
 /** A host to compare or to listen on; `localhost` is taken as 127.0.0.1. */
 function canonicalHost(host: string): string {
   const { hostname } = new URL(`http://${inUrl(host)}`);
-  if (/^localhost\.?$/.test(hostname)) return LOOPBACK;
-  return hostname.replace(/^\[(.*)\]$/, "$1");
+  return hostname.replace(/^localhost\.?$/, LOOPBACK).replace(/[[\]]/g, "");
 }
 
 /** Whether two canonical hosts overlap: `0.0.0.0` covers IPv4, and `::` all. */
 function overlaps(a: string, b: string): boolean {
-  const covers = (one: string, other: string) =>
-    one === "::" || (one === ALL_ADDRESSES && !other.includes(":"));
-  return a === b || covers(a, b) || covers(b, a);
+  return a === b || [a, b].includes("::") ||
+    ([a, b].includes(ALL_ADDRESSES) && !`${a}${b}`.includes(":"));
 }
 
 /** Whether it is a loopback address, also one of IPv4 written as IPv6. */
-function isLoopback(address: string): boolean {
-  return /^(?:(?:::ffff:)?127(?:\.\d+){3}|::1)$/i.test(address);
-}
+const isLoopback = (address: string) =>
+  /^(?:(?:::ffff:)?127(?:\.\d+){3}|::1)$/i.test(address);
 
 /** Whether a connection to one host reaches a listener on the other. */
 function reaches(upstreamHost: string, listenHost: string): boolean {
@@ -338,10 +331,7 @@ function reaches(upstreamHost: string, listenHost: string): boolean {
   return overlaps(to, at) && (to === at || (isOwn(to) && isOwn(at)));
 }
 
-/** Joins what `splitAddress` splits. */
-function addressOf({ hostname, port }: Address): string {
-  return `${inUrl(hostname)}:${port}`;
-}
+const addressOf = ({ hostname, port }: Address) => `${inUrl(hostname)}:${port}`;
 
 // ---- Randomness: numbers that follow from the seed --------------------------
 
@@ -390,6 +380,11 @@ export type ToxicType =
   | "packet_loss"
   | "corrupt"
   | "limit_time"
+  | "stall"
+  | "random_close"
+  | "duplicate"
+  | "inject"
+  | "reorder"
   | "noop";
 
 /** A fault on the bytes of one direction, written as in Toxiproxy. */
@@ -403,11 +398,13 @@ export interface ToxicOptions {
   /** The probability, 0 to 1, that it acts on a connection. Default: 1. */
   toxicity?: number;
   /** The attributes of its type; what is left out takes its default. */
-  attributes?: Readonly<Record<string, number>>;
+  attributes?: Readonly<Record<string, number | string | boolean>>;
 }
 
 /** A toxic with every default filled in, those of its attributes too. */
 export type Toxic = Readonly<Required<ToxicOptions>>;
+
+type Attributes = Toxic["attributes"];
 
 /** Bytes, or a mark behind them, and the time when they are due. */
 export interface TimedChunk {
@@ -427,8 +424,6 @@ export interface ToxicOutput {
 
 /** A toxic at work on one direction of one connection. */
 export interface ActiveToxic {
-  /** Called when the connection is established, or the toxic is added to it. */
-  open(at: number): void;
   /** Processes bytes or a mark. */
   take(timed: TimedChunk): void;
   /** Sets all attributes. What it holds is then processed again. */
@@ -437,59 +432,156 @@ export interface ActiveToxic {
   end(at: number): void;
 }
 
-/** A toxic's output: no chunk is due before the one forwarded before it. */
-interface Queue extends ToxicOutput {
-  /** When the toxic began to act. */
-  opened: number;
-  /** When the last chunk is due; after a change, when the last to leave was. */
-  last: number;
-  /** The bytes forwarded; those held are counted again after a change. */
-  passed: number;
-}
-
 /** A type of toxic: how it is checked, described and started. */
-interface ToxicDefinition<K extends string = string> {
-  readonly attributes: Fields<Record<K, number>>;
+interface ToxicDefinition<A = Attributes> {
+  readonly attributes: Fields<A>;
+  /** Whether it is counted as a fault once it hits something, not at once. */
+  readonly byChance?: true;
+  /** Refuses attributes that contradict each other. */
+  check?(attributes: Readonly<A>, place: Place): void;
   /** What it does, in words. */
-  inWords(attributes: Readonly<Record<K, number>>): string;
+  inWords(attributes: Readonly<A>): string;
   /** Starts it, again after each change. Returns what processes each chunk. */
-  begin(
-    attributes: Readonly<Record<K, number>>,
-    out: Queue,
-    random: () => number,
-  ): ActiveToxic["take"];
+  begin(attributes: Readonly<A>, out: Queue): ActiveToxic["take"];
   /** Called when it is removed, before what it holds is released. */
   end?(at: number, out: Queue): void;
+  /** The line that it stands for: B/ms, bytes that may wait, if shared. */
+  line?(of: Readonly<A>): [rate: number, buffer: number, shared: unknown];
 }
 
-/** Infers the names of the attributes from their fields. */
-function define<K extends string>(toxic: ToxicDefinition<K>): ToxicDefinition {
-  return toxic;
+/** Infers the attributes from their fields. */
+function define<A>(toxic: ToxicDefinition<A>): ToxicDefinition {
+  return toxic as unknown as ToxicDefinition;
 }
 
 const share = (fallback: number) => ({ guard: rate, default: fallback });
 const whole = { guard: integer(0, Number.MAX_SAFE_INTEGER), default: 0 };
 const ms = { guard: milliseconds, default: 0 };
 const kbPerS = { ...whole.guard, expected: "an integer from 0, in KB/s" };
+const flag = oneOf<boolean | 1 | 0>(true, false, 1, 0);
 const percent = (share: number) => `${Number((share * 100).toPrecision(6))}%`;
 const plusMinus = (by: number) => by > 0 ? `±${by}` : "";
+const sizeOf = ({ what }: TimedChunk) => isText(what) ? 0 : what.length;
+const listed = (more: object) =>
+  Object.entries(more).filter(([, value]) => value)
+    .map(([name, value]) => `, ${name} ${value}`).join("");
+const optional = <T>(guard: Guard<T>, needs: string) => (
+  { guard, optional: true, needs } as const
+);
+
+/** How far a delay lies from `latency`, in units of `jitter`. */
+const SPREADS = {
+  uniform: (random: () => number) => 2 * random() - 1,
+  normal: (random: () => number) =>
+    Math.sqrt(-2 * Math.log1p(-random())) * Math.cos(2 * Math.PI * random()),
+  pareto: (random: () => number, shape: number) =>
+    Math.min(100, (1 - random()) ** (-1 / shape) - 1),
+};
+
+/** From -1 to 1, by the share of the period that has passed. */
+const WAVES = {
+  sine: (share: number) => Math.sin(2 * Math.PI * share),
+  square: (share: number) => share < 0.5 ? 1 : -1,
+  triangle: (share: number) => 1 - 4 * Math.abs((share + 0.25) % 1 - 0.5),
+  sawtooth: (share: number) => 2 * share - 1,
+};
+
+const PACKET_BYTES = 1460; // in a full TCP segment on Ethernet
+
+type Packet = { at: number; what: Uint8Array<ArrayBuffer> };
+
+/**
+ * Draws for each packet by its position: how bulk data is read does not matter.
+ * `act` gets what is hit, with all its pieces if it keeps some.
+ */
+function onPackets<A extends { rate: number }>(
+  verb: string,
+  attributes: Fields<A>,
+  act: (packet: Packet, out: Queue, all: Readonly<A>, draw: number) => unknown,
+): ToxicDefinition {
+  return define<A>({
+    attributes,
+    byChance: true,
+    inWords: ({ rate, ...more }) =>
+      `${verb} ${percent(rate)} of packets${listed(more)}`,
+    begin(all, out) {
+      const salt = 2 ** 32 * out.random();
+      let [position, left, draw] = [0, 0, 1]; // `left` of a packet
+      return ({ at, what }) => {
+        if (typeof what === "string" || all.rate === 0) {
+          out.release();
+          return out.pass({ at, what });
+        }
+        for (let start = 0; start < what.length;) {
+          const isNext = out.kept.length > 0; // behind one that is kept
+          const begins = left === 0;
+          if (begins) {
+            left = PACKET_BYTES - position % PACKET_BYTES;
+            draw = isNext ? 1 : (hash(`${position}`, salt) >>> 0) / 2 ** 32;
+          }
+          const piece = what.subarray(start, start + left);
+          start += piece.length;
+          position += piece.length;
+          left -= piece.length;
+          // What a long read ends with may go on in the next one.
+          if (start === what.length && start < PACKET_BYTES) left = 0;
+          const isHit = draw < all.rate;
+          if (isHit) out.hit();
+          const acts = isHit && (begins || isNext);
+          const packet = { at, what: piece };
+          const keeps = (acts ? act : out.pass)(packet, out, all, draw);
+          if (left === 0 && !keeps) out.release();
+        }
+      };
+    },
+  });
+}
 
 /** All types: a new one takes an entry here and its name in `ToxicType`. */
 const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   latency: define({
-    attributes: { latency: ms, jitter: ms },
-    inWords: ({ latency, jitter }) => `+${latency}${plusMinus(jitter)} ms`,
-    begin: ({ latency, jitter }, out, random) => ({ at, what }) => {
-      const spread = typeof what === "string" ? 0 : jitter;
-      const delay = latency + (2 * random() - 1) * spread;
-      out.pass({ at: at + Math.max(0, delay), what });
+    attributes: {
+      latency: ms,
+      jitter: ms,
+      distribution: optional(oneOf("uniform", "normal", "pareto"), "jitter"),
+      shape: optional(number(1.2, 10), "distribution: pareto"),
+      correlation: optional(rate, "jitter"),
+      wave: optional(
+        oneOf("sine", "square", "triangle", "sawtooth"),
+        "amplitude and period",
+      ),
+      amplitude: optional(integer(1, MAX_MS), "wave"),
+      period: optional(integer(1, MAX_MS), "wave"),
+      phase: optional(rate, "wave"),
+    },
+    inWords: ({ latency, jitter, ...more }) =>
+      `+${latency}${plusMinus(jitter)} ms${listed(more)}`,
+    begin({ latency, jitter, correlation = 0, ...more }, out) {
+      const { distribution = "uniform", shape = 3 } = more;
+      const { wave = "sine", amplitude = 0, period = 1, phase = 0 } = more;
+      const draw = () => SPREADS[distribution](out.random, shape);
+      let spread = correlation && draw();
+      return ({ at, what }) => {
+        if (!correlation || out.random() >= correlation) spread = draw();
+        const periods = (at - out.clock.epoch) / period + phase;
+        const swing = amplitude * WAVES[wave](periods - Math.floor(periods));
+        const off = typeof what === "string" ? 0 : jitter * spread;
+        out.pass({ at: at + Math.max(0, latency + off + swing), what });
+      };
     },
   }),
 
   bandwidth: define({
-    attributes: { rate: { guard: kbPerS } },
-    inWords: ({ rate }) => rate > 0 ? `${rate} KB/s` : "holds all data",
-    begin: ({ rate }, out) => ({ at, what }) => {
+    attributes: {
+      rate: { guard: kbPerS },
+      shared: { guard: flag, optional: true, as: Number },
+      buffer: { guard: integer(1, Number.MAX_SAFE_INTEGER), optional: true },
+    },
+    inWords: ({ rate, shared }) =>
+      rate > 0 ? `${shared ? "shares " : ""}${rate} KB/s` : "holds all data",
+    line: ({ rate, shared, buffer = 64 * 1024 }) => [rate, buffer, shared],
+    begin: ({ rate, shared }, out) => ({ at, what }) => {
+      if (shared && rate > 0) return out.pass({ at: Infinity, what });
       if (typeof what === "string") return out.pass({ at, what });
       const size = 10 * rate || what.length; // 10 ms each, to flow evenly
       for (let start = 0; start < what.length; start += size) {
@@ -544,14 +636,14 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     inWords: ({ average_size, size_variation, delay }) =>
       `in pieces of ${average_size}${plusMinus(size_variation)} B` +
       (delay > 0 ? `, ${delay} µs apart` : ""),
-    begin({ average_size, size_variation, delay }, out, random) {
+    begin({ average_size, size_variation, delay }, out) {
       let left = 0; // bytes up to the next cut, also across chunks
       return ({ at, what }) => {
         const due = () => Math.max(at, out.last + delay / 1000);
         if (typeof what === "string") return out.pass({ at: due(), what });
         for (let start = 0; start < what.length;) {
           if (left === 0) {
-            const size = average_size + (2 * random() - 1) * size_variation;
+            const size = average_size + (2 * out.random() - 1) * size_variation;
             left = Math.max(1, Math.round(size));
           }
           const piece = what.subarray(start, start + left);
@@ -580,34 +672,51 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   }),
 
   packet_loss: define({
-    attributes: { loss_rate: share(0.1), correlation: share(0) },
-    inWords: ({ loss_rate, correlation }) =>
-      `loses ${percent(loss_rate)} of chunks` +
-      (correlation > 0 ? `, correlation ${percent(correlation)}` : ""),
-    begin({ loss_rate, correlation }, out, random) {
-      let lost = false;
+    attributes: {
+      loss_rate: share(0.1),
+      correlation: share(0),
+      burst: optional(number(1, 1_000_000), "correlation: 0"),
+    },
+    byChance: true,
+    check({ loss_rate, burst }, place) {
+      const least = loss_rate < 1 ? loss_rate / (1 - loss_rate) : 1;
+      if (burst === undefined || burst >= least) return;
+      const expected = `at least ${least.toPrecision(6)} with this loss_rate`;
+      place.at("burst").refuse(`expected ${expected}, found ${burst}`);
+    },
+    inWords: ({ loss_rate, ...more }) =>
+      `loses ${percent(loss_rate)} of chunks${listed(more)}`,
+    begin({ loss_rate, correlation, burst }, out) {
+      const lost = loss_rate + correlation * (1 - loss_rate);
+      const [again, anew] = burst && loss_rate < 1
+        ? [1 - 1 / burst, loss_rate / (1 - loss_rate) / burst]
+        : [lost, loss_rate];
+      let chance = loss_rate;
       return (timed) => {
         if (typeof timed.what === "string") return out.pass(timed);
-        const raised = lost ? correlation * (1 - loss_rate) : 0;
-        lost = random() < loss_rate + raised;
-        if (!lost) out.pass(timed);
+        const isLost = out.random() < chance;
+        if (isLost) out.hit();
+        chance = isLost ? again : anew;
+        if (!isLost) out.pass(timed);
       };
     },
   }),
 
   corrupt: define({
     attributes: { rate: share(0.001) },
+    byChance: true,
     inWords: ({ rate }) => `flips a bit in ${percent(rate)} of bytes`,
-    begin({ rate }, out, random) {
+    begin({ rate }, out) {
       // The number of bytes between flips is geometric: one draw a flip, not a
       // byte. A rate of 0 makes it Infinity, and a rate of 1 makes it 0.
       const spared = () =>
-        Math.floor(Math.log1p(-random()) / Math.log1p(-rate));
+        Math.floor(Math.log1p(-out.random()) / Math.log1p(-rate));
       let next = spared();
       return ({ at, what }) => {
         if (typeof what === "string") return out.pass({ at, what });
         for (; next < what.length; next += 1 + spared()) {
-          what[next] = (what[next] ?? 0) ^ (1 << Math.floor(random() * 8));
+          out.hit();
+          what[next] = (what[next] ?? 0) ^ (1 << Math.floor(out.random() * 8));
         }
         next -= what.length;
         out.pass({ at, what });
@@ -624,6 +733,45 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     },
   }),
 
+  stall: onPackets(
+    "stalls",
+    { rate: share(0.1), duration: { guard: milliseconds, default: 200 } },
+    ({ at, what }, out, { duration }) => out.pass({ at: at + duration, what }),
+  ),
+
+  random_close: onPackets(
+    "ends at",
+    { rate: share(0.1), reset: { guard: flag, default: 0, as: Number } },
+    ({ at, what }, out, { reset }) => {
+      if (reset) out.cut(at, "reset");
+      else out.pass({ at, what: "close" });
+      out.pass({ at: Infinity, what }); // and so all that follows
+    },
+  ),
+
+  duplicate: onPackets("repeats", { rate: share(0.1) }, (packet, out) => {
+    out.kept.push({ ...packet, what: packet.what.slice() });
+    out.pass(packet);
+  }),
+
+  inject: onPackets(
+    "injects before",
+    { rate: share(0.1), bytes: { guard: integer(1, 65_536), default: 16 } },
+    (packet, out, { bytes }, draw) => {
+      const random = randomStream(draw);
+      const length = 1 + Math.floor(random() * bytes);
+      const noise = Uint8Array.from({ length }, () => random() * 256);
+      out.pass({ at: packet.at, what: noise });
+      out.pass(packet);
+    },
+  ),
+
+  reorder: onPackets(
+    "reorders",
+    { rate: share(0.1) },
+    (packet, out) => out.kept.push(packet),
+  ),
+
   noop: define({
     attributes: {},
     inWords: () => "nothing",
@@ -631,84 +779,126 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
   }),
 };
 
-/** Starts a toxic of any type; its attributes have been checked. */
-function begin(
-  { type, attributes }: Toxic,
-  out: ToxicOutput,
-  random: () => number,
-): ActiveToxic {
-  const definition = TOXICS[type];
-  const queue: Queue = {
-    opened: 0,
-    last: -Infinity,
-    passed: 0,
-    pass({ at, what }) {
-      queue.last = Math.max(queue.last, at);
-      if (typeof what !== "string") queue.passed += what.length;
-      out.pass({ at: queue.last, what });
-    },
-    cut: (at, how) => out.cut(at, how),
+/** A toxic at work, and its output: no chunk is due before the last one. */
+class Queue implements ActiveToxic, ToxicOutput {
+  /** What leaves behind others that are to come. */
+  readonly kept: TimedChunk[] = [];
+  /** When the last chunk is due; after a change, when the last to leave was. */
+  last = -Infinity;
+  /** The bytes forwarded; those held are counted again after a change. */
+  passed = 0;
+  private isHit = false;
+
+  constructor(
+    private readonly toxic: Toxic,
+    private readonly out: ToxicOutput,
+    readonly random: () => number,
+    /** When the proxy started or was reseeded, by `performance.now()`. */
+    readonly clock: { readonly epoch: number },
+    private readonly onHit: () => void,
+    /** When the toxic began to act. */
+    readonly opened: number,
+  ) {
+    if (!TOXICS[toxic.type].byChance) this.hit();
+    this.change(toxic.attributes, opened, this.last);
+  }
+
+  readonly pass = ({ at, what }: TimedChunk): void => {
+    this.last = Math.max(this.last, at);
+    this.passed += sizeOf({ at, what });
+    this.out.pass({ at: this.last, what });
   };
-  let take = queue.pass;
-  return {
-    open(at) {
-      queue.opened = at;
-      take = definition.begin(attributes, queue, random);
-    },
-    take: (timed) => take(timed),
-    change(attributes, at, lastLeft) {
-      // What was due at Infinity is due from now on, as if it had just arrived.
-      queue.last = queue.last === Infinity ? at : lastLeft;
-      take = definition.begin(attributes, queue, random);
-    },
-    end: (at) => definition.end?.(at, queue),
-  };
+  take = this.pass;
+
+  cut(at: number, how: "close" | "reset"): void {
+    this.out.cut(at, how);
+  }
+
+  release(): void {
+    this.kept.splice(0).forEach(this.pass);
+  }
+
+  /** Counts the fault, once. */
+  hit(): void {
+    if (!this.isHit) this.onHit();
+    this.isHit = true;
+  }
+
+  change(attributes: Attributes, at: number, lastLeft: number): void {
+    // What was due at Infinity is due from now on, as if it had just arrived.
+    this.last = this.last === Infinity ? at : lastLeft;
+    this.release();
+    this.take = TOXICS[this.toxic.type].begin(attributes, this);
+  }
+
+  end(at: number): void {
+    this.release();
+    TOXICS[this.toxic.type].end?.(at, this);
+  }
 }
 
-/** Starts a toxic without a connection. Throws {@linkcode ConfigError}. */
+/** Starts a toxic at 0 without a connection. Throws {@linkcode ConfigError}. */
 export function beginToxic(
   options: ToxicOptions,
   seed: number,
   out: ToxicOutput,
 ): ActiveToxic {
   const toxic = validate("toxic", (place) => checkToxic(options, place));
-  return begin(toxic, out, randomStream(seed, toxic.name));
+  const random = randomStream(seed, toxic.name);
+  return new Queue(toxic, out, random, { epoch: 0 }, () => {}, 0);
 }
 
 /** A toxic in words: `downstream: +100±20 ms on every connection`. */
-function describeToxic({ type, stream, toxicity, attributes }: Toxic): string {
-  const share = toxicity === 1
-    ? "every connection"
-    : `${percent(toxicity)} of connections`;
+function describeToxic(
+  { type, stream, toxicity, attributes }: Toxic,
+  all = "every connection",
+): string {
+  const share = toxicity === 1 ? all : `${percent(toxicity)} of connections`;
   return `${stream}: ${TOXICS[type].inWords(attributes)} on ${share}`;
 }
 
 function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
-  const owners = new Map<string, string>();
-  return Array.from(values, (value, index) => {
-    const at = place.at(index);
-    const toxic = checkToxic(value, at);
-    const { name } = toxic;
-    const owner = owners.get(name);
-    if (owner) at.at("name").refuse(`${name} is already taken by ${owner}`);
-    else if (name !== undefined) owners.set(name, at.path);
-    return toxic;
-  });
+  const check = (value: unknown, i: number) => checkToxic(value, place.at(i));
+  const toxics = Array.from(values, check);
+  for (const [index, { name }] of toxics.entries()) {
+    const first = toxics.findIndex((each) => each.name === name);
+    if (name === undefined || first === index) continue;
+    const problem = `${name} is already taken by ${place.at(first).path}`;
+    place.at(index).at("name").refuse(problem);
+  }
+  return toxics;
 }
 
-function checkToxic(value: unknown, place: Place): Toxic {
+/** Checks a toxic; one `before` had what a change does not give. */
+function checkToxic(value: unknown, place: Place, before: Attributes = {}) {
   const toxic = checkFields(value, place, TOXIC_FIELDS);
   const { type, stream, attributes } = toxic;
   // What is missing has been reported.
   if (type === undefined || attributes === undefined) return toxic as Toxic;
   const at = place.at("attributes");
-  const good = checkFields(attributes, at, TOXICS[type].attributes);
+  const { attributes: fields, check } = TOXICS[type];
+  const good = checkFields({ ...before, ...attributes }, at, fields);
+  check?.(good as Attributes, at);
+  for (const [name, { needs }] of Object.entries(fields)) {
+    if (needs === undefined || good[name] === undefined) continue;
+    const isMet = needs.split(" and ").every((need) => {
+      const [other = "", value] = need.split(": ");
+      const found = good[other];
+      const isReported = other in attributes && found === undefined;
+      return isReported || (value ? `${found}` === value : found);
+    });
+    if (isMet) continue;
+    // A change drops what it leaves without meaning.
+    if (attributes[name] === undefined && name in before) delete good[name];
+    else at.at(name).refuse(`needs ${needs}; write that, or leave this out`);
+  }
   return { name: `${type}_${stream}`, ...toxic, attributes: good } as Toxic;
 }
 
-function oneOf<T extends string>(...choices: T[]): Guard<T> {
+function oneOf<T extends string | number | boolean>(...choices: T[]): Guard<T> {
   const all = new Set<unknown>(choices);
-  return guard(choices.join(" or "), (value): value is T => all.has(value));
+  const expected = choices.join(" or ").replace(/(?<= or )$/, '""');
+  return guard(expected, (value): value is T => all.has(value));
 }
 
 const TOXIC_FIELDS: Fields<Toxic> = {
@@ -728,12 +918,16 @@ const TOXIC_FIELDS: Fields<Toxic> = {
       return 1;
     },
   },
-  attributes: { guard: mapping as Guard<Record<string, number>>, default: {} },
+  attributes: { guard: mapping as Guard<Attributes>, default: {} },
 };
 
 LEVELS.push(["in a toxic", TOXIC_FIELDS]);
 for (const { attributes } of Object.values(TOXICS)) {
-  LEVELS.push(["in a toxic's attributes", attributes]);
+  for (const name of Object.keys(attributes)) {
+    const types = Object.entries(TOXICS)
+      .filter(([, toxic]) => name in toxic.attributes).map(([type]) => type);
+    LEVELS.push([`in the attributes of ${types.join(", ")}`, { [name]: 0 }]);
+  }
 }
 
 // ---- Config: routes, and the files they come from ---------------------------
@@ -767,6 +961,8 @@ export interface RouteOptions {
   connectTimeoutMs?: number;
   /** The longest silence once half-closed; 0: for ever. Default: 60000. */
   halfCloseTimeoutMs?: number;
+  /** A network by its name, such as `3g`: toxics in front. Default: none. */
+  profile?: string;
   /** Faults on the bytes, in the order in which they act. Default: none. */
   toxics?: readonly ToxicOptions[];
 }
@@ -794,10 +990,42 @@ export type Config =
   & Required<Pick<ConfigOptions, "drainTimeoutMs">>
   & { api?: string; routes: readonly Route[] };
 
+/** Networks: KB/s down and up, and ms for a round trip and its jitter. */
+const PROFILES: Readonly<Record<string, readonly number[]>> = {
+  gprs: [6, 3, 500],
+  edge: [30, 25, 840],
+  "3g": [200, 96, 300],
+  "4g": [1125, 1125, 170],
+  dsl: [188, 48, 50],
+  cable: [625, 125, 28],
+  "wifi-poor": [125, 125, 50, 50],
+  satellite: [2266, 423, 630],
+  transatlantic: [Infinity, Infinity, 78],
+  offline: [0, 0],
+};
+
+/** Anew on each call, since a toxic's object stands for its line. */
+function toxicsOf(profile: string): Toxic[] {
+  const [down, up, roundTrip = 0, jitter = 0] = PROFILES[profile] ?? [];
+  const latency = { latency: roundTrip / 2, jitter: jitter / 2 };
+  const toxics = Object.entries({ downstream: down, upstream: up })
+    .flatMap(([stream, rate = Infinity]) => [
+      rate < Infinity &&
+      { type: "bandwidth", stream, attributes: { rate, shared: 1 } },
+      roundTrip > 0 && { type: "latency", stream, attributes: latency },
+    ]);
+  return checkToxics(toxics.filter((each) => each), new Place("", []));
+}
+
+/** A profile's toxics, or a route's own of the same names, and its others. */
+function withProfile(profile: string, own: readonly Toxic[]): Toxic[] {
+  const all = [...toxicsOf(profile), ...own];
+  return [...new Map(all.map((toxic) => [toxic.name, toxic])).values()];
+}
+
 const MAX_CONFIG_BYTES = 1024 * 1024;
 const MAX_TOXICS_IN_ALL = 10_000;
-/** Each calls the next one: 2,000 have overflowed the stack. */
-const MAX_TOXICS = 500;
+const MAX_TOXICS = 500; // each calls the next: 2,000 overflowed the stack
 
 const listenHost = guard("a host name or an IP address", isText, isHost);
 const address = (expected: string, host?: string) =>
@@ -821,12 +1049,10 @@ const apiAddress = guard(
   (value): value is number | string => splitApi(value) !== undefined,
 );
 /** Its items have checks of their own, so that each problem has its path. */
-const listOf = (what: string, most: number) =>
-  guard(
-    `a list of ${what}, ${most} at most`,
-    Array.isArray,
-    ({ length }) => length <= most,
-  );
+function listOf(what: string, most: number) {
+  const expected = `a list of ${what}, ${most} at most`;
+  return guard(expected, Array.isArray, ({ length }) => length <= most);
+}
 const routeList = listOf("routes", 1000);
 
 function splitApi(address: unknown): Address | undefined {
@@ -847,6 +1073,7 @@ const ROUTE_FIELDS: Fields<RouteOptions> = {
   jitterMs: { guard: milliseconds, default: 0 },
   connectTimeoutMs: { guard: integer(1, MAX_MS), default: 10_000 },
   halfCloseTimeoutMs: { guard: milliseconds, default: 60_000 },
+  profile: { guard: oneOf(...Object.keys(PROFILES), ""), default: "" },
   toxics: { guard: listOf("toxics", MAX_TOXICS), default: [] },
 };
 
@@ -944,9 +1171,8 @@ function readYaml(text: string, path: string): unknown {
 
 const PLAIN_NUMBER = /^[-+]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:e-\d+)?$/i;
 
-function isTree(value: unknown): value is Record<string, unknown> {
-  return Array.isArray(value) || isRecord(value);
-}
+const isTree = (value: unknown): value is Record<string, unknown> =>
+  Array.isArray(value) || isRecord(value);
 
 /** Puts back the text of numbers such as `0755` and `1:30`, from `texts`. */
 function keepOddNumbers(tree: unknown, texts: unknown, seen = new Set()) {
@@ -973,19 +1199,15 @@ function readJson(text: string, path: string): unknown {
   const found = after === "" ? "end" : JSON.stringify(after.at(0));
   const reason = end ? message.replace(end, "") : `unexpected ${found}`;
   const lines = before.split(LINE_END);
-  const column = (lines.at(-1) ?? "").length + 1;
-  const at = `line ${lines.length}, column ${column}`;
-  const hint = hintForJson(before, after);
+  const at = `line ${lines.length}, column ${lines.at(-1)!.length + 1}`;
+  const hint = /^(?:\/[/*]|#)/.test(after)
+    ? "; JSON has no comments"
+    : /^[\]}]/.test(after) && /,\s*$/.test(before)
+    ? "; remove the comma before it"
+    : /^\s*[\w-]/.test(text)
+    ? "; name a YAML file .yaml, not .json"
+    : "";
   throw new ConfigError(path, [`${at}: invalid JSON: ${reason}${hint}`]);
-}
-
-function hintForJson(before: string, after: string): string {
-  if (/^(?:\/[/*]|#)/.test(after)) return "; JSON has no comments";
-  if (/^[\]}]/.test(after) && /,\s*$/.test(before)) {
-    return "; remove the comma before it";
-  }
-  const isYaml = /^\s*[\w-]/.test(before + after);
-  return isYaml ? "; name a YAML file .yaml, not .json" : "";
 }
 
 function errorInJson(text: string): string | undefined {
@@ -998,14 +1220,12 @@ function errorInJson(text: string): string | undefined {
 
 /** The token's offset, by bisection: V8 refuses each longer prefix for it. */
 function findUnexpectedToken(text: string): number {
-  let [start, end] = [0, text.length];
-  while (start < end) {
-    const middle = Math.ceil((start + end) / 2);
-    const error = errorInJson(text.slice(0, middle));
-    if (error?.endsWith("is not valid JSON")) end = middle - 1;
-    else start = middle;
+  let offset = 0;
+  for (let step = MAX_CONFIG_BYTES; step >= 1; step /= 2) {
+    const error = errorInJson(text.slice(0, offset + step));
+    if (!error?.endsWith("is not valid JSON")) offset += step;
   }
-  return start;
+  return Math.min(offset, text.length);
 }
 
 /** A brace, or a string; a key includes its colon. */
@@ -1057,15 +1277,15 @@ function checkConfig(
 function keyOfRoutes(value: unknown): "routes" | "proxies" | "" {
   if (!isTree(value)) return "routes";
   // A proxy that is named like a key of the config says so in its `name`.
-  const [key] = ["routes", "proxies", ...Object.keys(CONFIG_FIELDS)].filter(
+  const key = ["routes", "proxies", ...Object.keys(CONFIG_FIELDS)].find(
     (key) => key in value && (value[key] as Draft<Route> | null)?.name !== key,
   );
   if (key === "proxies") return key;
   const items = [...new Set(Object.values(value))].filter(isRecord);
-  if (key || items.some((each) => "localPort" in each)) return "routes";
-  const isProxy = (each: object) =>
-    Object.keys(each).some((key) => /^(?:listen|upstream)$/i.test(key));
-  return Array.isArray(value) || items.some(isProxy) ? "" : "routes";
+  const keys = items.flatMap((each) => Object.keys(each));
+  if (key || keys.includes("localPort")) return "routes";
+  const isProxies = keys.some((key) => /^(?:listen|upstream)$/i.test(key));
+  return Array.isArray(value) || isProxies ? "" : "routes";
 }
 
 /** Checks routes; names and addresses must be unique, also beside the API's. */
@@ -1107,7 +1327,8 @@ function checkRoute(value: unknown, place: Place, name?: string): Draft<Route> {
     : checkFields(value, place, ROUTE_FIELDS);
   const { listen, toxics: written = [], ...rest } = fields;
   if (rest.localPort !== undefined) rest.name ??= String(rest.localPort);
-  const toxics = checkToxics(written, place.at("toxics"));
+  const own = checkToxics(written, place.at("toxics"));
+  const toxics = withProfile(rest.profile ?? "", own);
   const route = { ...rest, ...(listen && hostAndPort(listen)), toxics };
   if (place.ignored) fromToxiproxy.set(route, place.ignored.slice(before));
   return route;
@@ -1144,11 +1365,9 @@ function checkUnique(places: Map<Partial<Route>, Place>, api?: Address) {
     const port = isProxy && !enabled ? 0 : localPort;
     const isApi = enabled && port > 0 && port === api?.port &&
       overlaps(canonicalHost(host), canonicalHost(api.hostname));
-    const rival = isApi
-      ? { by: "api" }
-      : earlier.find((each) =>
-        port > 0 && each.port === port && overlaps(each.hostname, hostname)
-      );
+    const isRival = (each: Address) =>
+      port > 0 && each.port === port && overlaps(each.hostname, hostname);
+    const rival = isApi ? { by: "api" } : earlier.find(isRival);
     const namesake = earlier.find((each) => name && each.name === name);
     earlier.push({ name, hostname, port, by: place.path });
     const key = isProxy ? "listen" : "localPort";
@@ -1164,10 +1383,9 @@ function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
   const byPort = Map.groupBy(routes, ({ localPort }) => localPort);
   const next = new Map(routes.map((route) => {
     const to = splitAddress(route.upstream ?? "");
-    const there = to &&
-      byPort.get(to.port)?.find(({ host = LOOPBACK }) =>
-        reaches(to.hostname, host)
-      );
+    const there = byPort.get(to?.port)?.find(({ host = LOOPBACK }) =>
+      to && reaches(to.hostname, host)
+    );
     return [route, there];
   }));
   for (const route of routes) {
@@ -1188,25 +1406,32 @@ function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
 type Bytes = Uint8Array<ArrayBuffer>;
 
 /** A chunk that a toxic holds, when it arrived there, and the one behind it. */
-interface Held extends TimedChunk {
-  readonly since: number;
-  next?: Held;
-}
+type Held = TimedChunk & { readonly since: number; next?: Held };
 
 /** A toxic at work on a link. */
-interface Stage {
-  toxic: Toxic;
-  readonly active: ActiveToxic;
+class Stage {
+  active!: ActiveToxic;
   /** What it holds, as a list: `shift` of a long array moves all the rest. */
   first?: Held;
   last?: Held;
   /** When it ends the connection. */
   cut?: { readonly at: number; readonly how: "close" | "reset" };
-  lastLeft: number; // when the chunk that left last was due
+  lastLeft = -Infinity; // when the chunk that left last was due
+  bytes = 0; // that it holds
+  delay = 0; // of the chunk that came last
+  endTurn?: () => void; // on a line that it shares
+
+  constructor(public toxic: Toxic) {}
 }
 
 const MAX_HELD_BYTES = 64 * 1024 * 1024;
 const HELD_OVERHEAD_BYTES = 1024; // what a held piece costs besides its bytes
+
+/** Shared lines, by the route's toxic: how many turns, and when all end. */
+const lines = new WeakMap<Toxic, { turns: number; freeAt: number }>();
+
+const lineOf = ({ type, attributes }: Toxic) =>
+  TOXICS[type].line?.(attributes) ?? [0, Infinity];
 
 /**
  * Forwards what one side sends to the other, through the toxics that act on it.
@@ -1223,17 +1448,15 @@ class Link {
   #since = 0; // when the chunk that a toxic processes now arrived there
   #nap: AbortController | undefined;
   #due = Infinity; // when `#run` looks again
-  /** Resolves when it holds at most `#most` bytes, or has stopped. */
+  /** Resolves when there is room and it holds at most `#most`, or has stopped. */
   #room: PromiseWithResolvers<void> | undefined;
   #most = MAX_HELD_BYTES;
   #controller!: TransformStreamDefaultController<Bytes>;
   readonly #stream = new TransformStream<Bytes, Bytes>({
-    start: (controller) => {
-      this.#controller = controller;
-    },
-    transform: (chunk, controller) => {
+    start: (controller) => this.#controller = controller,
+    transform: (chunk) => {
       if (this.#stopped) return;
-      if (this.#stages.length === 0) return controller.enqueue(chunk);
+      if (this.#stages.length === 0) return this.#controller.enqueue(chunk);
       this.#forward({ at: performance.now(), what: chunk });
       return this.#untilHeld(MAX_HELD_BYTES);
     },
@@ -1245,19 +1468,23 @@ class Link {
   });
   readonly #writer = this.#stream.writable.getWriter();
   readonly readable = this.#stream.readable;
+  readonly write = (chunk: Bytes) => this.#writer.write(chunk);
 
   /** `cut` is called when a toxic ends the connection. */
   constructor(
     readonly cut: (toxic: string, how: "close" | "reset") => void,
-    readonly randomOf: (toxic: Toxic) => () => number,
+    readonly begin: (toxic: Toxic, out: ToxicOutput) => ActiveToxic,
   ) {}
 
   /** Makes these toxics act from now on, in this order, and no others. */
   act(toxics: readonly Toxic[]): void {
     if (this.#stopped) return;
-    const names = new Set(toxics.map(({ name }) => name));
-    const gone = this.#stages.filter(({ toxic }) => !names.has(toxic.name));
-    for (const stage of gone) this.#remove(stage);
+    let last = -1;
+    for (const stage of [...this.#stages]) {
+      const index = toxics.findIndex(({ name }) => name === stage.toxic.name);
+      if (index > last) last = index;
+      else this.#remove(stage); // it is gone, or has another place now
+    }
     toxics.forEach((toxic, index) => {
       const stage = this.#stages.find((each) => each.toxic.name === toxic.name);
       if (stage === undefined) this.#insert(index, toxic);
@@ -1267,10 +1494,6 @@ class Link {
 
   get isBuffering(): boolean {
     return this.#heldBytes > 0 && !this.#stopped;
-  }
-
-  write(chunk: Bytes): Promise<void> {
-    return this.#writer.write(chunk);
   }
 
   /** Ends the stream once all that was written has been delivered. */
@@ -1287,30 +1510,30 @@ class Link {
   /** Discards what it holds and what comes; no toxic can end the connection. */
   stop(): void {
     this.#stopped = true;
+    for (const stage of this.#stages) this.#takeTurn(stage); // gives it back
     this.#nap?.abort("stopped");
     this.#room?.resolve();
   }
 
   #insert(index: number, toxic: Toxic): void {
-    const stage: Stage = {
-      toxic,
-      active: begin(toxic, {
-        pass: (timed) => this.#hold(stage, timed),
-        cut: (at, how) => {
-          stage.cut = { at, how };
-          this.#run();
-        },
-      }, this.randomOf(toxic)),
-      lastLeft: -Infinity,
-    };
+    const stage = new Stage(toxic);
+    stage.active = this.begin(toxic, {
+      pass: (timed) => this.#hold(stage, timed),
+      cut: (at, how) => {
+        stage.cut = { at, how };
+        this.#run();
+      },
+    });
     this.#stages.splice(index, 0, stage);
-    stage.active.open(performance.now());
   }
 
   #change(stage: Stage, toxic: Toxic): void {
     const at = performance.now();
+    if (stage.first?.at === Infinity) stage.lastLeft = at;
     const all: Held[] = [];
     while (stage.first) all.push(this.#shift(stage, stage.first));
+    const line = lines.get(stage.toxic);
+    if (line) lines.set(toxic, line);
     stage.toxic = toxic;
     stage.active.change(toxic.attributes, at, stage.lastLeft);
     for (const { since, what } of all) {
@@ -1330,26 +1553,41 @@ class Link {
   }
 
   #untilHeld(most: number): Promise<void> | void {
-    if (this.#heldBytes <= most || this.#stopped) return;
     this.#most = most;
+    if (this.#hasRoom() || this.#stopped) return;
     this.#room = Promise.withResolvers();
     return this.#room.promise;
   }
 
-  #hold(stage: Stage, { at, what }: TimedChunk): void {
-    if (what === "close") this.closedBy ??= stage.toxic.name;
-    const held: Held = { at, what, since: this.#since };
+  /** Whether each line has room for what comes once it is there. */
+  #hasRoom(): boolean {
+    let [bytes, delay] = [0, 50]; // ms of lead, so that no line runs empty
+    return this.#heldBytes <= this.#most && this.#stages.every((stage) => {
+      const [rate, buffer] = lineOf(stage.toxic);
+      bytes += stage.bytes;
+      const isFull = bytes > buffer + rate * delay;
+      delay += stage.delay;
+      return !isFull;
+    });
+  }
+
+  #hold(stage: Stage, timed: TimedChunk): void {
+    if (timed.what === "close") this.closedBy ??= stage.toxic.name;
+    const held: Held = { ...timed, since: this.#since };
+    stage.delay = held.at < Infinity ? held.at - held.since : 0;
     if (stage.last) stage.last.next = held;
     else stage.first = held;
     stage.last = held;
-    this.#heldBytes += HELD_OVERHEAD_BYTES + what.length;
+    stage.bytes += sizeOf(held);
+    this.#heldBytes += HELD_OVERHEAD_BYTES + sizeOf(held);
   }
 
   #shift(stage: Stage, first: Held): Held {
     stage.first = first.next;
     if (stage.last === first) stage.last = undefined;
     first.next = undefined; // or it would keep those behind it in memory
-    this.#heldBytes -= HELD_OVERHEAD_BYTES + first.what.length;
+    stage.bytes -= sizeOf(first);
+    this.#heldBytes -= HELD_OVERHEAD_BYTES + sizeOf(first);
     return first;
   }
 
@@ -1359,6 +1597,40 @@ class Link {
       const held = this.#shift(stage, stage.first);
       stage.lastLeft = held.at;
       this.#forward({ at: at ?? held.at, what: held.what }, stage);
+    }
+    this.#takeTurn(stage);
+  }
+
+  /** Takes a turn on a shared line: 10 ms, or a share of 50 ms if less. */
+  #takeTurn(stage: Stage): void {
+    const { first, toxic, lastLeft } = stage;
+    if (first && first.at < Infinity && !this.#stopped) return;
+    stage.endTurn?.();
+    stage.endTurn = undefined;
+    const [rate, , isShared] = lineOf(toxic);
+    if (!first || !isShared || rate === 0 || this.#stopped) return;
+    const line = lines.get(toxic) ?? { turns: 0, freeAt: 0 };
+    lines.set(toxic, line);
+    const most = Math.ceil(rate * Math.min(10, 50 / ++line.turns));
+    let left = Math.min(stage.bytes, most);
+    const ms = left / rate;
+    const at = Math.max(first.since, lastLeft, line.freeAt) + ms;
+    line.freeAt = at;
+    stage.endTurn = () => {
+      line.turns--;
+      if (at > performance.now()) line.freeAt -= ms;
+    };
+    for (let each: Held | undefined = first; each; each = each.next) {
+      if (left === 0 && sizeOf(each) > 0) return;
+      if (sizeOf(each) > left) {
+        const bytes = each.what as Bytes;
+        each.next = { ...each, what: bytes.subarray(left) };
+        each.what = bytes.subarray(0, left);
+        if (stage.last === each) stage.last = each.next;
+        this.#heldBytes += HELD_OVERHEAD_BYTES;
+      }
+      each.at = at;
+      left -= sizeOf(each);
     }
   }
 
@@ -1406,10 +1678,11 @@ class Link {
         }
         due = Math.min(due, first?.at ?? Infinity, cut?.at ?? Infinity);
       }
-      if (this.#heldBytes <= this.#most) this.#room?.resolve();
+      if (this.#hasRoom()) this.#room?.resolve();
       this.#due = due;
       if (due === Infinity) return;
-      await sleepUntil(due, signal);
+      // When it is late, all others get their turn before it gets another one.
+      await (due > now ? sleepUntil(due, signal) : setImmediate());
     }
   }
 }
@@ -1417,71 +1690,29 @@ class Link {
 /** Ignores an error that follows from an end which is reported elsewhere. */
 function expectedOfDelivery(): void {}
 
-const TIMER_LATENESS_MS = 1.5; // at most; polling is 0.01 ms late
-
 /** Waits until `performance.now()` reaches a time, or the signal is aborted. */
 async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
     const left = time - performance.now();
     if (left <= 0) return;
-    if (left < TIMER_LATENESS_MS + 1) await setImmediate();
-    else await sleep(Math.min(left - TIMER_LATENESS_MS, MAX_MS), signal);
+    // A timer is up to 1.5 ms late, and polling 0.01 ms.
+    if (left < 2.5) await setImmediate();
+    else await sleep(Math.min(left - 1.5, MAX_MS), signal);
   }
 }
 
 /** Waits about that long, or until the signal is aborted. */
-function sleep(ms: number, signal?: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const end = () => {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
-      resolve();
-    };
-    const timer = setTimeout(end, signal?.aborted ? 0 : ms);
-    signal?.addEventListener("abort", end);
-  });
+async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, ms);
+  using _ = signal && addAbortListener(signal, () => resolve());
+  await promise;
+  clearTimeout(timer);
 }
 
 // ---- Sockets: two kinds, listeners, dialling, fairness ----------------------
 
-const FIRST_READ_BYTES = 4 * 1024;
 const MAX_READ_BYTES = 256 * 1024;
-const MAX_SPARE = 16;
-
-/** After so much work a poll starts; after as much again, all wait for it. */
-const MAX_WORK_BYTES = 1024 * 1024; // about 0.5 ms
-const CALL_BYTES = 2 * 1024; // what a call costs besides its bytes
-const BULK_BYTES = 16 * 1024;
-const MAX_POLL_MS = 100; // then the connection is taken as broken
-const POLL_TURNS = 64;
-const REOPEN_MS = 1000;
-
-const REARM_MS = 500;
-const BACKLOG = 511; // Node's own default
-const LISTEN_ATTEMPTS = 20;
-const LISTEN_PAUSE_MS = 10;
-
-/** Checks members on an interval: a timer for each took 10 % of the CPU. */
-function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
-  const members = new Set<T>();
-  let timer: ReturnType<typeof setInterval> | undefined;
-  return {
-    add(member: T): void {
-      members.add(member);
-      timer ??= setInterval(() => {
-        look(members);
-        this.rest();
-      }, everyMs);
-    },
-    delete: (member: T) => members.delete(member),
-    /** Ends the interval now, if the set is empty. */
-    rest(): void {
-      if (members.size > 0) return;
-      clearInterval(timer);
-      timer = undefined;
-    },
-  };
-}
 
 /**
  * Makes the event loop poll the system while connections are busy. As long as
@@ -1493,7 +1724,6 @@ function watched<T>(everyMs: number, look: (members: Set<T>) => void) {
 class PollGate {
   #listeners = 0;
   #pair: readonly Deno.TcpConn[] = [];
-  #openedAt = 0;
   #work = 0; // what was done since the last poll, in bytes
   #poll: Promise<void> | undefined;
 
@@ -1508,22 +1738,20 @@ class PollGate {
 
   /** What to wait for, if anything, after reading or before writing bytes. */
   pass(bytes: number): Promise<void> | undefined {
-    this.#work += bytes + CALL_BYTES;
-    if (this.#work < MAX_WORK_BYTES) return undefined;
-    if (!this.#poll) {
-      // The caller goes on: mostly the poll ends before anyone has to wait.
-      this.#poll = this.#startPoll();
-      return undefined;
-    }
-    if (bytes < BULK_BYTES) return this.#poll;
+    this.#work += bytes + 2 * 1024; // what a call costs besides its bytes
+    if (this.#work < 1024 * 1024) return undefined; // about 0.5 ms
     // Bulk checks again, so that small requests do not queue behind it.
-    return this.#poll.then(() => this.pass(bytes));
+    const isBulk = bytes >= 16 * 1024;
+    if (this.#poll && isBulk) return this.#poll.then(() => this.pass(bytes));
+    if (this.#poll) return this.#poll;
+    // The caller goes on: mostly the poll ends before anyone has to wait.
+    this.#poll = this.#startPoll();
   }
 
   async #startPoll(): Promise<void> {
     this.#work = 0;
     const [from, to] = this.#pair;
-    const timer = setTimeout(() => this.#closePair(), MAX_POLL_MS);
+    const timer = setTimeout(() => this.#closePair(), 100); // broken
     // After a read that fills its buffer the next does not poll: room for 2.
     const [size] = await Promise.all([
       to?.read(new Uint8Array(2)),
@@ -1532,22 +1760,19 @@ class PollGate {
     clearTimeout(timer);
     if (size !== 1) {
       this.#closePair();
-      for (let turn = 0; turn < POLL_TURNS; turn++) await setImmediate();
-      const isDue = performance.now() > this.#openedAt + REOPEN_MS;
-      if (isDue && this.#listeners > 0) this.#openPair();
+      if (this.#listeners > 0) this.#openPair();
+      for (let turn = 0; turn < 64; turn++) await setImmediate();
     }
     this.#work = 0;
     this.#poll = undefined;
   }
 
   async #openPair(): Promise<void> {
-    this.#openedAt = performance.now();
-    if (!await mayUseLoopback()) return;
+    if (!mayUseLoopback()) return;
     try {
       using opened = new DisposableStack();
       using listener = Deno.listen({ hostname: LOOPBACK, port: 0 });
-      const { hostname, port } = listener.addr;
-      const from = opened.use(await Deno.connect({ hostname, port }));
+      const from = opened.use(await Deno.connect(listener.addr as Address));
       const to = opened.use(await listener.accept());
       const isOwn = to.remoteAddr.port === from.localAddr.port;
       if (!isOwn || this.#listeners === 0 || this.#pair.length > 0) return;
@@ -1567,10 +1792,9 @@ class PollGate {
 const pollGate = new PollGate();
 
 /** Whether loopback is permitted; Deno would ask for the permission. */
-async function mayUseLoopback(): Promise<boolean> {
-  const query = { name: "net", host: LOOPBACK } as const;
-  return (await Deno.permissions.query(query)).state === "granted";
-}
+const mayUseLoopback = () =>
+  Deno.permissions.querySync({ name: "net", host: LOOPBACK }).state ===
+    "granted";
 
 /** What a connection needs of a socket. */
 interface Socket {
@@ -1590,7 +1814,7 @@ const spareBuffers: Bytes[] = [];
 
 /** A socket of Deno's: the faster kind. */
 function denoSocket(conn: Deno.TcpConn): Socket {
-  let buffer = new Uint8Array(FIRST_READ_BYTES);
+  let buffer = new Uint8Array(4 * 1024);
   try {
     conn.setNoDelay();
     conn.setKeepAlive();
@@ -1614,15 +1838,18 @@ function denoSocket(conn: Deno.TcpConn): Socket {
         written += await conn.write(bytes.subarray(written));
       }
       const isSpare = bytes.length === MAX_READ_BYTES; // so all of its buffer
-      if (isSpare && spareBuffers.length < MAX_SPARE) spareBuffers.push(bytes);
+      if (isSpare && spareBuffers.length < 16) spareBuffers.push(bytes);
     },
     closeWrite: () => conn.closeWrite(),
     close: () => conn[Symbol.dispose](), // also more than once
   };
 }
 
-/** For all uses of a closed socket: to make an error each time is slow. */
-const CLOSED = new Deno.errors.BadResource("closed");
+const CLOSED = new Deno.errors.BadResource("closed"); // slow to make anew
+
+/** A plain array: the `slice` of Node's `Buffer` does not copy. */
+const withoutBuffer = ({ buffer, byteOffset, length }: Bytes) =>
+  new Uint8Array(buffer, byteOffset, length);
 
 /** A socket of Node's, for Deno's own cannot send a RST. */
 function nodeSocket(socket: net.Socket): Socket {
@@ -1630,19 +1857,17 @@ function nodeSocket(socket: net.Socket): Socket {
   let next: PromiseWithResolvers<Bytes | null> | undefined;
   socket.setNoDelay();
   socket.setKeepAlive(true);
-  // A failed write would destroy the socket, and lose what it has received.
-  // With this only the writer gets the error, and reading continues.
+  // Or a failed write would destroy the socket, and lose what it has received.
   const destroy = socket.destroy.bind(socket);
-  const state: { errored: unknown } = Reflect.get(socket, "_readableState");
   socket.destroy = (error?: NodeJS.ErrnoException) => {
     if (error?.syscall !== "write") return destroy(error);
-    state.errored = null;
+    Reflect.get(socket, "_readableState").errored = null;
     return socket;
   };
   socket.pause(); // or bytes would come before `read` asks for them
   socket.on("data", (bytes: Bytes) => {
     socket.pause();
-    next?.resolve(bytes);
+    next?.resolve(withoutBuffer(bytes));
     next = undefined;
   });
   socket.on("end", () => next?.resolve(null));
@@ -1654,7 +1879,7 @@ function nodeSocket(socket: net.Socket): Socket {
       if (socket.readableEnded) return null;
       if (socket.closed) {
         const rest: Bytes | null = socket.read();
-        if (rest) return rest;
+        if (rest) return withoutBuffer(rest);
         throw socket.errored ?? CLOSED;
       }
       next ??= Promise.withResolvers(); // an earlier call may still wait
@@ -1664,9 +1889,8 @@ function nodeSocket(socket: net.Socket): Socket {
     write: (bytes) =>
       new Promise((resolve, reject) => {
         socket.write(bytes, (error) => {
-          // Deno's node:net (2.9.6) fails a write that has to wait if the peer
-          // has ended its stream without a byte. The RST tells the peer that
-          // data is missing.
+          // Deno (2.9.6) fails a write that has to wait if the peer half-closed
+          // without a byte. The RST tells the peer that data is missing.
           if (error && socket.readableEnded) {
             socket.resetAndDestroy();
             error.message += " after an end of stream without a byte";
@@ -1679,10 +1903,8 @@ function nodeSocket(socket: net.Socket): Socket {
         });
       }),
     closeWrite: () => void socket.end(),
-    close(how) {
-      if (how === "reset") socket.resetAndDestroy();
-      else socket.destroy();
-    },
+    close: (how) =>
+      how === "reset" ? socket.resetAndDestroy() : socket.destroy(),
   };
 }
 
@@ -1702,19 +1924,14 @@ export class ListenError extends Error {
   }
 }
 
-interface Listener {
-  readonly addr: Address;
-  /** The next connection; only one call may wait at a time. */
-  accept(): Promise<Socket>;
-  /** Resolves when the address is free again. */
-  close(): void | Promise<void>;
-}
+/** Accepts one by one. Its `close` resolves when the address is free again. */
+type Listener = Awaited<ReturnType<typeof listenOnDeno | typeof listenOnNode>>;
 
-function listenOnDeno(address: Address): Listener {
+function listenOnDeno(address: Address) {
   const listener = Deno.listen(address);
   let accepting: Promise<Socket> | undefined;
   return {
-    addr: listener.addr,
+    addr: listener.addr as Address,
     accept: () => accepting = listener.accept().then(denoSocket),
     async close() {
       pollGate.release();
@@ -1724,17 +1941,13 @@ function listenOnDeno(address: Address): Listener {
   };
 }
 
-async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
+async function listenOnNode({ hostname, port }: Address) {
   const accepted: Socket[] = [];
-  let waiting: PromiseWithResolvers<void> | undefined;
   const server = net.createServer({ allowHalfOpen: true });
-  server.on("connection", (conn) => {
-    accepted.push(nodeSocket(conn));
-    waiting?.resolve();
-  });
+  server.on("connection", (conn) => accepted.push(nodeSocket(conn)));
   server.listen(port, hostname);
   await once(server, "listening");
-  server.on("error", (error) => waiting?.reject(error));
+  server.on("error", () => {}); // `once` in `accept` throws it
   const at = server.address() as net.AddressInfo;
   const addr = { hostname: at.address, port: at.port };
   // When Deno's `net.Server` (2.9.6) finds no file descriptor for a connection,
@@ -1743,17 +1956,14 @@ async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
     try {
       Deno.listen(addr).close(); // fails: with EADDRINUSE if none is missing
     } catch (error) {
-      if (hasCode(error, "EMFILE", "ENFILE")) waiting?.reject(error);
+      if (hasCode(error, "EMFILE", "ENFILE")) server.emit("error", error);
     }
-    Reflect.get(server, "_handle")?.listen(BACKLOG); // changes nothing else
-  }, REARM_MS);
+    Reflect.get(server, "_handle")?.listen(511); // the default
+  }, 500);
   return {
     addr,
     async accept() {
-      while (accepted.length === 0) {
-        waiting = Promise.withResolvers();
-        await waiting.promise;
-      }
+      if (accepted.length === 0) await once(server, "connection");
       return accepted.shift()!;
     },
     close() {
@@ -1761,7 +1971,7 @@ async function listenOnNode({ hostname, port }: Address): Promise<Listener> {
       clearInterval(rearm);
       server.close();
       for (const socket of accepted) socket.close();
-      waiting?.reject(CLOSED);
+      server.emit("error", CLOSED);
     },
   };
 }
@@ -1779,52 +1989,42 @@ async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
       .finally(() => lookups.delete(host));
   lookups.set(host, lookup);
   const { promise: aborted, reject } = Promise.withResolvers<never>();
-  const abort = () => reject(signal.reason);
-  signal.addEventListener("abort", abort);
-  return await Promise.race([lookup, aborted])
-    .finally(() => signal.removeEventListener("abort", abort));
+  using _ = addAbortListener(signal, () => reject(signal.reason));
+  return await Promise.race([lookup, aborted]);
 }
 
 /** Listens on a route's address, with Node's sockets if `resettable`. */
-async function listen(
-  route: Route,
-  resettable: boolean,
-  signal: AbortSignal,
-  attempts = LISTEN_ATTEMPTS,
-): Promise<Listener> {
-  const asked = { hostname: route.host, port: route.localPort };
-  try {
-    const [hostname = route.host] = await lookUp(route.host, signal);
-    const listenOn = resettable ? listenOnNode : listenOnDeno;
-    const listener = await listenOn({ ...asked, hostname });
-    await pollGate.retain();
-    return listener;
-  } catch (error) {
-    signal.throwIfAborted();
-    if (!hasCode(error, "EADDRINUSE") || attempts === 1) {
-      throw new ListenError(`route ${route.name}`, addressOf(asked), error);
+async function listen(route: Route, resettable: boolean, signal: AbortSignal) {
+  const { name, host, localPort: port } = route;
+  for (let attempt = 1;; attempt++) {
+    try {
+      const [hostname = host] = await lookUp(host, signal);
+      const listenOn = resettable ? listenOnNode : listenOnDeno;
+      const listener = await listenOn({ hostname, port });
+      await pollGate.retain();
+      return listener;
+    } catch (error) {
+      signal.throwIfAborted();
+      if (!hasCode(error, "EADDRINUSE") || attempt === 20) {
+        const asked = addressOf({ hostname: host, port });
+        throw new ListenError(`route ${name}`, asked, error);
+      }
     }
     // A process that was just started may still have a copy of a closed socket.
-    await sleep(LISTEN_PAUSE_MS, signal);
-    return await listen(route, resettable, signal, attempts - 1);
+    await sleep(10, signal);
   }
 }
 
 /** Dials the addresses of an upstream, one after the other. */
-async function dial(
-  upstream: string,
-  resettable: boolean,
-  signal: AbortSignal,
-): Promise<Socket> {
-  const to = splitAddress(upstream);
+async function dial(address: string, resettable: boolean, signal: AbortSignal) {
+  const to = splitAddress(address);
   if (!to) throw new Error("the upstream has no port; expected host:port");
   let failure: unknown;
   for (const hostname of await lookUp(to.hostname, signal)) {
     let socket: net.Socket | undefined;
     try {
-      if (!resettable) {
-        return denoSocket(await Deno.connect({ ...to, hostname, signal }));
-      }
+      const at = { ...to, hostname, signal };
+      if (!resettable) return denoSocket(await Deno.connect(at));
       socket = net.connect({ ...to, host: hostname, allowHalfOpen: true });
       await once(socket, "connect", { signal });
       return nodeSocket(socket);
@@ -1837,9 +2037,8 @@ async function dial(
   throw failure;
 }
 
-function hasCode(error: unknown, ...codes: string[]): boolean {
-  return codes.includes((error as NodeJS.ErrnoException).code ?? "");
-}
+const hasCode = (error: unknown, ...codes: string[]) =>
+  codes.includes((error as NodeJS.ErrnoException).code ?? "");
 
 /** An error in the system's words, without its number. */
 function causeOf(error: unknown): string {
@@ -1873,10 +2072,7 @@ function actingOn(seed: number, route: Route, number: number): Toxic[] {
   });
 }
 
-/** Rounds milliseconds to whole microseconds. */
-function toMicroseconds(ms: number): number {
-  return Math.round(ms * 1000) / 1000;
-}
+const toMicroseconds = (ms: number) => Math.round(ms * 1000) / 1000;
 
 /** One end of a connection through the proxy. */
 export type Side = "client" | "upstream";
@@ -1893,22 +2089,17 @@ export type Outcome =
   | "cut" // alone, or with its route
   | "drain"; // the proxy stopped
 
-/** What happens to a connection, in this order. */
+/** An outcome, with what failed, mostly in the system's words, or the toxic. */
+export type Reason = { why: Outcome; cause?: string; toxic?: string };
+
+/** What happens to a connection, in this order. `connection` starts at 1. */
 export type ConnectionEvent =
-  & {
-    route: string;
-    /** Its number on that route, from 1. */
-    connection: number;
-    client: string;
-  }
+  & { route: string; connection: number; client: string }
   & (
     | { event: "accepted"; upstream: string }
     | { event: "dropped" }
-    /** Fault: never answered; closed after `timeoutMs`; 0: by the client. */
     | { event: "timed_out"; timeoutMs: number }
-    /** Fault: waits that long before the upstream is dialled. */
     | { event: "delayed"; delayMs: number }
-    /** The upstream was reached; these toxics act at first. */
     | {
       event: "connected";
       upstream: string;
@@ -1918,14 +2109,8 @@ export type ConnectionEvent =
     }
     | { event: "upstream_failed"; upstream: string; cause: string }
     /** The connection ended; each `accepted` has one `closed`. */
-    | {
+    | Reason & {
       event: "closed";
-      why: Outcome;
-      /** What failed, mostly in the system's words. */
-      cause?: string;
-      /** The toxic that ended it. */
-      toxic?: string;
-      /** Bytes that came from the client, and from the upstream. */
       bytesUp: number;
       bytesDown: number;
       durationMs: number;
@@ -1936,152 +2121,163 @@ export type ConnectionEvent =
 export type FaultKind = "dropRate" | "timeoutRate" | "latencyMs" | ToxicType;
 
 /** The statistics of a route's connections. */
-export interface RouteStats {
-  /** The route as it stands. */
+export type RouteStats = {
   route: Route;
-  /** How many connections are in flight. */
+  connections: number;
   open: number;
-  /** How many have ended, by outcome. */
   ended: Partial<Record<Outcome, number>>;
-  /** How often a fault was injected, or a toxic began to act, by its kind. */
+  /** How often a fault was injected, or a toxic began to act. */
   faults: Partial<Record<FaultKind, number>>;
+  toxics: Record<string, number>;
   /** Upstreams reached: in all, and within each {@linkcode DIAL_BOUNDS_MS}. */
   dials: { count: number; totalMs: number; within: number[] };
-  /** Bytes that were read, from the client (upstream) or from the upstream. */
+  /** Bytes that were read and written; those of `upstream` go to it. */
   received: Record<Stream, number>;
-  /** Bytes that were written, to the upstream (upstream) or to the client. */
   sent: Record<Stream, number>;
-}
+  /** The first 1,000 since numbers began at 1, with the toxics that acted. */
+  first: {
+    number: number;
+    decision: Decision["kind"];
+    delayMs: number;
+    toxics: string[];
+    outcome: Reason | null;
+  }[];
+};
 
 /** The bounds, in milliseconds, by which dialling times are counted. */
-export const DIAL_BOUNDS_MS: readonly number[] = [
-  ...[1, 2.5, 5, 10, 25, 50, 100, 250, 500],
-  ...[1000, 2500, 5000, 10_000],
-];
+export const DIAL_BOUNDS_MS: readonly number[] = [1, 10, 100, 1000]
+  .flatMap((ms) => [ms, 2.5 * ms, 5 * ms]).concat(10_000);
 
-type Counts = Omit<RouteStats, "route" | "open">;
-
-const newCounts = (): Counts => ({
+const newCounts = (): Omit<RouteStats, "route" | "open"> => ({
+  connections: 0,
   ended: {},
   faults: {},
+  toxics: Object.create(null),
   dials: { count: 0, totalMs: 0, within: DIAL_BOUNDS_MS.map(() => 0) },
   received: { upstream: 0, downstream: 0 },
   sent: { upstream: 0, downstream: 0 },
+  first: [],
 });
 
 function tally<K extends PropertyKey>(counts: { [key in K]?: number }, key: K) {
   counts[key] = (counts[key] ?? 0) + 1;
 }
 
-/** The outcome of a connection, as in its `closed` event. */
-type Reason = { why: Outcome; cause?: string; toxic?: string };
-
+const MAX_RECORDS = 1000;
 const MAX_LINGER_MS = 2000;
 const CHECK_MS = 20;
 
-/** A connection, from being accepted to its end. */
 class Connection {
-  /** Those that dial or are half-closed, which may take too long. */
-  static readonly watch = watched<Connection>(CHECK_MS, (all) => {
-    for (const each of all) each.#checkTimeouts();
-  });
+  /** Those that dial or are half-closed. A timer each took 10 % of the CPU. */
+  static readonly #watched = new Set<Connection>();
+  static #interval: ReturnType<typeof setInterval> | undefined;
 
   readonly id: Pick<ConnectionEvent, "route" | "connection" | "client">;
+  private readonly record: RouteStats["first"][number];
   /** Resolves when it has ended. It starts after the constructor returns. */
   readonly ended: Promise<void>;
   /** How many bytes have been read, by the side that sent them. */
-  readonly received: Record<Side, number> = { client: 0, upstream: 0 };
+  readonly #received = { client: 0, upstream: 0 };
   readonly #start = performance.now();
+  readonly #seed: number; // the context's may change
   #sockets: Partial<Record<Side, Socket>>;
   #links: Partial<Record<Side, Link>> = {};
-  #toxics: Toxic[];
+  toxics: readonly Toxic[] = []; // of its own, which act after the route's
+  #acting: Toxic[];
   readonly #aborted = new AbortController();
-  /** Why it ended before both sides had ended their streams. */
-  #failure: Reason | undefined;
+  #failure: Reason | undefined; // why it ended before both streams did
   #firstToEnd: Side | undefined;
-  /** When the dialling takes too long. */
   #dialDeadline = Infinity;
   #delivered = 0;
-  #isClosed = false;
-  /** Whether bytes moved since the last look, and when they last did. */
-  #hasMoved = true;
-  #movedAt = 0;
+  #hasMoved = true; // since the last look
+  #movedAt = 0; // when bytes last did
 
   constructor(
     client: Socket,
     readonly route: Route,
     readonly number: number,
-    private readonly seed: number,
     readonly resettable: boolean,
-    private readonly counts: Counts,
-    private readonly onEvent: (event: ConnectionEvent) => void,
+    private readonly counts: ReturnType<typeof newCounts>,
+    private readonly context: Pick<ProxyContext, "seed" | "epoch" | "emit">,
   ) {
     this.id = { route: route.name, connection: number, client: client.peer };
     this.#sockets = { client };
-    const decision = decide(seed, route, number);
-    this.#toxics = decision.kind === "forward" ? decision.toxics : [];
-    this.ended = Promise.resolve().then(() => this.#run(client, decision));
+    this.#seed = context.seed;
+    const decided = decide(this.#seed, route, number);
+    this.#acting = decided.kind === "forward" ? decided.toxics : [];
+    const { kind: decision, delayMs } = { delayMs: 0, ...decided };
+    this.record = { number, decision, delayMs, toxics: [], outcome: null };
+    if (number <= MAX_RECORDS) counts.first[number - 1] = this.record;
+    counts.connections++;
+    this.ended = Promise.resolve().then(() => this.#run(client, decided));
   }
 
-  get ageMs(): number {
-    return toMicroseconds(performance.now() - this.#start);
+  get state() {
+    const { route, connection: number, client } = this.id;
+    const { upstream } = this.route;
+    const { client: bytesUp, upstream: bytesDown } = this.#received;
+    const bytes = { bytesUp, bytesDown };
+    const ageMs = toMicroseconds(performance.now() - this.#start);
+    const toxics = this.acting.map(({ name }) => name);
+    return { route, number, client, upstream, ...bytes, ageMs, toxics };
   }
 
   get acting(): Toxic[] {
-    return this.#sockets.upstream && !this.#failure ? this.#toxics : [];
+    return this.#sockets.upstream && !this.#failure ? this.#acting : [];
   }
 
-  setToxics(toxics: readonly Toxic[]): void {
-    this.#toxics = actingOn(this.seed, { ...this.route, toxics }, this.number);
+  /** Sets the route's and its own, which replace those of the same name. */
+  setToxics(ofRoute: readonly Toxic[], own = this.toxics): void {
+    const names = new Set([...this.toxics, ...own].map(({ name }) => name));
+    const toxics = [...ofRoute.filter(({ name }) => !names.has(name)), ...own];
+    this.toxics = own;
+    this.#acting = actingOn(this.#seed, { ...this.route, toxics }, this.number);
     this.#act();
+    // A link tells toxics by name: its own ends before the route's begins.
+    if (names.size > own.length) this.setToxics(ofRoute);
   }
 
   /** Runs the connection until it has ended; never fails. */
   async #run(client: Socket, decision: Decision): Promise<void> {
     const { kind } = decision;
     const { upstream } = this.route;
-    this.onEvent({ event: "accepted", ...this.id, upstream });
+    this.context.emit({ event: "accepted", ...this.id, upstream });
     if (kind === "forward") await this.#forward(client, decision.delayMs);
     else if (kind === "timeout") await this.#hold(client);
     else {
       tally(this.counts.faults, "dropRate");
-      this.onEvent({ event: "dropped", ...this.id });
+      this.context.emit({ event: "dropped", ...this.id });
       this.end({ why: "fault" });
     }
     this.end();
     const reason = this.#failure ?? { why: this.#firstToEnd ?? "client" };
     tally(this.counts.ended, reason.why);
-    this.onEvent({
-      event: "closed",
-      ...this.id,
-      ...reason,
-      bytesUp: this.received.client,
-      bytesDown: this.received.upstream,
-      durationMs: this.ageMs,
-    });
-    // V8's Map and Set keep what was removed, and all this, until a full GC.
-    this.#sockets = {};
-    this.#links = {};
+    this.record.outcome = reason;
+    const { bytesUp, bytesDown, ageMs: durationMs } = this.state;
+    const measured = { bytesUp, bytesDown, durationMs };
+    this.context.emit({ event: "closed", ...this.id, ...reason, ...measured });
   }
 
   /** Closes all that is open, which ends it; the first reason stands. */
   end(reason?: Reason, how?: "close" | "reset"): void {
     this.#failure ??= reason;
-    this.#isClosed = true;
-    Connection.watch.delete(this);
+    Connection.#watched.delete(this);
     if (this.#failure) this.#aborted.abort(CLOSED);
     for (const socket of Object.values(this.#sockets)) socket.close(how);
     for (const link of Object.values(this.#links)) {
       if (this.#failure) link.abort();
       else link.stop();
     }
+    // V8's Map and Set keep what was removed, and all this, until a full GC.
+    this.#sockets = {};
+    this.#links = {};
   }
 
   /** Answers nothing until the timeout, also if the client ends its stream. */
   async #hold(client: Socket): Promise<void> {
     const { timeoutMs } = this.route;
     tally(this.counts.faults, "timeoutRate");
-    this.onEvent({ event: "timed_out", ...this.id, timeoutMs });
+    this.context.emit({ event: "timed_out", ...this.id, timeoutMs });
     const read = this.#read("client", client);
     if (timeoutMs > 0) {
       await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
@@ -2094,10 +2290,10 @@ class Connection {
     const up = this.#newLink("client");
     if (delayMs > 0) {
       tally(this.counts.faults, "latencyMs");
-      this.onEvent({ event: "delayed", ...this.id, delayMs });
+      this.context.emit({ event: "delayed", ...this.id, delayMs });
       this.#read("client", client, up).then(() => {
         // One that has sent something may be waiting for the answer.
-        if (!this.#sockets.upstream && this.received.client === 0) {
+        if (!this.#sockets.upstream && this.#received.client === 0) {
           this.end({ why: "client" });
         }
       });
@@ -2120,7 +2316,7 @@ class Connection {
     const { upstream, connectTimeoutMs } = this.route;
     const start = performance.now();
     this.#dialDeadline = start + connectTimeoutMs;
-    Connection.watch.add(this);
+    this.#watch();
     try {
       const { signal } = this.#aborted;
       const socket = await dial(upstream, this.resettable, signal);
@@ -2133,31 +2329,33 @@ class Connection {
       DIAL_BOUNDS_MS.forEach((bound, i) => {
         if (dialMs <= bound) tally(dials.within, i);
       });
-      this.onEvent({
-        event: "connected",
-        ...this.id,
-        upstream,
-        address: socket.peer,
-        dialMs,
-        toxics: this.acting.map(({ name }) => name),
-      });
+      const toxics = this.acting.map(({ name }) => name);
+      const reached = { upstream, address: socket.peer, dialMs, toxics };
+      this.context.emit({ event: "connected", ...this.id, ...reached });
     } catch (error) {
       if (this.#failure) return; // ended meanwhile, which aborts the dialling
       const cause = causeOf(error);
       this.#failure = { why: "upstream_failed", cause };
-      this.onEvent({ event: "upstream_failed", ...this.id, upstream, cause });
+      const failed = { ...this.id, upstream, cause };
+      this.context.emit({ event: "upstream_failed", ...failed });
     } finally {
       this.#dialDeadline = Infinity;
-      if (!this.#firstToEnd) Connection.watch.delete(this);
+      if (!this.#firstToEnd) Connection.#watched.delete(this);
     }
   }
 
   #newLink(from: Side): Link {
     return this.#links[from] = new Link(
       (toxic, how) => this.end({ why: "fault", toxic }, how),
-      ({ name, type }) => { // once for each toxic that begins to act
-        tally(this.counts.faults, type);
-        return randomStream(this.seed, this.route.name, this.number, name);
+      (toxic, out) => {
+        const { name, type } = toxic;
+        const { route, number, context, counts, record } = this;
+        const random = randomStream(this.#seed, route.name, number, name);
+        return new Queue(toxic, out, random, context, () => {
+          tally(counts.faults, type);
+          tally(counts.toxics, name);
+          if (!record.toxics.includes(name)) record.toxics.push(name);
+        }, performance.now());
       },
     );
   }
@@ -2215,18 +2413,17 @@ class Connection {
         if (bytes === null) break;
         size = bytes.length;
         this.#hasMoved = true;
-        this.received[from] += size;
+        this.#received[from] += size;
         this.counts.received[STREAM_OF[from]] += size;
         if (!link) continue;
         const written = link.write(bytes);
         // Without an upstream it is read ahead, to notice its end.
-        if (this.#sockets.upstream || this.received[from] > MAX_READ_BYTES) {
+        if (this.#sockets.upstream || this.#received[from] > MAX_READ_BYTES) {
           await written;
         } else written.catch(expectedOfDelivery);
       }
       this.#firstToEnd ??= from;
-      const mayTimeOut = !this.#isClosed && this.route.halfCloseTimeoutMs > 0;
-      if (mayTimeOut) Connection.watch.add(this);
+      if (this.#sockets.client && this.route.halfCloseTimeoutMs) this.#watch();
     } catch (error) {
       // If the link has failed, the reason is set, or is in its `closedBy`.
       if (!link?.closedBy) {
@@ -2235,6 +2432,21 @@ class Connection {
       this.#aborted.abort(CLOSED);
     }
     link?.end();
+  }
+
+  #watch(): void {
+    Connection.#watched.add(this);
+    Connection.#interval ??= setInterval(() => {
+      for (const each of Connection.#watched) each.#checkTimeouts();
+      Connection.rest();
+    }, CHECK_MS);
+  }
+
+  /** Ends the interval now, if none is watched. */
+  static rest(): void {
+    if (Connection.#watched.size > 0) return;
+    clearInterval(Connection.#interval);
+    Connection.#interval = undefined;
   }
 
   /** Ends a dialling that takes too long, and a half-closed connection. */
@@ -2263,13 +2475,11 @@ const CLIENT_LEFT = ["ENOTCONN", "ECONNRESET", "ECONNABORTED"];
 const WARM_UPS = 3;
 const MAX_WARM_UP_MS = 1000;
 
-/** What happens to a route and its toxics. */
+/** What happens to a route and its toxics, or to those of a `connection`. */
 export type RouteEvent =
-  & { route: string }
+  & { route: string; connection?: number; client?: string }
   & (
-    /** It listens, at the address really taken. */
     | { event: "listening"; address: string; upstream: string; faults: string }
-    /** What was ignored, and what is probably a mistake. */
     | { event: "config_warning"; warnings: string[] }
     | { event: "accept_failed"; cause: string }
     | {
@@ -2292,14 +2502,22 @@ export type ProxyEvent =
   | { event: "reseeded"; seed: number }
   /** Waits for the connections in flight, for so long; 0: for ever. */
   | { event: "draining"; connections: number; timeoutMs: number }
-  /** No connection is left; so many had to be cut. */
   | { event: "drained"; cut: number; durationMs: number };
+
+/** What the connections met. A warning names a fault without effect. */
+export type Report = {
+  version: string;
+  seed: number;
+  durationMs: number;
+  warnings: string[];
+  routes: RouteStats[];
+};
 
 /** How to start a {@linkcode ChaosProxy}. */
 export interface StartOptions {
   /** Called with each event, as it happens; must not throw. */
   onEvent?: (event: ProxyEvent) => void;
-  /** Whether all routes can be reset (slower), not just with `reset_peer`. */
+  /** Whether all routes can be reset (slower), not just where toxics do. */
   resettable?: boolean;
 }
 
@@ -2308,7 +2526,6 @@ export type LiveConnection = {
   /** Identifies it among all connections of this proxy. */
   id: number;
   route: string;
-  /** Its number on that route, from 1. */
   number: number;
   client: string;
   upstream: string;
@@ -2318,25 +2535,26 @@ export type LiveConnection = {
   toxics: string[];
 };
 
+/** What has toxics: a route, by its name, or an open connection, by its id. */
+export type ToxicTarget = string | { connection: number };
+
 interface ProxyContext {
   seed: number;
+  epoch: number;
   lastId: number;
   readonly drainTimeoutMs: number;
   readonly resettable: boolean;
-  /** Aborted when the proxy stops, with the error for later changes. */
-  readonly stopping: AbortController;
+  readonly stopping: AbortController; // aborts with the error for changes
   readonly emit: (event: ProxyEvent) => void;
 }
 
 /** Serves a route, and changes it as {@linkcode ChaosProxy} decides. */
 class LiveRoute {
   lastNumber = 0;
-  /** Those that have not ended, by id. */
-  readonly connections = new Map<number, Connection>();
+  readonly connections = new Map<number, Connection>(); // in flight, by id
   readonly #resettable: boolean;
   #listener: Listener | undefined;
-  /** The host that it has listened on last, as an address. */
-  #host: string | undefined;
+  #host: string | undefined; // on which it has listened last, as an address
   #counts = newCounts();
 
   constructor(public route: Route, private readonly context: ProxyContext) {
@@ -2369,7 +2587,6 @@ class LiveRoute {
     this.route = { ...next, host, localPort, toxics: this.route.toxics };
   }
 
-  /** Accepts connections, until its listener changes. */
   async run(): Promise<void> {
     const listener = this.#listener;
     if (!listener) return;
@@ -2387,9 +2604,8 @@ class LiveRoute {
         if (listener !== this.#listener) return;
         emit({ event: "accept_failed", route, cause: causeOf(error) });
         // Waits for file descriptors, but not when a client has left again.
-        if (!hasCode(error, ...CLIENT_LEFT)) {
-          await sleep(ACCEPT_PAUSE_MS, stopping.signal);
-        }
+        const hasLeft = hasCode(error, ...CLIENT_LEFT);
+        if (!hasLeft) await sleep(ACCEPT_PAUSE_MS, stopping.signal);
       }
     }
   }
@@ -2397,8 +2613,9 @@ class LiveRoute {
   /** Updates settings; with `toxics` it restarts as another route. */
   async update(changes: Partial<Route>): Promise<Route> {
     if (changes.toxics?.some(needsReset)) this.assertResettable();
-    const { host } = { ...this.route, ...changes };
-    const wanted = { ...this.route, ...changes, host: canonicalHost(host) };
+    const { profile: before } = this.route;
+    const wanted = { ...this.route, ...changes };
+    wanted.host = canonicalHost(wanted.host);
     const moves = !this.isAt(wanted);
     const restarts = moves || wanted.upstream !== this.route.upstream;
     const opens = wanted.enabled && (moves || !this.#listener);
@@ -2415,6 +2632,12 @@ class LiveRoute {
     if (changes.toxics) {
       this.lastNumber = 0;
       this.setToxics(changes.toxics);
+    } else if (wanted.profile !== before) {
+      const gone = toxicsOf(before);
+      const own = this.route.toxics.filter((toxic) =>
+        !gone.some((each) => isDeepStrictEqual(each, toxic))
+      );
+      this.setToxics(withProfile(wanted.profile, own));
     }
     if (opens) this.run();
     await cut;
@@ -2422,23 +2645,24 @@ class LiveRoute {
     return this.route;
   }
 
-  setToxics(toxics: readonly Toxic[]): void {
+  /** Sets its toxics, or those of one of its connections alone. */
+  setToxics(toxics: readonly Toxic[], connection?: Connection): void {
     if (toxics.some(needsReset)) this.assertResettable();
-    const { name: route, toxics: before } = this.route;
-    this.route = { ...this.route, toxics };
-    for (const each of this.connections.values()) each.setToxics(toxics);
-    const { emit } = this.context;
-    for (const { name } of before) {
-      if (toxics.some((toxic) => toxic.name === name)) continue;
-      emit({ event: "toxic_removed", route, toxic: name });
+    const { toxics: before } = connection ?? this.route;
+    const of = connection?.id ?? { route: this.route.name };
+    if (!connection) this.route = { ...this.route, toxics };
+    for (const each of connection ? [connection] : this.connections.values()) {
+      each.setToxics(this.route.toxics, connection && toxics);
     }
+    const { emit } = this.context;
+    const gone = new Set(before.map(({ name }) => name));
     for (const toxic of toxics) {
       const { name } = toxic;
-      if (before.includes(toxic)) continue;
-      const isChange = before.some((each) => each.name === name);
-      const event = isChange ? "toxic_changed" : "toxic_added";
-      emit({ event, route, toxic: name, effect: describeToxic(toxic) });
+      const event = gone.delete(name) ? "toxic_changed" : "toxic_added";
+      const effect = describeToxic(toxic, connection && "this connection");
+      if (!before.includes(toxic)) emit({ event, ...of, toxic: name, effect });
     }
+    for (const toxic of gone) emit({ event: "toxic_removed", ...of, toxic });
   }
 
   assertResettable(): void {
@@ -2469,19 +2693,21 @@ class LiveRoute {
   }
 
   stats(): RouteStats {
-    const counts = structuredClone(this.#counts);
-    return { route: this.route, open: this.connections.size, ...counts };
+    const { route, connections: { size: open } } = this;
+    const { first, ...counts } = this.#counts;
+    const records = first.slice(0, this.lastNumber);
+    return { route, open, ...structuredClone(counts), first: records };
   }
 
+  /** By itself, as the loop that accepts would keep the last connection. */
   #admit(client: Socket): void {
     const connection = new Connection(
       client,
       this.route,
       ++this.lastNumber,
-      this.context.seed,
       this.#resettable,
       this.#counts,
-      this.context.emit,
+      this.context,
     );
     const id = ++this.context.lastId;
     this.connections.set(id, connection);
@@ -2489,8 +2715,8 @@ class LiveRoute {
   }
 }
 
-const needsReset = ({ type, toxicity }: Toxic) =>
-  type === "reset_peer" && toxicity > 0;
+const needsReset = ({ type, toxicity, attributes: { rate, reset } }: Toxic) =>
+  toxicity > 0 && (type === "reset_peer" || (reset === 1 && rate !== 0));
 
 /**
  * A running proxy. Toxics change at once, and routes one after the other. If a
@@ -2502,6 +2728,7 @@ const needsReset = ({ type, toxicity }: Toxic) =>
 export class ChaosProxy implements AsyncDisposable {
   static #warm: Promise<void> | undefined;
   readonly #routes = new Map<string, LiveRoute>();
+  readonly #start = performance.now();
   #turn: Promise<unknown> = Promise.resolve();
 
   private constructor(private readonly context: ProxyContext) {}
@@ -2515,15 +2742,15 @@ export class ChaosProxy implements AsyncDisposable {
     const { seed = randomSeed(), drainTimeoutMs, routes } = checked;
     await (this.#warm ??= this.#warmUp(resettable));
     const stopping = new AbortController();
-    const settings = { seed, drainTimeoutMs, resettable };
+    const epoch = performance.now();
+    const settings = { seed, epoch, drainTimeoutMs, resettable };
     const proxy = new ChaosProxy({ ...settings, lastId: 0, stopping, emit });
     await proxy.#open(routes);
     for (const each of routes) {
       const warnings = firstOf(warningsOf(each));
-      if (warnings.length > 0) {
-        emit({ event: "config_warning", route: each.name, warnings });
-      }
-      proxy.#find(each.name).run();
+      const { name: route } = each;
+      if (warnings[0]) emit({ event: "config_warning", route, warnings });
+      proxy.#target(route).live.run();
     }
     emit({ event: "started", routes: routes.length, seed });
     return proxy;
@@ -2534,7 +2761,7 @@ export class ChaosProxy implements AsyncDisposable {
    * ms late. With a second proxy for that, V8 makes all 1.4 times as slow.
    */
   static async #warmUp(resettable: boolean): Promise<void> {
-    if (!await mayUseLoopback()) return;
+    if (!mayUseLoopback()) return;
     try {
       using open = new DisposableStack();
       const upstream = open.use(Deno.listen({ hostname: LOOPBACK, port: 0 }));
@@ -2549,11 +2776,12 @@ export class ChaosProxy implements AsyncDisposable {
       const timer = setTimeout(() => open.dispose(), MAX_WARM_UP_MS);
       open.defer(() => clearTimeout(timer));
       const bytes = new Uint8Array(64);
+      const context = { seed: 0, epoch: 0, emit() {} };
+      const settings = [resettable, newCounts(), context] as const;
       for (let number = 1; number <= WARM_UPS; number++) {
         const client = open.use(await Deno.connect(listener.addr));
         const socket = await listener.accept();
-        const context = [route, number, 0, resettable, newCounts()] as const;
-        const { ended } = new Connection(socket, ...context, () => {});
+        const { ended } = new Connection(socket, route, number, ...settings);
         const server = open.use(await upstream.accept());
         for (const conn of [client, server]) {
           await conn.write(bytes);
@@ -2565,7 +2793,7 @@ export class ChaosProxy implements AsyncDisposable {
     } catch {
       // No file descriptor is free, or there is no loopback: it goes without.
     } finally {
-      Connection.watch.rest();
+      Connection.rest();
     }
   }
 
@@ -2584,17 +2812,29 @@ export class ChaosProxy implements AsyncDisposable {
     return this.#live.size;
   }
 
+  /** Whether it accepts connections, and for how long it has run. */
+  health(): { status: "ok" | "draining"; version: string; uptimeMs: number } {
+    const status = this.context.stopping.signal.aborted ? "draining" : "ok";
+    const uptimeMs = toMicroseconds(performance.now() - this.#start);
+    return { status, version: deno.version, uptimeMs };
+  }
+
   /** A route as it stands. */
   route(name: string): Route {
-    return this.#find(name).route;
+    return this.#target(name).live.route;
+  }
+
+  /** The toxics of a route, or those of one connection alone. */
+  toxics(target: ToxicTarget): readonly Toxic[] {
+    return this.#target(target).toxics;
   }
 
   /** A toxic as it stands. */
-  toxic(route: string, name: string): Toxic {
-    const { toxics } = this.route(route);
+  toxic(target: ToxicTarget, name: string): Toxic {
+    const { toxics, what } = this.#target(target);
     const toxic = toxics.find((each) => each.name === name);
     if (toxic) return toxic;
-    throw new Deno.errors.NotFound(`route ${route} has no toxic ${name}`);
+    throw new Deno.errors.NotFound(`${what} has no toxic ${name}`);
   }
 
   /** Adds a route, with its toxics, and listens on it. */
@@ -2616,15 +2856,15 @@ export class ChaosProxy implements AsyncDisposable {
       `route ${name}`,
       (place) => checkFields(changes, place, fields, true),
     );
-    return await this.#inTurn(() => this.#change(this.#find(name), checked));
+    return await this.#inTurn(() => this.#change(name, checked));
   }
 
   /** Removes a route, and cuts its connections. */
   async removeRoute(name: string): Promise<void> {
     await this.#inTurn(async () => {
-      const route = this.#find(name);
+      const { live } = this.#target(name);
       this.#routes.delete(name);
-      await Promise.all([route.close(), route.cut()]);
+      await Promise.all([live.close(), live.cut()]);
       this.context.emit({ event: "route_removed", route: name });
     });
   }
@@ -2643,9 +2883,9 @@ export class ChaosProxy implements AsyncDisposable {
         // For port 0, the port that it has already will do.
         const localPort = route.localPort || live.route.localPort;
         const here = { ...route, localPort };
-        if (!live.isAt(here)) return this.#change(live, route);
-        const isSame = live.route.upstream === route.upstream;
-        return isSame ? live.route : this.#change(live, here);
+        const isSame = live.isAt(here) &&
+          live.route.upstream === route.upstream;
+        return isSame ? live.route : this.#change(route.name, here);
       })
     );
   }
@@ -2655,7 +2895,9 @@ export class ChaosProxy implements AsyncDisposable {
     await this.#inTurn(async () => {
       const all = await Promise.allSettled(
         this.#routes.values().map((live) => {
+          live.route = { ...live.route, profile: "" };
           live.setToxics([]);
+          for (const one of live.connections.values()) live.setToxics([], one);
           if (!live.route.enabled) return live.update({ enabled: true });
         }),
       );
@@ -2664,79 +2906,64 @@ export class ChaosProxy implements AsyncDisposable {
     });
   }
 
-  /** Adds a toxic behind those that a route has, also on open connections. */
-  addToxic(route: string, options: ToxicOptions): Toxic {
-    const live = this.#find(route);
+  /** Adds a toxic behind those that are there, also on open connections. */
+  addToxic(target: ToxicTarget, options: ToxicOptions): Toxic {
+    const { live, connection, toxics, what } = this.#target(target);
     const toxic = validate("toxic", (place) => checkToxic(options, place));
-    const { toxics } = live.route;
-    if (toxics.some(({ name }) => name === toxic.name)) {
-      throw new Deno.errors.AlreadyExists(
-        `route ${route} has a toxic ${toxic.name} already`,
-      );
+    const all = connection ? [...live.route.toxics, ...toxics] : toxics;
+    if (all.some(({ name }) => name === toxic.name)) {
+      const problem = `${what} has a toxic ${toxic.name} already`;
+      throw new Deno.errors.AlreadyExists(problem);
     }
-    if (toxics.length >= MAX_TOXICS) {
-      throw new ConfigError("toxic", [
-        `route ${route} has ${MAX_TOXICS} toxics, the most that it may have`,
-      ]);
+    if (all.length >= MAX_TOXICS) {
+      const most = `${MAX_TOXICS} toxics, the most that it may have`;
+      throw new ConfigError("toxic", [`${what} has ${most}`]);
     }
-    live.setToxics([...toxics, toxic]);
+    live.setToxics([...toxics, toxic], connection);
     return toxic;
   }
 
   /** Changes what is given of a toxic, and schedules again what it holds. */
   updateToxic(
-    route: string,
+    target: ToxicTarget,
     name: string,
     changes: Pick<ToxicOptions, "toxicity" | "attributes">,
   ): Toxic {
-    const live = this.#find(route);
-    const toxic = this.toxic(route, name);
+    const { live, connection, toxics } = this.#target(target);
+    const toxic = this.toxic(target, name);
     const { toxicity, attributes } = TOXIC_FIELDS;
     const changed = validate("toxic", (place) => {
       const given = checkFields(changes, place, { toxicity, attributes }, true);
-      given.attributes = { ...toxic.attributes, ...given.attributes };
-      return checkToxic({ ...toxic, ...given }, place);
+      const next = { ...toxic, attributes: {}, ...given };
+      return checkToxic(next, place, toxic.attributes);
     });
-    const { toxics } = live.route;
-    live.setToxics(toxics.with(toxics.indexOf(toxic), changed));
+    live.setToxics(toxics.with(toxics.indexOf(toxic), changed), connection);
     return changed;
   }
 
   /** Removes a toxic and releases what it holds; a `timeout` closes instead. */
-  removeToxic(route: string, name: string): void {
-    const live = this.#find(route);
-    const toxic = this.toxic(route, name);
-    live.setToxics(live.route.toxics.filter((each) => each !== toxic));
+  removeToxic(target: ToxicTarget, name: string): void {
+    const { live, connection, toxics } = this.#target(target);
+    const toxic = this.toxic(target, name);
+    live.setToxics(toxics.filter((each) => each !== toxic), connection);
   }
 
   /** The connections in flight. */
   liveConnections(): LiveConnection[] {
-    return Array.from(this.#live, ([id, connection]) => ({
-      id,
-      route: connection.route.name,
-      number: connection.number,
-      client: connection.id.client,
-      upstream: connection.route.upstream,
-      bytesUp: connection.received.client,
-      bytesDown: connection.received.upstream,
-      ageMs: connection.ageMs,
-      toxics: connection.acting.map(({ name }) => name),
-    }));
+    return Array.from(this.#live, ([id, { state }]) => ({ id, ...state }));
   }
 
   /** Cuts a connection; `reset` sends a RST to both sides. */
   cutConnection(id: number, how: "close" | "reset" = "close"): void {
-    const connection = this.#live.get(id);
-    const error = `there is no connection ${id}`;
-    if (!connection) throw new Deno.errors.NotFound(error);
-    if (how === "reset") this.#find(connection.route.name).assertResettable();
-    connection.end({ why: "cut" }, how);
+    const { live, connection } = this.#target({ connection: id });
+    if (how === "reset") live.assertResettable();
+    connection?.end({ why: "cut" }, how);
   }
 
   /** Sets the seed, 0 to 2^53 - 1 or a random one; numbers start at 1 again. */
   reseed(seed: number = randomSeed()): void {
     checkArgument("seed", seed, CONFIG_FIELDS.seed.guard);
-    this.context.seed = seed;
+    Object.assign(this.context, { seed, epoch: performance.now() });
     for (const route of this.#routes.values()) route.lastNumber = 0;
     this.context.emit({ event: "reseeded", seed });
   }
@@ -2744,6 +2971,14 @@ export class ChaosProxy implements AsyncDisposable {
   /** The statistics of the connections, by route. */
   stats(): RouteStats[] {
     return [...this.#routes.values().map((route) => route.stats())];
+  }
+
+  /** What the connections have met so far. */
+  report(): Report {
+    const { version, uptimeMs: durationMs } = this.health();
+    const routes = structuredClone(this.stats());
+    const warnings = routes.flatMap(missedFaults);
+    return { version, seed: this.seed, durationMs, warnings, routes };
   }
 
   /**
@@ -2759,8 +2994,7 @@ export class ChaosProxy implements AsyncDisposable {
     const timer = timeoutMs > 0 ? setTimeout(() => this.#cut(), timeoutMs) : 0;
     await ended;
     clearTimeout(timer);
-    const cut = this.stats()
-      .reduce((sum, { ended }) => sum + (ended.drain ?? 0), 0);
+    const cut = sum(this.stats().map(({ ended }) => ended.drain ?? 0));
     const durationMs = toMicroseconds(performance.now() - start);
     emit({ event: "drained", cut, durationMs });
     return cut;
@@ -2768,9 +3002,7 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Stops at once: closes the listeners, cuts the connections in flight. */
   async stop(): Promise<void> {
-    const ended = this.#end();
-    this.#cut();
-    await ended;
+    await Promise.all([this.#end(), this.#cut()]);
   }
 
   /** Stops at once, as {@linkcode ChaosProxy.stop} does. */
@@ -2783,10 +3015,16 @@ export class ChaosProxy implements AsyncDisposable {
     return new Map(routes.flatMap(({ connections }) => connections));
   }
 
-  #find(name: string): LiveRoute {
-    const route = this.#routes.get(name);
-    if (route) return route;
-    throw new Deno.errors.NotFound(`there is no route ${name}`);
+  /** Finds a route, or an open connection and its route; and its toxics. */
+  #target(target: ToxicTarget) {
+    const isName = typeof target === "string";
+    const what = isName ? `route ${target}` : `connection ${target.connection}`;
+    const connection = isName ? undefined : this.#live.get(target.connection);
+    const name = isName ? target : connection?.route.name ?? "";
+    const live = this.#routes.get(name);
+    if (!live) throw new Deno.errors.NotFound(`there is no ${what}`);
+    const { toxics } = connection ?? live.route;
+    return { live, connection, toxics, what };
   }
 
   /** Listening takes time: changes of routes wait for each other. */
@@ -2805,7 +3043,7 @@ export class ChaosProxy implements AsyncDisposable {
       throw new Deno.errors.AlreadyExists(`there is a route ${name} already`);
     }
     await this.#open([route]);
-    const live = this.#find(name);
+    const { live } = this.#target(name);
     live.tell("route_added");
     live.run();
     return live.route;
@@ -2820,16 +3058,16 @@ export class ChaosProxy implements AsyncDisposable {
       if (live.route.enabled) await live.open(live.route);
     }
     this.context.stopping.signal.throwIfAborted();
-    const all = [...this.#routes.values(), ...opened];
-    assertNoCircle(all.map(({ resolved }) => resolved));
+    assertNoCircle([...this.#routes.values(), ...opened]);
     failed.move(); // all listen
     for (const live of opened) this.#routes.set(live.route.name, live);
   }
 
-  async #change(live: LiveRoute, changes: Partial<Route>): Promise<Route> {
-    const others = [...this.#routes.values()].filter((each) => each !== live)
-      .map(({ resolved }) => resolved);
-    assertNoCircle([...others, { ...live.resolved, ...changes }]);
+  async #change(name: string, changes: Partial<Route>): Promise<Route> {
+    const { live } = this.#target(name);
+    const others = this.#routes.values().filter((each) => each !== live);
+    const changed = { resolved: { ...live.resolved, ...changes } };
+    assertNoCircle([...others, changed]);
     return await live.update(changes);
   }
 
@@ -2840,7 +3078,7 @@ export class ChaosProxy implements AsyncDisposable {
     const closed = this.#routes.values().map((route) => route.close());
     const ended = this.#live.values().map(({ ended }) => ended);
     await Promise.all([this.#turn, ...closed, ...ended]);
-    Connection.watch.rest();
+    Connection.rest();
   }
 
   #cut(): void {
@@ -2848,10 +3086,12 @@ export class ChaosProxy implements AsyncDisposable {
   }
 }
 
+const sum = (numbers: number[]) => numbers.reduce((sum, each) => sum + each, 0);
+
 const randomSeed = () => Math.floor(Math.random() * 2 ** 32);
 
-function assertNoCircle(routes: readonly Route[]): void {
-  const circle = findCircle(routes);
+function assertNoCircle(routes: readonly Pick<LiveRoute, "resolved">[]): void {
+  const circle = findCircle(routes.map(({ resolved }) => resolved));
   if (!circle) return;
   const { route: { name }, problem } = circle;
   throw new ConfigError(`route ${name}`, [`upstream: ${problem}`]);
@@ -2859,27 +3099,40 @@ function assertNoCircle(routes: readonly Route[]): void {
 
 function describeFaults(route: Route): string {
   const { dropRate, timeoutRate, timeoutMs, latencyMs, jitterMs } = route;
-  const length = timeoutMs > 0
-    ? `for ${timeoutMs} ms`
-    : "until the client leaves";
   const faults = [
     !route.enabled && "disabled",
     dropRate > 0 && `drop ${percent(dropRate)}`,
-    timeoutRate > 0 && `time out ${percent(timeoutRate)} ${length}`,
+    timeoutRate > 0 && `time out ${percent(timeoutRate)}${until(timeoutMs)}`,
     (latencyMs > 0 || jitterMs > 0) &&
     `latency ${latencyMs}${plusMinus(jitterMs)} ms`,
-    ...route.toxics.map(describeToxic),
+    route.profile && `profile ${route.profile}`,
+    ...route.toxics.map((toxic) => describeToxic(toxic)),
   ];
   return faults.filter(Boolean).join(", ") || "no faults";
 }
+
+function missedFaults({ route, connections, faults, toxics }: RouteStats) {
+  if (connections === 0) return [`${route.name}: no connection`];
+  const rates = (["dropRate", "timeoutRate", "latencyMs"] as const)
+    .filter((kind) => route[kind] > 0 && !faults[kind])
+    .map((kind) => `${kind} ${route[kind]}`);
+  const idle = route.toxics.filter(({ name }) => !Object.hasOwn(toxics, name))
+    .map(({ name }) => `toxic ${name}`);
+  const none = `acted on none of ${count(connections, "connection")}`;
+  return [...rates, ...idle].map((each) => `${route.name}: ${each}: ${none}`);
+}
+
+const until = (timeoutMs: number) =>
+  timeoutMs > 0 ? ` for ${timeoutMs} ms` : " until the client leaves";
+
+const count = (number: number, what: string) =>
+  `${number} ${what}${number === 1 ? "" : "s"}`;
 
 // ---- Control API: Toxiproxy's protocol, over the proxy ----------------------
 
 /** An event of the control API. */
 export type ApiEvent =
-  /** It listens, at the address really taken. */
   | { event: "api_listening"; address: string }
-  /** It has answered a call. */
   | {
     event: "api";
     /** The answer's `X-Toxiproxy-Request-Id`. */
@@ -2887,13 +3140,11 @@ export type ApiEvent =
     method: string;
     path: string;
     status: number;
-    /** Why it was refused, if it was. */
     error?: string;
     /** What was ignored in its body, or taken otherwise, by path. */
     ignored?: string[];
     durationMs: number;
   }
-  /** It could not accept a call; it will listen again. */
   | { event: "api_failed"; cause: string };
 
 /** Options of the control API. */
@@ -2902,7 +3153,6 @@ export interface ApiOptions {
   onEvent?: (event: ApiEvent) => void;
 }
 
-/** An answer other than success. */
 class Refusal extends Error {
   constructor(readonly status: number, message: string, readonly headers = {}) {
     super(message);
@@ -2914,6 +3164,7 @@ interface Call {
   readonly url: URL;
   /** What the path names: a proxy or the id of a connection, and a toxic. */
   readonly name: string;
+  readonly target: ToxicTarget;
   readonly toxic: string;
   /** Checks the body. All of it has been read, so nothing is awaited here. */
   check<T>(check: (body: unknown, place: Place) => T): T;
@@ -2935,17 +3186,17 @@ const CALLS: Record<string, (call: Call) => unknown> = {
   "POST /proxies/*": updateProxy,
   "PATCH /proxies/*": updateProxy,
   "DELETE /proxies/*": ({ proxy, name }) => proxy.removeRoute(name),
-  "GET /proxies/*/toxics": ({ proxy, name }) => proxy.route(name).toxics,
-  "POST /proxies/*/toxics"({ proxy, name, check }) {
-    proxy.route(name); // a proxy that is not found comes before a wrong body
-    return proxy.addToxic(name, check(checkToxic));
+  "GET /proxies/*/toxics": ({ proxy, target }) => proxy.toxics(target),
+  "POST /proxies/*/toxics"({ proxy, target, check }) {
+    proxy.toxics(target); // what is not found comes before a wrong body
+    return proxy.addToxic(target, check(checkToxic));
   },
-  "GET /proxies/*/toxics/*": ({ proxy, name, toxic }) =>
-    proxy.toxic(name, toxic),
+  "GET /proxies/*/toxics/*": ({ proxy, target, toxic }) =>
+    proxy.toxic(target, toxic),
   "POST /proxies/*/toxics/*": updateToxic,
   "PATCH /proxies/*/toxics/*": updateToxic,
-  "DELETE /proxies/*/toxics/*": ({ proxy, name, toxic }) =>
-    proxy.removeToxic(name, toxic),
+  "DELETE /proxies/*/toxics/*": ({ proxy, target, toxic }) =>
+    proxy.removeToxic(target, toxic),
   "POST /reset": ({ proxy }) => proxy.reset(),
   "GET /version": () => ({
     version: "2.12.0", // of Toxiproxy, whose protocol this is
@@ -2961,11 +3212,16 @@ const CALLS: Record<string, (call: Call) => unknown> = {
       .map(({ route: proxy, ...rest }) => ({ proxy, ...rest })),
   "DELETE /connections/*"({ proxy, url, name }) {
     const reset = url.searchParams.get("reset") ?? "0";
-    if (reset !== "0" && reset !== "1") {
+    if (!/^[01]$/.test(reset)) {
       throw new Refusal(400, `expected reset=0 or 1, found ${describe(reset)}`);
     }
     proxy.cutConnection(Number(name), reset === "1" ? "reset" : "close");
   },
+  "GET /health"({ proxy }) {
+    const now = proxy.health();
+    return Response.json(now, { status: now.status === "ok" ? 200 : 503 });
+  },
+  "GET /report": ({ proxy }) => proxy.report(),
   "GET /seed": ({ proxy }) => ({ seed: proxy.seed }),
   "PUT /seed"({ proxy, check }) {
     const { seed } = check(changesOf({ seed: CONFIG_FIELDS.seed }));
@@ -2986,21 +3242,19 @@ async function updateProxy({ proxy, name, check }: Call): Promise<unknown> {
   return asProxy(await proxy.updateRoute(name, changes));
 }
 
-function updateToxic({ proxy, name, toxic, check }: Call): Toxic {
-  const now = proxy.toxic(name, toxic);
-  const known = TOXICS[now.type].attributes;
+function updateToxic({ proxy, target, toxic, check }: Call): Toxic {
+  const now = proxy.toxic(target, toxic);
   const fields = {
     toxicity: TOXIC_FIELDS.toxicity,
     attributes: {
       ...TOXIC_FIELDS.attributes,
-      normalize: (given: unknown, place: Place) =>
-        checkFields(given, place, known, true),
+      normalize: changesOf(TOXICS[now.type].attributes),
     },
     name: stays(now.name),
     type: stays(now.type),
     stream: stays(now.stream),
   };
-  return proxy.updateToxic(name, toxic, check(changesOf(fields)));
+  return proxy.updateToxic(target, toxic, check(changesOf(fields)));
 }
 
 /** A field that no update changes. Clients send back all that they read. */
@@ -3013,18 +3267,14 @@ const stays = (now: unknown): Field<string> => ({
   },
 });
 
-/** A route in Toxiproxy's form. */
 function asProxy({ host, localPort, toxics, ...rest }: Route) {
   const { name, upstream, enabled, ...beyond } = rest;
   const listen = addressOf({ hostname: host, port: localPort });
   return { name, listen, upstream, enabled, toxics, ...beyond };
 }
 
-/** The check of a change: each field may be left out. */
-function changesOf<T>(fields: Fields<T>) {
-  return (body: unknown, place: Place) =>
-    checkFields(body, place, fields, true);
-}
+const changesOf = <T>(fields: Fields<T>) => (body: unknown, place: Place) =>
+  checkFields(body, place, fields, true);
 
 /**
  * The control API as a function, in Toxiproxy 2's protocol. It refuses requests
@@ -3043,7 +3293,8 @@ export function controlApi(
     let answer: Response;
     let error: string | undefined;
     try {
-      answer = await answerOf(request, proxy, loopback, ignored);
+      refuseForeign(request, loopback);
+      answer = await respond(request, proxy, ignored);
     } catch (cause) {
       const { status, message, headers } = refusalFor(cause);
       error = message;
@@ -3069,19 +3320,11 @@ export function controlApi(
   };
 }
 
-async function answerOf(
-  request: Request,
-  proxy: ChaosProxy,
-  loopback: boolean,
-  ignored: string[],
-): Promise<Response> {
-  const url = URL.parse(request.url);
-  if (url === null) {
-    throw new Refusal(400, "expected a Host that is a host name or an address");
-  }
-  refuseForeign(request.headers, url, loopback);
+async function respond(request: Request, proxy: ChaosProxy, ignored: string[]) {
+  const url = new URL(request.url);
   const { pathname } = url;
-  const path = pathname.replace(/(\/[^/]+)\/[^/]+/g, "$1/*");
+  const path = pathname.replace(/(\/[^/]+)\/[^/]+/g, "$1/*")
+    .replace("/connections/*/toxics", "/proxies/*/toxics"); // the same calls
   const answerTo = CALLS[`${request.method} ${path}`];
   if (answerTo === undefined) {
     const allow = Object.keys(CALLS).filter((each) => each.endsWith(` ${path}`))
@@ -3093,21 +3336,29 @@ async function answerOf(
     throw new Refusal(405, problem + allow, { allow });
   }
   // What is not encoded, such as `100%`, stays as it is.
-  const [, , name = "", , toxic = ""] = pathname.split("/").map(unescape);
-  const body = await readBody(request);
+  const [, kind, name = "", , toxic = ""] = pathname.split("/").map(unescape);
+  const target = kind === "connections" ? { connection: Number(name) } : name;
+  const body = await readText(request.body ?? new Blob().stream(), false);
+  if (new TextEncoder().encode(body).length > MAX_CONFIG_BYTES) {
+    throw new Refusal(413, "expected a body of at most 1 MiB, found more");
+  }
   const check: Call["check"] = (check) =>
     validate("body", (place) => check(readJson(body, "body"), place), ignored);
-  const answer = await answerTo({ proxy, url, name, toxic, check });
+  const answer = await answerTo({ proxy, url, name, target, toxic, check });
   if (answer === undefined) return new Response(null, { status: 204 });
   return answer instanceof Response ? answer : Response.json(answer);
 }
 
 /** @throws {Refusal} If a web page may have sent a request. */
-function refuseForeign(headers: Headers, url: URL, loopback: boolean): void {
-  if (headers.get("user-agent")?.startsWith("Mozilla/")) {
+function refuseForeign(request: Request, loopback: boolean): void {
+  const url = URL.parse(request.url);
+  if (url === null) {
+    throw new Refusal(400, "expected a Host that is a host name or an address");
+  }
+  if (request.headers.get("user-agent")?.startsWith("Mozilla/")) {
     throw new Refusal(403, "requests from browsers are refused");
   }
-  const origin = headers.get("origin");
+  const origin = request.headers.get("origin");
   // A page's owner can make a name resolve to this machine, but not an address.
   const isSafe = /^(?:localhost\.?|\d+(?:\.\d+){3}|\[.*\])$/.test(url.hostname);
   if (origin !== null && (origin !== url.origin || !isSafe)) {
@@ -3119,17 +3370,15 @@ function refuseForeign(headers: Headers, url: URL, loopback: boolean): void {
   }
 }
 
-async function readBody({ body }: Request): Promise<string> {
-  const chunks: Bytes[] = [];
-  let size = 0;
-  for await (const chunk of body ?? []) {
-    size += chunk.length;
-    if (size > MAX_CONFIG_BYTES) {
-      throw new Refusal(413, "expected a body of at most 1 MiB, found more");
-    }
-    chunks.push(chunk);
+/** Reads text in UTF-8; of what may have no end, little more than 1 MiB. */
+async function readText(stream: ReadableStream<Bytes>, fatal: boolean) {
+  const decoder = new TextDecoderStream("utf-8", { fatal });
+  let text = "";
+  for await (const part of stream.pipeThrough(decoder)) {
+    text += part;
+    if (text.length > MAX_CONFIG_BYTES) break;
   }
-  return await new Blob(chunks).text();
+  return text;
 }
 
 /** The statuses of errors, by the name of the error; of others it is 500. */
@@ -3148,8 +3397,8 @@ const WORDS: [ours: RegExp, theirs: string][] = [
   [/^type: (?:missing|expected).*?(; did .*)?$/, "invalid toxic type$1"],
   [/^there is no route .*/s, "proxy not found"],
   [/^there is a route .*/, "proxy already exists"],
-  [/^route \S+ has no toxic .*/s, "toxic not found"],
-  [/^route \S+ has a toxic .*/, "toxic already exists"],
+  [/^(?:route|connection) \S+ has no toxic .*/s, "toxic not found"],
+  [/^(?:route|connection) \S+ has a toxic .*/, "toxic already exists"],
   [/^there is no connection .*/, "connection not found"],
   [
     /^route \S+: cannot listen on (\S+): the port is already in use$/,
@@ -3184,22 +3433,19 @@ export interface ApiServer extends AsyncDisposable {
 
 /**
  * Serves {@linkcode controlApi} until it is closed, also during the drain.
- * Throws `TypeError` if the address is not valid, or {@linkcode ListenError}.
+ * Throws `RangeError` if the address is not valid, or {@linkcode ListenError}.
  */
 export function serveApi(
   proxy: ChaosProxy,
   address: number | string = 8474,
   { onEvent = () => {} }: ApiOptions = {},
 ): ApiServer {
-  const asked = splitApi(address);
-  if (asked === undefined) {
-    throw new TypeError(`address: ${mismatch(apiAddress, address)}`);
-  }
+  checkArgument("address", address, apiAddress);
   const stop = new AbortController();
   const { signal } = stop;
   const serve = (at: Address) =>
     serveHttp("control API", at, (request) => answer(request), signal);
-  const server = serve(asked);
+  const server = serve(splitApi(address) as Address);
   const { addr } = server;
   const loopback = isLoopback(addr.hostname); // as it was resolved
   const answer = controlApi(proxy, { onEvent, loopback });
@@ -3237,29 +3483,24 @@ function serveHttp(
   }
 }
 
-/** The metrics, in the text format of Prometheus. */
 function metrics(stats: RouteStats[]): string {
-  const counts = (of: "ended" | "faults", label: string) =>
-    stats.flatMap(({ route: { name: proxy }, [of]: counted }) =>
-      Object.entries(counted).map(([key, value]) =>
-        sample({ proxy, [label]: key }, value)
-      )
-    );
-  const bytes = (of: "received" | "sent") =>
+  const counts = (of: "ended" | "faults" | "received" | "sent", by?: string) =>
     stats.flatMap(({ route, [of]: counted }) => {
       const { name: proxy, listen: listener, upstream } = asProxy(route);
-      return Object.entries(counted).map(([direction, value]) =>
-        sample({ direction, listener, proxy, upstream }, value)
-      );
+      return Object.entries(counted).map(([key, value]) => {
+        const ofBytes = { direction: key, listener, proxy, upstream };
+        return sample(by ? { proxy, [by]: key } : ofBytes, value);
+      });
     });
+  const bounds = [...DIAL_BOUNDS_MS.map((ms) => `${ms / 1000}`), "+Inf"];
   const families: Record<string, [help: string, samples: string[]]> = {
     "counter toxiproxy_proxy_received_bytes_total": [
       "Bytes read: upstream, from clients; downstream, from the upstream.",
-      bytes("received"),
+      counts("received"),
     ],
     "counter toxiproxy_proxy_sent_bytes_total": [
       "Bytes written: upstream, to the upstream; downstream, to clients.",
-      bytes("sent"),
+      counts("sent"),
     ],
     "counter chaos_proxy_connections_total": [
       "Connections that have ended, by why.",
@@ -3272,11 +3513,9 @@ function metrics(stats: RouteStats[]): string {
     "histogram chaos_proxy_dial_seconds": [
       "How long it took to reach the upstream.",
       stats.flatMap(({ route: { name: proxy }, dials }) => [
-        ...DIAL_BOUNDS_MS.map((bound, i) => {
-          const le = `${bound / 1000}`;
-          return sample({ proxy, le }, dials.within[i] ?? 0, "_bucket");
-        }),
-        sample({ proxy, le: "+Inf" }, dials.count, "_bucket"),
+        ...bounds.map((le, i) =>
+          sample({ proxy, le }, dials.within[i] ?? dials.count, "_bucket")
+        ),
         sample({ proxy }, dials.totalMs / 1000, "_sum"),
         sample({ proxy }, dials.count, "_count"),
       ]),
@@ -3297,7 +3536,6 @@ function metrics(stats: RouteStats[]): string {
   }).join("");
 }
 
-/** A sample of a metric, without the metric's name before it. */
 function sample(labels: Record<string, string>, value: number, suffix = "") {
   // Of what these labels can hold, Prometheus escapes the same as JSON.
   const listed = Object.entries(labels)
@@ -3314,21 +3552,18 @@ type LogEvent =
   | ApiEvent
   /** So many lines were lost here: the log could not be written fast enough. */
   | { event: "log_dropped"; lines: number }
+  | { event: "report"; summary: string; warnings: string[]; file: string }
   /** A SIGHUP came, which ends other programs; nothing was done. */
   | { event: "sighup_ignored" };
 
-type EventName = LogEvent["event"];
-type EventOf<E extends EventName> = LogEvent & { event: E };
-
 /** What a line of text says after the name of an event. */
-const TEXTS: { [E in EventName]: (event: EventOf<E>) => string } = {
+const TEXTS: { [E in LogEvent as E["event"]]: (event: E) => string } = {
   listening: ({ address, upstream, faults }) =>
     ` ${address} -> ${upstream} (${faults})`,
   started: ({ routes, seed }) => ` ${count(routes, "route")}, seed ${seed}`,
   accepted: ({ upstream }) => ` -> ${upstream}`,
   dropped: () => "",
-  timed_out: ({ timeoutMs }) =>
-    timeoutMs > 0 ? ` for ${timeoutMs} ms` : " until the client leaves",
+  timed_out: ({ timeoutMs }) => until(timeoutMs),
   delayed: ({ delayMs }) => ` ${delayMs} ms`,
   connected: ({ upstream, address, dialMs, toxics }) =>
     ` ${upstream} at ${address} in ${dialMs} ms` +
@@ -3365,18 +3600,14 @@ const TEXTS: { [E in EventName]: (event: EventOf<E>) => string } = {
       ? ` ${count(cut, "connection")} cut after ${durationMs} ms`
       : ` in ${durationMs} ms`,
   log_dropped: ({ lines }) => ` ${count(lines, "line")}`,
+  report: ({ summary, file }) => ` ${summary}; written to ${file}`,
   sighup_ignored: () => "; nothing was done",
 };
 
-/** The events that are always warnings. */
-const WARNINGS = new Set<EventName>([
-  ...["upstream_failed", "accept_failed", "api_failed"] as const,
-  ...["config_warning", "log_dropped", "sighup_ignored"] as const,
-]);
-
 function levelOf(event: LogEvent): LogLevel {
-  const isWarning = WARNINGS.has(event.event) ||
+  const isWarning = /_(?:failed|warning|dropped|ignored)$/.test(event.event) ||
     "ignored" in event ||
+    (event.event === "report" && event.warnings.length > 0) ||
     ("cut" in event && event.cut > 0) ||
     (event.event === "api_listening" && isOpen(event.address));
   if (isWarning) return "warn";
@@ -3384,13 +3615,8 @@ function levelOf(event: LogEvent): LogLevel {
 }
 
 /** Whether others than this machine may reach an address. */
-function isOpen(address: string): boolean {
-  return !isLoopback(splitAddress(address)?.hostname ?? "");
-}
-
-function count(number: number, what: string): string {
-  return `${number} ${what}${number === 1 ? "" : "s"}`;
-}
+const isOpen = (address: string) =>
+  !isLoopback(splitAddress(address)?.hostname ?? "");
 
 const MAX_QUEUED_LINES = 5000;
 const LINES_A_WRITE = 64;
@@ -3399,13 +3625,9 @@ const MAX_STALL_MS = 2000;
 
 /** Writes a problem to standard error; waits at most 2 s if nobody reads it. */
 async function complain(problem: string): Promise<void> {
-  const write = async () => {
-    let bytes = new TextEncoder().encode(`chaos-proxy: ${problem}\n`);
-    while (bytes.length > 0) {
-      bytes = bytes.subarray(await Deno.stderr.write(bytes));
-    }
-  };
-  const written = write().catch(() => {}); // there is nowhere else to say it
+  const text = new Blob([`chaos-proxy: ${problem}\n`]).stream();
+  const written = text.pipeTo(Deno.stderr.writable, { preventClose: true })
+    .catch(() => {}); // there is nowhere else to say it
   await Promise.race([written, sleep(MAX_STALL_MS)]);
 }
 
@@ -3430,9 +3652,8 @@ class EventLog extends BaseHandler implements AsyncDisposable {
       if (isJson) return JSON.stringify({ time, level, ...event });
       const route = ("route" in event ? event.route : "").padEnd(width);
       width = route.length;
-      const [number, client] = "connection" in event
-        ? [`#${event.connection}`, event.client]
-        : ["", ""];
+      const { connection, client = "" } = event as Partial<ConnectionEvent>;
+      const number = connection ? `#${connection}` : "";
       const source = `${route} ${number.padEnd(6)} ${client.padEnd(21)}`;
       const textOf = TEXTS[event.event] as (event: LogEvent) => string;
       const text = event.event + textOf(event);
@@ -3500,8 +3721,8 @@ Options:
   --drain-timeout <ms> wait this long for open connections; 0 waits for ever
   --log-level <level>  debug, info (the default), warn or error
   --log-format <form>  text (the default) or json; each event is one line
-  --demo               serve HTTP on ${addressOf(DEMO)}, the upstream of the
-                       example config; without <config>, run the example
+  --report <file>      write a report there at the end; - is standard output
+  --demo               serve HTTP on port ${DEMO.port}, and run the example
   -h, --help           print this help and exit
   -V, --version        print the version and exit
 
@@ -3517,13 +3738,11 @@ const LOG_LEVEL = oneOf<LogLevel>("debug", "info", "warn", "error");
 const METRICS = ["proxy-metrics", "runtime-metrics"] as const;
 const FLAGS = ["check", "demo", "help", "version", ...METRICS] as const;
 const SETTINGS = [
-  ...["api", "drain-timeout", "log-format", "log-level"] as const,
+  ...["api", "drain-timeout", "log-format", "log-level", "report"] as const,
   ...["config", "host", "port", "seed"] as const, // also toxiproxy-server's
 ] as const;
 const OPTIONS = [...FLAGS, ...SETTINGS].map((name) => `--${name}`);
 const WRONG_FLAG = RegExp(`^--(?:${FLAGS.join("|")})=(?!(?:true|false)$)`);
-
-type CommandLine = ReturnType<typeof readCommandLine>;
 
 /** @throws {ConfigError} If an argument is unknown, missing or wrong. */
 function readCommandLine(written: string[]) {
@@ -3531,6 +3750,8 @@ function readCommandLine(written: string[]) {
   const operands = written.slice(end + 1);
   const args = written.slice(0, end)
     .map((arg) => arg.replace(/^-(?=[a-z][a-z-])/, "--")); // one dash will do
+  const at = args.indexOf("--report");
+  if (args[at] && args[at + 1] === "-") args.splice(at, 2, "--report=-");
   const wrong = args.find((arg) => WRONG_FLAG.test(arg));
   if (wrong) {
     throw new ConfigError(wrong, ["expected true or false, or no value"]);
@@ -3581,30 +3802,24 @@ function readCommandLine(written: string[]) {
   return {
     ...{ check, demo, help, version },
     file: operands.at(0),
-    /** Whether all routes come from the API. */
-    isDriven: operands.length === 0 && !demo,
-    /** Takes precedence over the config. */
-    given: {
+    isDriven: operands.length === 0 && !demo, // by the API alone
+    given: { // takes precedence over the config
       seed: read("seed", CONFIG_FIELDS.seed.guard),
       drainTimeoutMs: read("drain-timeout", milliseconds),
       api,
     },
+    report: read(
+      "report",
+      guard("the name of a file; - is standard output", isText, Boolean),
+    ),
     logLevel: read("log-level", LOG_LEVEL) ?? "info",
     isJson: read("log-format", oneOf("text", "json")) === "json",
   };
 }
 
-/** @throws {ConfigError} If the file cannot be read or is no text. */
-async function readText(path: string): Promise<string> {
+async function readFile(path: string): Promise<string> {
   try {
-    const { readable } = await Deno.open(path);
-    const decoder = new TextDecoderStream("utf-8", { fatal: true });
-    let text = "";
-    for await (const part of readable.pipeThrough(decoder)) {
-      text += part;
-      if (text.length > MAX_CONFIG_BYTES) break; // it may have no end
-    }
-    return text;
+    return await readText((await Deno.open(path)).readable, true);
   } catch (error) {
     const problem = error instanceof TypeError
       ? "expected text in UTF-8, found other bytes"
@@ -3613,7 +3828,6 @@ async function readText(path: string): Promise<string> {
   }
 }
 
-/** A table of the routes and their faults. */
 function summarize(config: Config, path: string): string {
   const { routes, seed, drainTimeoutMs, api } = config;
   const limit = drainTimeoutMs > 0
@@ -3636,30 +3850,67 @@ function summarize(config: Config, path: string): string {
   return [summary, ...table, ...warnings].join("\n");
 }
 
-/** Runs until a signal ends it; resolves to the exit code. */
-async function run(config: Config, line: CommandLine): Promise<number> {
+/** Writes a report in one step; without one, tries whether it could. */
+async function writeReport(file: string, report?: Report): Promise<void> {
+  const path = `${file}.${crypto.randomUUID()}.tmp`;
+  try {
+    for (const name of ["read", "write"] as const) {
+      const { state } = await Deno.permissions.query({ name, path });
+      if (state !== "granted") throw new Error(`it takes --allow-${name}`);
+    }
+    const found = await Deno.stat(file).catch(() => null); // it is new
+    if (found?.isFile === false) throw new Error("it is not a file");
+    await Deno.writeTextFile(path, `${JSON.stringify(report, null, 2)}\n`);
+    await (report ? Deno.rename(path, file) : Deno.remove(path));
+  } catch (error) {
+    const cause = causeOf(error).replace(/: \w+ '.*/s, ""); // the other path
+    throw new ConfigError(`--report ${file}`, [`cannot be written: ${cause}`]);
+  }
+}
+
+async function run(config: Config, line: ReturnType<typeof readCommandLine>) {
   const stop = signal();
   const { api, routes } = config;
   const width = Math.max(0, ...routes.map(({ name }) => name.length));
   await using log = new EventLog(line.logLevel, line.isJson, width);
   const onEvent = log.add;
-  const isDemo = ({ upstream }: Route) => upstream === addressOf(DEMO);
-  if (line.demo && routes.some(isDemo)) {
+  const { report: file } = line;
+  if (file && file !== "-") await writeReport(file);
+  if (line.demo && routes.some((each) => each.upstream === addressOf(DEMO))) {
     const hello = "Hello from behind the proxy!\n";
     serveHttp("demo upstream", DEMO, ({ body }) => new Response(body ?? hello));
   }
   const resettable = api !== undefined; // as the API may add a `reset_peer`
   await using proxy = await ChaosProxy.start(config, { onEvent, resettable });
-  await using _api = api ? serveApi(proxy, api, { onEvent }) : null;
+  await using server = api ? serveApi(proxy, api, { onEvent }) : null;
+  const end = async () => {
+    if (!file) return;
+    const report = proxy.report();
+    if (file !== "-") await writeReport(file, report);
+    await log[Symbol.asyncDispose](); // a full queue would drop the report
+    const { routes, warnings } = report;
+    const connections = sum(routes.map((each) => each.connections));
+    const faults = sum(routes.flatMap((each) => Object.values(each.faults)));
+    const summary = `${count(routes.length, "route")}, ` +
+      `${count(connections, "connection")}, ` +
+      `${count(faults, "fault")} injected, ` +
+      count(warnings.length, "warning");
+    onEvent({ event: "report", summary, warnings, file });
+    if (file === "-") log.log(JSON.stringify(report));
+    await log[Symbol.asyncDispose]();
+  };
   const onHangUp = () => onEvent({ event: "sighup_ignored" });
   if (!IS_WINDOWS) Deno.addSignalListener("SIGHUP", onHangUp);
   await stop;
   // A terminal and the task runner may both pass on the same Ctrl-C.
   sleep(SAME_SIGNAL_MS).then(signal).then(async () => {
     await complain("ended at once by a second signal");
+    await end().catch(({ message }) => complain(message));
     Deno.exit(1);
   });
   const cut = await proxy.drain();
+  await server?.close();
+  await end();
   // 0 as from Toxiproxy, which test suites stop while connections are open.
   return cut > 0 && !line.isDriven ? 1 : 0;
 }
@@ -3668,13 +3919,11 @@ const SAME_SIGNAL_MS = 500;
 const IS_WINDOWS = Deno.build.os === "windows";
 const SIGNALS = ["SIGINT", IS_WINDOWS ? "SIGBREAK" : "SIGTERM"] as const;
 
-function signal(): Promise<void> {
-  return new Promise((resolve) => {
+const signal = () =>
+  new Promise<void>((resolve) => {
     for (const each of SIGNALS) Deno.addSignalListener(each, resolve);
   });
-}
 
-/** What the command line asks for; resolves to the exit code. */
 async function main(args: string[]): Promise<number> {
   try {
     const line = readCommandLine(args);
@@ -3684,7 +3933,7 @@ async function main(args: string[]): Promise<number> {
     }
     const path = line.file ?? "config.example.yaml";
     const builtIn = line.isDriven ? "drainTimeoutMs: 1000" : example;
-    const text = line.file === undefined ? builtIn : await readText(path);
+    const text = line.file === undefined ? builtIn : await readFile(path);
     const config = parseConfig(text, path, line.given);
     if (!line.check) return await run(config, line);
     console.log(summarize(config, path));

@@ -146,11 +146,11 @@ test("POST /proxies makes a proxy, with faults and toxics, and GET shows it", as
     `"name": "${name}", "listen": "127.0.0.1:${steadyPort()}", "upstream": "${upstream.address}"`;
   const db = at("db");
   const faults =
-    '"dropRate": 0.25, "timeoutRate": 0.5, "timeoutMs": 7, "latencyMs": 8, "jitterMs": 9, "connectTimeoutMs": 10, "halfCloseTimeoutMs": 11';
+    '"dropRate": 0.25, "timeoutRate": 0.5, "timeoutMs": 7, "latencyMs": 8, "jitterMs": 9, "connectTimeoutMs": 10, "halfCloseTimeoutMs": 11, "profile": ""';
   const cut =
     '{"name": "cut", "type": "slicer", "stream": "upstream", "toxicity": 0.5, "attributes": {"average_size": 10, "size_variation": 1, "delay": 2}}';
   const dbShown =
-    `{${db}, "enabled": true, "toxics": [], "dropRate": 0, "timeoutRate": 0, "timeoutMs": 0, "latencyMs": 0, "jitterMs": 0, "connectTimeoutMs": 10000, "halfCloseTimeoutMs": 60000}`;
+    `{${db}, "enabled": true, "toxics": [], "dropRate": 0, "timeoutRate": 0, "timeoutMs": 0, "latencyMs": 0, "jitterMs": 0, "connectTimeoutMs": 10000, "halfCloseTimeoutMs": 60000, "profile": ""}`;
   await assertAnswers(`
 GET /proxies
   200 {}
@@ -408,7 +408,7 @@ GET ${TOXICS}/slow
 GET ${TOXICS}
   200 []
 POST /proxies {"Name": "q", "UPSTREAM": "a:1", "LISTEN": "127.0.0.1:5", "Enabled": false, "LATENCYMS": 1}
-  201 {"name": "q", "upstream": "a:1", "listen": "127.0.0.1:5", "enabled": false, "latencyMs": 1, "toxics": [], "dropRate": 0, "timeoutRate": 0, "timeoutMs": 0, "jitterMs": 0, "connectTimeoutMs": 10000, "halfCloseTimeoutMs": 60000}
+  201 {"name": "q", "upstream": "a:1", "listen": "127.0.0.1:5", "enabled": false, "latencyMs": 1, "toxics": [], "dropRate": 0, "timeoutRate": 0, "timeoutMs": 0, "jitterMs": 0, "connectTimeoutMs": 10000, "halfCloseTimeoutMs": 60000, "profile": ""}
 `);
 });
 
@@ -584,7 +584,7 @@ POST /proxies/none {"type": "latency"}
 PATCH /proxies/none {"type": "latency"}
 DELETE /proxies/none
 GET /proxies/none/toxics
-POST /proxies/none/toxics {"type": "latency"}
+POST /proxies/none/toxics {"type": "x"}
 GET /proxies/none/toxics/x
 PATCH /proxies/none/toxics/x {"type": "latency"}
 DELETE /proxies/none/toxics/x
@@ -601,7 +601,7 @@ POST /populate [{"name": "missing", "upstream": "a:b"}, {"name": "", "upstream":
 POST /populate 5
   400 ${BAD}expected a list of routes, 1000 at most, found 5
 POST /populate [5, {"name": "q", "upstream": "a:1", "toxics": [{"type": "x"}]}]
-  400 ${BAD}[0]: expected a mapping, found 5; [1].toxics[0].type: expected latency or bandwidth or slow_close or timeout or reset_peer or slicer or limit_data or packet_loss or corrupt or limit_time or noop, found "x"
+  400 ${BAD}[0]: expected a mapping, found 5; [1].toxics[0].type: expected latency or bandwidth or slow_close or timeout or reset_peer or slicer or limit_data or packet_loss or corrupt or limit_time or stall or random_close or duplicate or inject or reorder or noop, found "x"
 POST /populate [{"name": "missing", "listen": "127.0.0.1:5", "upstream": "a:1"}, {"name": "missing", "listen": "127.0.0.1:5", "upstream": "a:1"}]
   400 ${BAD}[1].listen: 127.0.0.1:5 is already taken by [0]; [1].name: missing is already taken by [0]
 `,
@@ -1029,7 +1029,7 @@ Deno.test("an address that is none, or is taken, is told", async () => {
   const serve = (address: number | string) => () =>
     serveApi(watched.proxy, address);
   for (const address of ["x", "a:b", "localhost:99999", -1, 1.5, ""]) {
-    assertThrows(serve(address), TypeError, "address: expected", `${address}`);
+    assertThrows(serve(address), RangeError, "address: expected", `${address}`);
   }
   using taken = take();
   const { port } = taken.addr;

@@ -113,7 +113,7 @@ Deno.test("--help fits a screen, names every option and shows an example", async
   assert(lines.length <= 24, `${lines.length} lines`);
   for (const line of lines) assert(line.length <= 80, line);
   const options = ["<config>", "--api", "--check", "--seed", "--drain-timeout"]
-    .concat("--log-level", "--log-format", "--demo", "-h, --help")
+    .concat("--log-level", "--log-format", "--report", "--demo", "-h, --help")
     .concat("-V, --version");
   for (const option of options) {
     assert(lines.some((line) => line.trim().startsWith(option)), option);
@@ -135,7 +135,7 @@ Deno.test("a wrong command line is a usage error", async () => {
   const api = "expected a port or host:port, the port from 0 to 65535";
   const known = "known are --check, --demo, --help, --version, " +
     "--proxy-metrics, --runtime-metrics, --api, --drain-timeout, " +
-    "--log-format, --log-level, --config, --host, --port, --seed";
+    "--log-format, --log-level, --report, --config, --host, --port, --seed";
   const none = "found none; to run without one, write --api 8474";
   const negative = "unknown option; no option takes a negative number";
   const wrong = {
@@ -795,7 +795,7 @@ Deno.test("the image's command line starts the API on all addresses", async () =
     JSON.parse(captured(new RegExp(`^${instruction} (.*)$`, "m"), dockerfile));
   const [deno, run, ...entry] = of("ENTRYPOINT");
   assertEquals([deno, run, entry.pop()], ["deno", "run", "/app/main.ts"]);
-  assertEquals(entry, ["--cached-only", ...PERMISSIONS]);
+  assertEquals(entry, ["--cached-only", ...PERMISSIONS, "--allow-write"]);
   const port = `${steadyPort()}`;
   await using cli = new Cli(...of("CMD"), "-port", port);
   assertEquals(await cli.says(/api_listening (\S+);/), `0.0.0.0:${port}`);

@@ -115,6 +115,7 @@ const DEFAULTS = {
   jitterMs: 0,
   connectTimeoutMs: 10_000,
   halfCloseTimeoutMs: 60_000,
+  profile: "",
   toxics: [],
 };
 
@@ -131,7 +132,7 @@ Deno.test("what is written is kept", () => {
       "name": "db", "localPort": 65534, "host": "::1", "enabled": false,
       "upstream": "[::1]:65535", "dropRate": 1, "timeoutRate": 0.25,
       "timeoutMs": 2147483647, "latencyMs": 150, "jitterMs": 50,
-      "connectTimeoutMs": 1, "halfCloseTimeoutMs": 1,
+      "connectTimeoutMs": 1, "halfCloseTimeoutMs": 1, "profile": "",
       "toxics": [{
         "name": "slow", "type": "latency", "stream": "upstream",
         "toxicity": 0.5, "attributes": {"latency": 100, "jitter": 20}
@@ -1042,7 +1043,7 @@ Deno.test("a key on the wrong level is told where it belongs", () => {
 {"routes": [{${route}, "toxicity": 1}]}
   routes[0].toxicity: ${belongs} in a toxic
 {"routes": [{${route}, "toxics": [{"type": "latency", "latency": 1}]}]}
-  routes[0].toxics[0].latency: ${belongs} in a toxic's attributes
+  routes[0].toxics[0].latency: ${belongs} in the attributes of latency
 {"routes": [{${route}, "toxics": [{"type": "noop", "attributes": {"toxicity": 1}}]}]}
   routes[0].toxics[0].attributes.toxicity: ${belongs} in a toxic
 `);

@@ -17,9 +17,11 @@ import {
   NodeEnd,
   NodeUpstream,
   nowhere,
+  only,
   openEnds,
   openNodeClient,
   openNodeUpstream,
+  pause,
   readAll,
   readToEnd,
   send,
@@ -155,18 +157,32 @@ for (const side of SIDES) {
   });
 }
 
-Deno.test("bytes that wait for a slow reader are safe from other connections", async () => {
-  await using slow = await openEnds();
+Deno.test("bytes that wait for slow readers are safe from other connections", async () => {
+  await using open = new AsyncDisposableStack();
   await using busy = await openEnds();
   const [block, other] = [testBytes(MIB, 1), testBytes(MIB, 2)];
-  const total = 96 * MIB;
-  const flow = flood(slow.client, block, total);
-  await untilStalled(flow);
+  const portion = MIB / 4;
+  const waiting = [];
+  for (let i = 0; i < 4; i++) {
+    const ends = open.use(await openEnds());
+    let size = 0;
+    const hasLeft = () => only(ends.watched.proxy.stats()).sent.upstream < size;
+    while (!hasLeft()) { // the last portion waits, with none behind it
+      const start = size % MIB;
+      size += portion;
+      await writeAll(ends.client, block.subarray(start, start + portion));
+      for (let look = 0; look < 8 && hasLeft(); look++) await pause(25);
+    }
+    waiting.push({ ...ends, size });
+  }
+  const total = 24 * MIB;
   const passed = flood(busy.client, other, total);
   assertEquals(await readToEnd(busy.upstream, other), total);
   await passed.done;
-  assertEquals(await readToEnd(slow.upstream, block), total);
-  await flow.done;
+  for (const { client, upstream, size } of waiting) {
+    await client.closeWrite();
+    assertEquals(await readToEnd(upstream, block), size);
+  }
 });
 
 Deno.test("small messages are not withheld", async () => {

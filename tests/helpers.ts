@@ -21,6 +21,7 @@ export type LogEvent =
   | ProxyEvent
   | ApiEvent
   | { event: "log_dropped"; lines: number }
+  | { event: "report"; summary: string; warnings: string[]; file: string }
   | { event: "sighup_ignored" };
 
 type Named<N> = Extract<LogEvent, { event: N }>;
@@ -361,7 +362,7 @@ export class Cli implements AsyncDisposable {
   constructor(...args: string[]) {
     const [command, ...before] = this.command;
     this.#child = new Deno.Command(defined(command), {
-      args: [...before, ...runArgs(args)],
+      args: [...before, ...runArgs(args, this.permissions)],
       cwd: ROOT,
       // Certificates, if named here, may be loaded when there is a shortage.
       env: { NO_COLOR: "1", NODE_EXTRA_CA_CERTS: "" },
@@ -375,6 +376,10 @@ export class Cli implements AsyncDisposable {
   /** How Deno is run. */
   get command(): string[] {
     return [Deno.execPath()];
+  }
+
+  get permissions(): string[] {
+    return PERMISSIONS;
   }
 
   /** Until when its output is not read, unless it ends before. */
@@ -578,14 +583,16 @@ export const SOCKETS = [
 /** A toxic in one line: `latency upstream latency=100 toxicity=0.5`. */
 export function toxic(line: string): ToxicOptions {
   const [type, ...words] = line.split(" ");
-  const attributes: Record<string, number> = {};
+  const attributes: Record<string, number | string> = {};
   const options: ToxicOptions = { type: type as ToxicType, attributes };
   for (const word of words) {
     const [key, value] = word.split("=");
     if (key === "upstream") options.stream = key;
     else if (key === "name") options.name = value;
     else if (key === "toxicity") options.toxicity = Number(value);
-    else if (key && value) attributes[key] = Number(value);
+    else if (key && value) {
+      attributes[key] = /^[a-z]/.test(value) ? value : Number(value);
+    }
   }
   return options;
 }

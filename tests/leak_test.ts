@@ -1,4 +1,10 @@
-import { assert, assertEquals, assertLess, assertMatch } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertGreaterOrEqual,
+  assertLess,
+  assertMatch,
+} from "@std/assert";
 import {
   Api,
   assertEchoes,
@@ -82,6 +88,13 @@ for (const [name, limit, event, api] of SHORTAGES) {
     ]);
     assert(failed.cause);
     await exchange(early, 2);
+    if (api === undefined && !dials) { // it tries again, never too early
+      const failures = await cli.log.first("accept_failed", 2);
+      const [first = 0, second = 0] = failures.map((each) =>
+        Date.parse(Reflect.get(each, "time"))
+      );
+      assertGreaterOrEqual(second - first, 98);
+    }
     if (api !== undefined && !dials) {
       using _call = await Deno.connect({ port: await apiPort(cli) })
         .catch(() => null); // as it listens again

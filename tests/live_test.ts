@@ -191,7 +191,7 @@ for (const { sockets, resettable } of SOCKETS) {
 
   test("a bandwidth's new rate is that of what it holds", async (line) => {
     const { client, fill, update } = line;
-    const name = line.add("bandwidth rate=500");
+    const name = line.add("bandwidth rate=500 buffer=1000000");
     const bytes = testBytes(300_001);
     await fill(bytes);
     const first = await readExactly(client, 150_000);

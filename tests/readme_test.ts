@@ -3,6 +3,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { parse as parseYaml } from "@std/yaml";
 import { ChaosProxy, controlApi, decide, parseConfig } from "../main.ts";
+import { picture } from "../bench/delays.ts";
 import { defined, only, ROOT, RUN_FLAGS, TempFile, text } from "./helpers.ts";
 
 const DOCS = Array.from(
@@ -55,6 +56,11 @@ Deno.test("every link leads somewhere", async () => {
   }
 });
 
+Deno.test("the picture of delays is what its task draws", async () => {
+  const file = new URL("docs/delays.svg", ROOT);
+  assertEquals(await Deno.readTextFile(file), picture());
+});
+
 type Shown = Partial<Record<"toxics" | "routes", unknown[]>> & {
   data?: Record<string, string>;
 };
@@ -72,7 +78,7 @@ Deno.test("every config shown is one", () => {
       configs++;
     }
   }
-  assertEquals(configs, 5);
+  assertEquals(configs, 8);
 });
 
 Deno.test("the README's first config does what it shows", () => {
@@ -98,7 +104,7 @@ async function callApi(
 Deno.test("the README's calls of the API succeed", async () => {
   await using proxy = await ChaosProxy.start({}, { resettable: true });
   const calls = blocks("console").filter((each) => each.includes("8474"));
-  const lines = only(calls).trim().split("\n");
+  const lines = only(calls).split("\n").filter((each) => each.includes("8474"));
   const curl = /curl (?:-X (\w+) )?localhost:8474(\S+)(?: -d '(.*)')?/;
   for (const line of lines) {
     const [, method = "POST", path = "", body] = defined(curl.exec(line));

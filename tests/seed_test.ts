@@ -21,6 +21,7 @@ import {
   only,
   testBytes,
   times,
+  toxic,
   unlessDisconnected,
   WatchedProxy,
 } from "./helpers.ts";
@@ -281,4 +282,60 @@ Deno.test("connection by connection, one at a time as 100 at once", async () => 
   }
   const agreed = decided.filter(({ kind }, i) => kind === other[i]?.kind);
   assertLess(agreed.length, 200);
+});
+
+Deno.test("a toxic's name and the seed decide on which connections it acts, not its place", () => {
+  const acting = (seed: number, which: string, ...names: string[]) => {
+    const toxics = names.map((name) => toxic(`noop toxicity=0.5 name=${name}`));
+    return decisions(seed, { toxics }, 1000).map((each) =>
+      each.kind === "forward" && each.toxics.some(({ name }) => name === which)
+    );
+  };
+  const found = acting(42, "a", "a");
+  assertShare(found.filter(Boolean).length, 1000, 0.5);
+  assertEquals(acting(42, "a", "b", "c", "a", "d"), found);
+  for (const other of [acting(43, "a", "a"), acting(42, "b", "a", "b")]) {
+    const agreed = other.filter((acts, i) => acts === found[i]).length;
+    assertShare(agreed, 1000, 0.5);
+  }
+});
+
+/** What each connection gets back of the same message, by its number. */
+async function answersSeen(seed: number, atOnce: number, name = "inject") {
+  const toxics = [
+    `inject upstream rate=0.5 bytes=9 name=${name}`,
+    "duplicate upstream rate=0.3",
+    "packet_loss upstream loss_rate=0.3 burst=2",
+    "corrupt upstream rate=0.05",
+  ].map(toxic);
+  await using upstream = echo();
+  const route = { name: "db", toxics };
+  await using watched = await WatchedProxy.to(upstream, route, { seed });
+  const answers = new Map<string, string>();
+  for (let done = 0; done < 100; done += atOnce) {
+    await times(atOnce, async () => {
+      using client = await watched.connect();
+      const answer = await exchange(client, testBytes(50));
+      answers.set(`127.0.0.1:${client.localAddr.port}`, answer.join());
+    });
+  }
+  const accepted = watched.log.of("accepted");
+  assertEquals(new Set(accepted.map(({ client }) => client)).size, 100);
+  return accepted.toSorted((a, b) => a.connection - b.connection)
+    .map(({ client }) => answers.get(client));
+}
+
+Deno.test("connection N meets the same toxics at 1, 10 and 100 at once", async () => {
+  const [first, ...same] = await Promise.all(
+    [1, 10, 100].map((atOnce) => answersSeen(42, atOnce)),
+  );
+  for (const each of same) assertEquals(each, first);
+  assertGreater(new Set(first).size, 50);
+  const others = await Promise.all([
+    answersSeen(43, 100),
+    answersSeen(42, 100, "renamed"),
+  ]);
+  for (const other of others) {
+    assertLess(other.filter((each, i) => each === first?.[i]).length, 50);
+  }
 });

@@ -1,9 +1,11 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import type { RouteOptions } from "../main.ts";
 import {
   assertBytes,
   assertClosed,
+  assertEchoes,
   assertEndedBy,
+  assertReads,
   assertSince,
   connectTo,
   echo,
@@ -192,6 +194,139 @@ Deno.test("packet_loss loses whole chunks, and nothing of the others", async () 
   assert(got.length > 0 && got.length < 1000);
   assert(got.match(/(.)\1{9}/g)?.join("") === got, got);
 });
+
+Deno.test("a wave goes by when the proxy started or was reseeded, for all connections", async () => {
+  const wave = "wave=square amplitude=100 period=7200000 phase=0.5";
+  const route = having(`latency upstream latency=100 ${wave}`);
+  await using ends = await openEcho(route);
+  const { watched } = ends;
+  await assertEchoes(ends.client); // in the half that takes 100 - 100 ms
+  const { now } = performance;
+  performance.now = () => now.call(performance) + HOUR_MS;
+  try {
+    using second = await watched.connect();
+    for (const client of [ends.client, second]) {
+      const start = performance.now();
+      await assertEchoes(client);
+      assertSince(start, 200);
+    }
+  } finally {
+    performance.now = now;
+  }
+  watched.proxy.updateToxic("r", "latency_upstream", {
+    attributes: { phase: 0 },
+  });
+  performance.now = () => now.call(performance) + HOUR_MS;
+  try {
+    watched.proxy.reseed(1);
+    const start = performance.now();
+    await assertEchoes(ends.client);
+    assertSince(start, 200);
+  } finally {
+    performance.now = now;
+  }
+});
+
+Deno.test("an update drops what its new values leave without meaning", async () => {
+  const pareto = "jitter=5 distribution=pareto shape=2 correlation=0.5";
+  await using ends = await openEcho(having(`latency latency=1 ${pareto}`));
+  const { proxy } = ends.watched;
+  const attributesWith = (attributes: Record<string, number | string>) =>
+    proxy.updateToxic("r", "latency_downstream", { attributes }).attributes;
+  const normal = attributesWith({ distribution: "normal" });
+  const rest = { latency: 1, jitter: 5, correlation: 0.5 };
+  assertEquals(normal, { ...rest, distribution: "normal" });
+  assertEquals(attributesWith({ jitter: 0 }), { latency: 1, jitter: 0 });
+  await assertEchoes(ends.client);
+});
+
+/** Sends letters upstream, each when the one before has been read. */
+async function sendEach(
+  { client, watched }: { client: Deno.TcpConn; watched: WatchedProxy },
+  letters: string,
+): Promise<void> {
+  for (const [i, letter] of Array.from(letters).entries()) {
+    await send(client, letter);
+    const read = () => only(watched.proxy.stats()).received.upstream;
+    await until(() => read() > i, `byte ${i}`);
+  }
+}
+
+Deno.test("stall holds what is sent, all of it, for its duration", async () => {
+  const route = having("stall upstream rate=1 duration=150");
+  await using ends = await openEcho(route);
+  const bytes = testBytes(100_000);
+  const start = performance.now();
+  assertBytes(await exchange(ends.client, bytes), bytes);
+  assertSince(start, 150);
+  await assertClosed(ends.watched, { why: "client", toxic: undefined });
+});
+
+Deno.test("random_close delivers what came before, and closes", async () => {
+  await using ends = await openEnds(having("random_close rate=0"));
+  const { client, upstream, watched } = ends;
+  await send(upstream, "before");
+  await assertReads(client, "before");
+  const closes = { attributes: { rate: 1 } };
+  watched.proxy.updateToxic("r", "random_close_downstream", closes);
+  await send(upstream, "after");
+  assertEquals(await readAll(client), testBytes(0));
+  await assertEndedBy(watched, "random_close_downstream");
+});
+
+Deno.test("random_close with reset sends a RST to both sides", async () => {
+  await using ends = await openEnds(having("random_close rate=1 reset=1"));
+  const { client, upstream, watched } = ends;
+  await send(upstream, "hello");
+  for (const conn of [client, upstream]) {
+    await assertRejects(() => readAll(conn), Deno.errors.ConnectionReset);
+  }
+  await assertEndedBy(watched, "random_close_downstream");
+});
+
+Deno.test("random_close with reset needs a proxy whose connections can be reset", async () => {
+  await using ends = await openEcho(having("random_close rate=0 reset=1"));
+  const { proxy } = ends.watched;
+  const change = (attributes: Record<string, number>) => () =>
+    proxy.updateToxic("r", "random_close_downstream", { attributes });
+  assertThrows(change({ rate: 0.1 }), Deno.errors.NotSupported);
+  assertEquals(change({ rate: 0.1, reset: 0 })().toxicity, 1);
+});
+
+Deno.test("what reorder keeps leaves when it is removed", async () => {
+  await using ends = await openEcho(having("reorder upstream rate=1"));
+  await sendEach(ends, "a");
+  ends.watched.proxy.removeToxic("r", "reorder_upstream");
+  await assertReads(ends.client, "a");
+  await assertEchoes(ends.client, "b");
+});
+
+for (const { sockets, resettable } of SOCKETS) {
+  Deno.test(`duplicate and inject add to what is sent, and reorder loses none, on ${sockets}`, async () => {
+    const through = async (line: string) => {
+      await using ends = await openEnds(having(line), { resettable });
+      const got = readAll(ends.upstream).then(text);
+      await sendEach(ends, "abcde");
+      await ends.client.closeWrite();
+      return await got;
+    };
+    assertEquals(await through("duplicate upstream rate=1"), "aabbccddee");
+    assertEquals(await through("reorder upstream rate=1"), "badce");
+    const injected = await through("inject upstream rate=1 bytes=3");
+    assert(/^.{1,3}a.{1,3}b.{1,3}c.{1,3}d.{1,3}e$/s.test(injected), injected);
+  });
+
+  Deno.test(`each byte comes twice, in any order, on ${sockets}`, async () => {
+    const duplicate = "duplicate upstream rate=1";
+    const route = having(duplicate, "reorder rate=0.2", "stall duration=1");
+    await using ends = await openEcho(route, { resettable });
+    const bytes = testBytes(MIB);
+    const got = await exchange(ends.client, bytes);
+    const twice = new Uint8Array([...bytes, ...bytes]);
+    assertBytes(got.toSorted(), twice.toSorted());
+    await assertClosed(ends.watched, { why: "client", toxic: undefined });
+  });
+}
 
 Deno.test("limit_time closes under constant traffic", async () => {
   const start = performance.now();

@@ -12,6 +12,7 @@ import {
   decide,
   parseConfig,
   type TimedChunk,
+  type Toxic,
   type ToxicOptions,
   type ToxicType,
 } from "../main.ts";
@@ -29,8 +30,6 @@ function begin(options: ToxicOptions, seed = 1) {
     pass: (timed) => result.passed.push({ ...timed }),
     cut: (at, how) => result.cuts.push({ at, how }),
   });
-  assertEquals(result, { passed: [], cuts: [] });
-  active.open(0);
   return { active, ...result };
 }
 
@@ -99,10 +98,15 @@ function split(length: number, size: number): TimedChunk[] {
   }));
 }
 
-/** That a share of so many lies within four standard deviations. */
-function assertShare(hits: number, draws: number, share: number): void {
+/** That a share of so many lies within so many standard deviations. */
+function assertShare(
+  hits: number,
+  draws: number,
+  share: number,
+  most = 4,
+): void {
   const deviation = Math.sqrt(draws * share * (1 - share));
-  assertLessOrEqual(Math.abs(hits - draws * share), 4 * deviation);
+  assertLessOrEqual(Math.abs(hits - draws * share), most * deviation);
 }
 
 /** That numbers are uniform; looks at parts of a width, from one on. */
@@ -139,6 +143,23 @@ const CASES: Record<string, string[]> = {
     "latency latency=100 jitter=90 | 5:close | 105:close",
     "slow_close delay=300 | 5:close | 5:close",
   ],
+  "a wave swings around the latency, by the time, also for the end": [
+    "latency latency=100 wave=sine amplitude=40 period=1000 | " +
+    "0:1 250:1 500:1 750:1 1000:1 1250:end | " +
+    "100:1 390:1 600:1 810:1 1100:1 1390:end",
+    "latency latency=100 wave=square amplitude=40 period=1000 | " +
+    "0:1 499:1 500:1 999:1 1000:end | 140:1 639:1 639:1 1059:1 1140:end",
+    "latency latency=100 wave=triangle amplitude=40 period=1000 | " +
+    "0:1 125:1 250:1 375:1 625:1 750:1 1000:1 | " +
+    "100:1 245:1 390:1 495:1 705:1 810:1 1100:1",
+    "latency latency=100 wave=sawtooth amplitude=40 period=1000 | " +
+    "0:1 250:1 500:1 750:1 1000:1 | 60:1 330:1 600:1 870:1 1060:1",
+    "latency latency=100 wave=sine amplitude=40 period=1000 phase=0.25 | " +
+    "0:1 250:1 750:1 | 140:1 350:1 850:1",
+  ],
+  "a wave makes no delay negative": [
+    "latency latency=10 wave=sine amplitude=40 period=1000 | 750:1 | 750:1",
+  ],
   "bandwidth goes on where the chunk before stopped": [
     "bandwidth rate=100 | 0:1500 0:1500 100:500 | " +
     "10:1000 15:500 25:1000 30:500 105:500",
@@ -151,6 +172,17 @@ const CASES: Record<string, string[]> = {
     "bandwidth rate=0 | 5:100000 7:1 9:end | " +
     "Infinity:100000 Infinity:1 Infinity:end",
     "bandwidth rate=0 | 9:end | 9:end",
+  ],
+  "stall holds a packet and what follows, and is what it is changed to": [
+    "stall rate=1 duration=100 | 0:10 5:10 50:end | 100:10 105:10 105:end | " +
+    "@60 duration=20 | | 0:10 5:10 50:end | 20:10 25:10 50:end | " +
+    "@70<60 rate=0 | | 80:1 | 80:1",
+  ],
+  "random_close delivers what came before, and nothing after": [
+    "random_close rate=0 | 1:5 | 1:5 | " +
+    "@2<1 rate=1 | | 3:7 4:end | 3:close Infinity:7 Infinity:end",
+    "random_close rate=0 reset=1 | 1:5 | 1:5 | " +
+    "@2<1 rate=1 | | 3:7 4:end | Infinity:7 Infinity:end 3!reset",
   ],
   "slow_close delays the end alone": [
     "slow_close delay=300 | 1:5 2:end | 1:5 302:end",
@@ -272,6 +304,90 @@ Deno.test("jitter makes no delay negative", () => {
   assert(passed.every(({ at }, i) => at >= 100 * i));
 });
 
+/** The delays of so many chunks, so far apart that none has to wait. */
+function delaysOf(line: string, count = 100_000, seed = 1): number[] {
+  const what = testBytes(1);
+  const given = Array.from(
+    { length: count },
+    (_, i) => ({ at: i * 1e4, what }),
+  );
+  return through(toxic(line), given, seed).map(({ at }, i) => at - i * 1e4);
+}
+
+function mean(numbers: number[]): number {
+  return sum(numbers) / numbers.length;
+}
+
+/** The delay below which a share lies: latency=100 jitter=20. */
+const QUANTILES: Record<string, (share: number) => number> = {
+  uniform: (share) => 100 + 20 * (2 * share - 1),
+  normal: (share) => {
+    const z: Record<number, number> = { 0.9: 1.281552, 0.99: 2.326348 };
+    const off = share === 0.5 ? 0 : z[Math.max(share, 1 - share)] ?? NaN;
+    return 100 + 20 * Math.sign(share - 0.5) * off;
+  },
+  pareto: (share) => 100 + 20 * Math.min(100, (1 - share) ** (-1 / 3) - 1),
+};
+const STEPS = Array.from({ length: 1e6 }, (_, i) => (i + 0.5) / 1e6);
+const PARETO = STEPS.map(defined(QUANTILES["pareto"]));
+const MOMENTS: Record<string, [mean: number, deviation: number]> = {
+  uniform: [100, 20 / Math.sqrt(3)],
+  normal: [100, 20],
+  pareto: [
+    mean(PARETO),
+    Math.sqrt(mean(PARETO.map((x) => x * x)) - mean(PARETO) ** 2),
+  ],
+};
+
+for (const [distribution, quantile] of Object.entries(QUANTILES)) {
+  const line = `latency latency=100 jitter=20 distribution=${distribution}`;
+
+  Deno.test(`delays are ${distribution} within 2 % of the formula`, () => {
+    // With the tail of `pareto` another seed's deviation is up to 6 % off.
+    const delays = delaysOf(line, 100_000, 13).sort((a, b) => a - b);
+    const assertNear = (found: number, expected: number) =>
+      assertLess(Math.abs(found / expected - 1), 0.02, `${found}, ${expected}`);
+    const [average, deviation] = defined(MOMENTS[distribution]);
+    assertNear(mean(delays), average);
+    const squares = delays.map((each) => (each - average) ** 2);
+    assertNear(Math.sqrt(mean(squares)), deviation);
+    for (const share of [0.01, 0.1, 0.5, 0.9, 0.99]) {
+      const found = defined(delays[Math.floor(share * delays.length)]);
+      assertNear(found, quantile(share));
+    }
+    assertLessOrEqual(defined(delays.at(-1)), 2100); // 100 times the scale
+    assertGreaterOrEqual(
+      defined(delays[0]),
+      distribution === "pareto" ? 100 : 0,
+    );
+  });
+
+  Deno.test(`${distribution} delays have the correlation that is asked for`, () => {
+    for (const correlation of [0, 0.5, 0.9]) {
+      const delays = delaysOf(`${line} correlation=${correlation}`);
+      const repeats = delays.filter((each, i) =>
+        i > 0 && Math.abs(each - defined(delays[i - 1])) < 1e-6
+      );
+      assertShare(repeats.length, delays.length, correlation + 1e-5, 5);
+      // A share of them is as many draws as are new ones.
+      const below = delays.filter((each) => each < quantile(0.5)).length;
+      const most = 5 * Math.sqrt((1 + correlation) / (1 - correlation));
+      assertShare(below, delays.length, 0.5, most);
+    }
+  });
+}
+
+Deno.test("a uniform jitter draws what it has always drawn", () => {
+  const line = "latency latency=100 jitter=20";
+  const found = through(toxic(line), drops(5, 1000), 42)
+    .map(({ at }, i) => Number((at - 1000 * i).toFixed(3)));
+  assertEquals(found, [84.889, 107.457, 81.569, 115.225, 106.129]);
+  assertEquals(
+    delaysOf(`${line} distribution=uniform`, 99),
+    delaysOf(line, 99),
+  );
+});
+
 for (const rate of [10, 100, 1000, 10_000]) {
   Deno.test(`bandwidth of ${rate} KB/s is even`, () => {
     const total = rate * 5000; // bytes in 5 s
@@ -340,6 +456,53 @@ Deno.test("losses are as many and as long as their model says", () => {
   }
 });
 
+/** The lengths of the runs of one kind. */
+function runsOf(are: boolean[], kind: boolean): number[] {
+  const text = are.map((is) => is === kind ? "x" : " ").join("");
+  return (text.match(/x+/g) ?? []).map(({ length }) => length);
+}
+
+Deno.test("bursts are as many and as long as Gilbert's model says", () => {
+  const count = 100_000;
+  for (const [loss, burst] of [[0.2, 5], [0.05, 10], [0.6, 1.5]] as const) {
+    const line = `packet_loss loss_rate=${loss} burst=${burst}`;
+    const lost = Array<boolean>(count).fill(true);
+    for (const { at } of through(toxic(line), drops(count))) lost[at] = false;
+    const [leave, enter] = [1 / burst, loss / burst / (1 - loss)];
+    const again = 1 - enter - leave; // neighbours are correlated by that
+    const most = 5 * Math.sqrt((1 + again) / (1 - again));
+    assertShare(lost.filter((is) => is).length, count, loss, most);
+    for (const [kind, end] of [[true, leave], [false, enter]] as const) {
+      const runs = runsOf(lost, kind);
+      const deviation = Math.sqrt((1 - end) / runs.length) / end;
+      assertLess(Math.abs(mean(runs) - 1 / end), 5 * deviation);
+      for (let length = 1; length <= 5; length++) {
+        const hits = runs.filter((run) => run === length).length;
+        assertShare(hits, runs.length, (1 - end) ** (length - 1) * end, 5);
+      }
+    }
+  }
+});
+
+Deno.test("bursts begin as they go on, and a loss of all has no end", () => {
+  const first = (line: string) =>
+    Array.from(
+      { length: 2000 },
+      (_, seed) => through(toxic(line), drops(1), seed).length,
+    ).filter((passed) => passed === 0);
+  const { length } = first("packet_loss loss_rate=0.3 burst=20");
+  assertShare(length, 2000, 0.3, 5);
+  const all = "packet_loss loss_rate=1 burst=2";
+  assertEquals(through(toxic(all), drops(1000)), []);
+  // At the least burst that a rate allows, each chunk kept is behind a lost one.
+  const least = toxic("packet_loss loss_rate=0.5 burst=1");
+  const half = through(least, drops(1000));
+  assertEquals(new Set(half.map(({ at }) => at % 2)).size, 1);
+  const problem = "attributes.burst: expected at least 9.00000";
+  const tooShort = toxic("packet_loss loss_rate=0.9 burst=2");
+  assertThrows(() => begin(tooShort), ConfigError, problem);
+});
+
 Deno.test("packet_loss loses all after the first loss with a correlation of 1", () => {
   const line = "packet_loss loss_rate=0.1 correlation=1";
   assertLess(through(toxic(line), drops(1000)).length, 200);
@@ -379,7 +542,7 @@ Deno.test("corrupt with next to no rate flips nothing, and comes to an end", () 
 });
 
 /** All of them, each so that it lets all through unless that is against its nature. */
-const ALL: Record<ToxicType, Record<string, number>> = {
+const ALL: Record<ToxicType, Toxic["attributes"]> = {
   latency: { latency: 10, jitter: 5 },
   bandwidth: { rate: 100 },
   slow_close: { delay: 10 },
@@ -390,9 +553,22 @@ const ALL: Record<ToxicType, Record<string, number>> = {
   packet_loss: { loss_rate: 0.2, correlation: 0.5 },
   corrupt: { rate: 0.01 },
   limit_time: { time: 10 },
+  stall: { rate: 0.1, duration: 10 },
+  random_close: { rate: 0.02, reset: 0 },
+  duplicate: { rate: 0.1 },
+  inject: { rate: 0.1, bytes: 8 },
+  reorder: { rate: 0.1 },
   noop: {},
 };
 const TYPES = Object.keys(ALL) as ToxicType[];
+/** Those that act on packets by chance. */
+const PACKET_TOXICS = [
+  "stall",
+  "random_close",
+  "duplicate",
+  "inject",
+  "reorder",
+] as const;
 
 for (const last of ["end", "close"] as const) {
   Deno.test(`what comes last, ${last}, leaves last`, () => {
@@ -411,7 +587,10 @@ for (const last of ["end", "close"] as const) {
 }
 
 Deno.test("the seed alone decides what is random", () => {
-  const random: ToxicType[] = ["latency", "slicer", "packet_loss", "corrupt"];
+  const random: ToxicType[] = [
+    ...["latency", "slicer", "packet_loss", "corrupt"] as const,
+    ...PACKET_TOXICS,
+  ];
   const result = (type: ToxicType, seed: number, name?: string) => {
     const given = Array.from({ length: 200 }, (_, i) => chunk(i, 50, i + 1));
     const options = { type, attributes: ALL[type], ...name && { name } };
@@ -441,6 +620,42 @@ Deno.test("a toxic's config is checked, with paths", () => {
   const lines = {
     "latency latensy=5":
       "attributes.latensy: unknown key; did you mean latency?",
+    "latency distribution=normal":
+      "attributes.distribution: needs jitter; write that, or leave this out",
+    "latency correlation=0.5":
+      "attributes.correlation: needs jitter; write that, or leave this out",
+    "latency jitter=5 distribution=paretto": "attributes.distribution: " +
+      'expected uniform or normal or pareto, found "paretto"; ' +
+      "did you mean pareto?",
+    "latency jitter=5 distribution=normal shape=3": "attributes.shape: " +
+      "needs distribution: pareto; write that, or leave this out",
+    "latency jitter=5 distribution=pareto shape=1":
+      "attributes.shape: expected a number from 1.2 to 10, found 1",
+    "latency jitter=5 correlation=1.5":
+      "attributes.correlation: expected a number from 0 to 1, found 1.5",
+    "latency wave=sin amplitude=5 period=5": "attributes.wave: " +
+      'expected sine or square or triangle or sawtooth, found "sin"; ' +
+      "did you mean sine?",
+    "latency wave=sine amplitude=5":
+      "attributes.wave: needs amplitude and period; write that, or leave this out",
+    "latency amplitude=5":
+      "attributes.amplitude: needs wave; write that, or leave this out",
+    "latency period=5":
+      "attributes.period: needs wave; write that, or leave this out",
+    "latency phase=0":
+      "attributes.phase: needs wave; write that, or leave this out",
+    "latency wave=sine amplitude=5 period=5 phase=2":
+      "attributes.phase: expected a number from 0 to 1, found 2",
+    "latency wave=sine amplitude=5 period=0.5":
+      "attributes.period: expected an integer from 1 to 2147483647, found 0.5",
+    "packet_loss burst=0.5":
+      "attributes.burst: expected a number from 1 to 1000000, found 0.5",
+    "packet_loss burst=3 correlation=0.5":
+      "attributes.burst: needs correlation: 0; write that, or leave this out",
+    "random_close reset=2":
+      "attributes.reset: expected true or false or 1 or 0, found 2",
+    "inject bytes=0":
+      "attributes.bytes: expected an integer from 1 to 65536, found 0",
     slicer: "attributes.average_size: missing; " +
       "expected an integer from 1 to 9007199254740991",
     bandwidth: "attributes.rate: missing; expected an integer from 0, in KB/s",
@@ -496,7 +711,7 @@ Deno.test("every attribute of every type is checked", () => {
       return only(problemsOf([{ type, attributes }]));
     };
     for (const key of Object.keys(ALL[type])) {
-      for (const bad of [-1, "x", true, null, [], {}]) {
+      for (const bad of [-1, "x", null, [], {}]) {
         const problem = problemWith({ [key]: bad });
         const expected = `[0].attributes.${key}: expected`;
         assert(problem.startsWith(expected), problem);
@@ -572,12 +787,24 @@ Deno.test("--check says in words what toxics do", async () => {
     "slicer average_size=10 size_variation=2 delay=30":
       "in pieces of 10±2 B, 30 µs apart",
     "limit_data bytes=9": "closed after 9 B",
-    "packet_loss correlation=0.5": "loses 10% of chunks, correlation 50%",
+    "packet_loss correlation=0.5": "loses 10% of chunks, correlation 0.5",
     "corrupt": "flips a bit in 0.1% of bytes",
+    "latency latency=9 jitter=5 distribution=pareto shape=2 correlation=0.5":
+      "+9±5 ms, distribution pareto, shape 2, correlation 0.5",
+    "latency wave=sine amplitude=30 period=1000":
+      "+0 ms, wave sine, amplitude 30, period 1000",
+    "packet_loss burst=5": "loses 10% of chunks, burst 5",
+    "stall": "stalls 10% of packets, duration 200",
+    "random_close reset=1": "ends at 10% of packets, reset 1",
+    "duplicate rate=0.01": "repeats 1% of packets",
+    "inject": "injects before 10% of packets, bytes 16",
+    "reorder": "reorders 10% of packets",
     "limit_time time=8 toxicity=0":
       "downstream: closed after 8 ms on 0% of connections",
   };
-  const toxics = Object.keys(words).map(toxic);
+  const toxics = Object.keys(words).map((line, i) =>
+    toxic(`${line} name=${i}`)
+  );
   const routes = [{ localPort: 1, upstream: "a:1", toxics }];
   const said = await checkConfig(JSON.stringify({ routes }));
   const told = Object.values(words).map((each) =>
@@ -598,4 +825,158 @@ Deno.test("a changed corrupt is that of what comes next", () => {
   assertEquals(flips(), 100);
   active.change({ rate: 0 }, 3, 1);
   assertEquals(flips(), 0);
+});
+
+const SEGMENT = 1460;
+
+/** What was passed, the neighbours of a time in one, as text. */
+function joined(passed: TimedChunk[]): string[] {
+  const parts: { at: number; text: string }[] = [];
+  for (const { at, what } of passed) {
+    const text = typeof what === "string" ? `<${what}>` : binary(what);
+    const last = parts.at(-1);
+    if (last?.at === at) last.text += text;
+    else parts.push({ at, text });
+  }
+  return parts.map(({ at, text }) => `${at}: ${text}`);
+}
+
+function binary(bytes: Uint8Array): string {
+  return Array.from(bytes, (byte) => String.fromCharCode(byte)).join("");
+}
+
+/** So many bytes at 0, in reads of at least a segment, as a seed says. */
+function reads(bytes: Uint8Array<ArrayBuffer>, seed: number): TimedChunk[] {
+  const given: TimedChunk[] = [];
+  const sizes = testBytes(bytes.length, seed);
+  for (let start = 0; start < bytes.length;) {
+    const size = SEGMENT + 20 * defined(sizes[given.length]);
+    given.push({ at: 0, what: bytes.slice(start, start + size) });
+    start += size;
+  }
+  return given;
+}
+
+for (const type of PACKET_TOXICS) {
+  const withRate = (rate: number) => {
+    return { type, attributes: { ...ALL[type], rate } };
+  };
+
+  Deno.test(`${type} hits the share of packets that is asked for`, () => {
+    for (const size of [10, SEGMENT]) {
+      const what = testBytes(size);
+      let [hits, draws] = [0, 0];
+      for (let seed = 1; seed <= 500; seed++) {
+        const { active, passed } = begin(withRate(0.1), seed);
+        for (let at = 0; at < 50e4; at += 1e4) {
+          passed.length = 0;
+          active.take({ at, what: what.slice() });
+          const [first, second] = passed;
+          if (type === "reorder" && second) continue; // one behind a hit one
+          const isHit = first?.at !== at || first.what === "close" || second;
+          draws++;
+          if (isHit) hits++;
+          if (isHit && type === "random_close") break;
+        }
+      }
+      assertShare(hits, draws, 0.1, 5);
+    }
+  });
+
+  Deno.test(`${type} hits the same, however a long stream was read`, () => {
+    const bytes = testBytes(100_000);
+    const results = new Set<string>();
+    for (let seed = 1; seed <= 20; seed++) {
+      const whole = [{ at: 0, what: bytes.slice() }];
+      const expected = joined(through(withRate(0.1), whole, seed));
+      results.add(expected.join());
+      for (const cuts of [1, 2, 3]) {
+        const given = reads(bytes, cuts);
+        assertEquals(joined(through(withRate(0.1), given, seed)), expected);
+      }
+    }
+    assertGreaterOrEqual(results.size, 5); // the first may be at the same place
+  });
+
+  Deno.test(`${type} with a rate of 0 passes bytes as they are`, () => {
+    const given = [
+      chunk(0, 5000),
+      chunk(1, 10),
+      { at: 2, what: "end" } as const,
+    ];
+    const passed = through(withRate(0), given);
+    assertEquals(passed.map(({ what }) => what), given.map(({ what }) => what));
+    assert(passed.every(({ what }, i) => what === given[i]?.what));
+  });
+}
+
+/** Letters, each a chunk, and `.` for the end; in the same form what passed. */
+function lettersThrough(line: string, letters: string, seed = 1): string[] {
+  const given = Array.from(letters, (letter, at): TimedChunk => ({
+    at,
+    what: letter === "." ? "end" : new TextEncoder().encode(letter),
+  }));
+  return through(toxic(line), given, seed)
+    .map(({ what }) => typeof what === "string" ? "." : binary(what));
+}
+
+Deno.test("duplicate sends a packet twice, each with bytes of its own", () => {
+  assertEquals(lettersThrough("duplicate rate=1", "abc.").join(""), "aabbcc.");
+  const [first, second] = through(toxic("duplicate rate=1"), [chunk(0, 9)]);
+  assertEquals(first, second);
+  assert(first?.what !== second?.what);
+  // Of a packet that came in two reads, the copy follows the whole.
+  const passed = joined(through(toxic("duplicate rate=1"), split(4380, 2000)));
+  const packets = split(4380, SEGMENT).map(({ what }) =>
+    binary(what as Uint8Array)
+  );
+  assertEquals(passed, [`0: ${packets.map((each) => each + each).join("")}`]);
+});
+
+Deno.test("inject puts 1 to `bytes` random bytes before packets, and changes no other", () => {
+  const found = lettersThrough("inject rate=1 bytes=8", "x".repeat(20_000));
+  const noise = found.filter((_, i) => i % 2 === 0);
+  assert(found.every((each, i) => i % 2 === 0 || each === "x"));
+  for (let length = 1; length <= 8; length++) {
+    const hits = noise.filter((each) => each.length === length).length;
+    assertShare(hits, noise.length, 1 / 8, 5);
+  }
+  const bytes = Array.from(noise.join(""), (each) => each.charCodeAt(0));
+  for (let bit = 1; bit < 256; bit *= 2) {
+    assertShare(
+      bytes.filter((each) => each & bit).length,
+      bytes.length,
+      0.5,
+      5,
+    );
+  }
+  assertEquals(new Set(bytes).size, 256);
+});
+
+Deno.test("reorder sends a packet behind the next one, and loses none", () => {
+  const reorder = "reorder rate=1";
+  assertEquals(lettersThrough(reorder, "abcde.").join(""), "badce.");
+  assertEquals(lettersThrough(reorder, "abcd").join(""), "badc");
+  const some = lettersThrough(
+    "reorder rate=0.3",
+    "abcdefghijklmnopqrstuvwxyz.",
+  );
+  assertEquals(some.toSorted().join(""), ".abcdefghijklmnopqrstuvwxyz");
+  for (const [i, letter] of some.entries()) {
+    const moved = Math.abs(letter.charCodeAt(0) - 97 - i);
+    assert(letter === "." || moved <= 1, some.join(""));
+  }
+  // What it keeps leaves when it is changed or removed, or at another's close.
+  const { active, passed } = begin(toxic(reorder));
+  const text = () => joined(passed.splice(0)).join();
+  active.take({ at: 1, what: new TextEncoder().encode("a") });
+  assertEquals(text(), "");
+  active.change({ rate: 1 }, 2, 0);
+  assertEquals(text(), "1: a");
+  active.take({ at: 3, what: new TextEncoder().encode("b") });
+  active.take({ at: 4, what: "close" });
+  assertEquals(text(), "3: b,4: <close>");
+  active.take({ at: 5, what: new TextEncoder().encode("c") });
+  active.end(6);
+  assertEquals(text(), "5: c");
 });

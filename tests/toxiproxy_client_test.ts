@@ -122,6 +122,24 @@ test("toxiproxy-node-client: toxics, on a connection that stays open", async ({ 
   await toxic.remove();
   await assertRejects(get, ToxiproxyError, "404");
 
+  // Toxics and attributes that only this proxy has.
+  const normal = { latency: 0, jitter: 1, distribution: "normal" };
+  for (
+    const [type, attributes] of Object.entries({
+      latency: normal,
+      stall: { rate: 1, duration: 20 },
+    })
+  ) {
+    const body = { type, attributes } as unknown as ICreateToxicBody<Latency>;
+    const own = await proxy.addToxic(body);
+    assertEquals<unknown>(own.attributes, attributes);
+    const same = await own.update(own.toJson());
+    assertEquals(same.toJson(), own.toJson());
+  }
+  assertEquals((await client.getAll())["redis"]?.name, "redis");
+  assertGreaterOrEqual(await ask(conn), 19);
+  await client.reset();
+
   const limit = { type: "bandwidth", attributes: { rate: 1 } } as const;
   const end = { type: "timeout", attributes: { timeout: 1 } } as const;
   const way = { stream: "upstream", toxicity: 1 } as const;

@@ -1,0 +1,268 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { ChaosProxy, ConfigError, parseConfig, type Toxic } from "../main.ts";
+import {
+  Api,
+  assertEchoes,
+  assertReads,
+  assertSince,
+  checkConfig,
+  echo,
+  exchange,
+  only,
+  openEcho,
+  openEnds,
+  ROOT,
+  send,
+  SOCKETS,
+  testBytes,
+  toxic,
+  until,
+  WatchedProxy,
+} from "./helpers.ts";
+
+const DOCS = Deno.readTextFileSync(new URL("docs/profiles.md", ROOT));
+/** The rows of the table in the docs: a name, and figures. */
+const PROFILES = Array.from(
+  DOCS.matchAll(/^\| `([\w-]+)` +\| (.*) \|$/gm),
+  ([, name = "", row = ""]) => {
+    const [down = "", up = "", ...ms] = row.split("|").map((cell) =>
+      cell.trim()
+    );
+    const [roundTrip = 0, jitter = 0] = ms.map(Number);
+    return { name, kbits: [down, up], roundTrip, jitter };
+  },
+).slice(1); // without the heading
+const NAMES = PROFILES.map(({ name }) => name);
+
+/** What a route has, in short: `bandwidth_downstream 200`. */
+const inShort = (toxics: readonly Toxic[]) =>
+  toxics.map(({ name, attributes: { rate, latency } }) =>
+    `${name} ${rate ?? latency ?? ""}`.trim()
+  );
+
+const configOf = (fields: object) =>
+  JSON.stringify({ routes: [{ localPort: 1, upstream: "a:1", ...fields }] });
+const routeOf = (fields: object) =>
+  only(parseConfig(configOf(fields), "a.json").routes);
+
+const SLOW = ["bandwidth_downstream 200", "latency_downstream 150"];
+const SLOW_UP = ["bandwidth_upstream 96", "latency_upstream 150"];
+
+Deno.test("each profile stands for the toxics in the docs", () => {
+  assertEquals(NAMES.length, 10);
+  for (const { name, kbits, roundTrip, jitter } of PROFILES) {
+    const expected = ["downstream", "upstream"].flatMap((stream, i) => [
+      {
+        ...{ name: `bandwidth_${stream}`, type: "bandwidth", stream },
+        toxicity: 1,
+        attributes: { rate: Math.round(Number(kbits[i]) / 8), shared: 1 },
+      },
+      {
+        ...{ name: `latency_${stream}`, type: "latency", stream },
+        toxicity: 1,
+        attributes: { latency: roundTrip / 2, jitter: jitter / 2 },
+      },
+    ]).filter(({ attributes: { rate, latency } }) =>
+      rate !== undefined ? !Number.isNaN(rate) : latency
+    );
+    assert(expected.length >= 2, name);
+    assertEquals<unknown>(routeOf({ profile: name }).toxics, expected, name);
+  }
+});
+
+Deno.test("a route's own toxics replace a profile's, or come after it", () => {
+  const own = ["noop", "latency latency=5", "bandwidth upstream rate=1"];
+  const route = routeOf({ profile: "3g", toxics: own.map(toxic) });
+  assertEquals(inShort(route.toxics), [
+    "bandwidth_downstream 200",
+    "latency_downstream 5",
+    "bandwidth_upstream 1",
+    "latency_upstream 150",
+    "noop_downstream",
+  ]);
+  assertEquals(routeOf({ ...route }), route); // also written out
+});
+
+Deno.test("an unknown profile is refused, and the nearest named", () => {
+  const expected = `expected ${NAMES.join(" or ")} or ""`;
+  const cases: [unknown, string][] = [
+    ["5g", 'found "5g"; did you mean 3g?'],
+    ["3G", 'found "3G"; did you mean 3g?'],
+    ["wifi poor", 'found "wifi poor"; write wifi-poor'],
+    ["carrier pigeon", 'found "carrier pigeon"'],
+    ["toString", 'found "toString"'],
+    [3, "found 3"],
+    [null, "found null"],
+  ];
+  for (const [profile, found] of cases) {
+    const { problems } = assertThrows(
+      () => routeOf({ profile }),
+      ConfigError,
+    );
+    assertEquals(problems, [`routes[0].profile: ${expected}, ${found}`]);
+  }
+});
+
+Deno.test("a route may have 500 toxics of its own beside those of a profile", async () => {
+  const toxics = Array.from({ length: 500 }, (_, i) => ({
+    ...{ type: "noop", name: `n${i}` } as const,
+  }));
+  await using upstream = echo();
+  const route = { name: "r", profile: "transatlantic", toxics };
+  await using watched = await WatchedProxy.to(upstream, route);
+  const { proxy } = watched;
+  assertEquals(proxy.route("r").toxics.length, 502);
+  await proxy.updateRoute("r", { profile: "3g" });
+  assertEquals(proxy.route("r").toxics.length, 504);
+  using client = await watched.connect();
+  await assertEchoes(client);
+  await proxy.updateRoute("r", { profile: "" });
+  assertEquals(proxy.route("r").toxics.length, 500);
+});
+
+Deno.test("--check shows what a profile stands for", async () => {
+  const shown = await checkConfig(configOf({ profile: "3g" }));
+  const all = "on every connection";
+  assert(
+    shown.includes(
+      `downstream: shares 200 KB/s ${all}, downstream: +150 ms ${all}, ` +
+        `upstream: shares 96 KB/s ${all}, upstream: +150 ms ${all}`,
+    ),
+    shown,
+  );
+});
+
+Deno.test("the API puts a profile on, replaces it and takes it off", async () => {
+  await using ends = await openEcho({
+    name: "r",
+    toxics: [toxic("noop"), toxic("latency upstream latency=1")],
+  });
+  const { watched, client } = ends;
+  const { proxy } = watched;
+  await using api = Api.of(watched);
+  await assertEchoes(client);
+  const set = async (profile: string) => {
+    const { body } = await api.post("/proxies/r", { profile });
+    assertEquals(body.profile, profile);
+    assertEquals((await api.get("/proxies/r")).body, body);
+    const toxics = inShort(body.toxics);
+    const live = only(proxy.liveConnections()).toxics;
+    assertEquals(live, toxics.map((each) => each.replace(/ .*/, "")));
+    return toxics;
+  };
+  const up = ["bandwidth_upstream 96", "latency_upstream 1"];
+  assertEquals(await set("3g"), [...SLOW, ...up, "noop_downstream"]);
+  const events = watched.log.all.length;
+  assertEquals(await set("3g"), [...SLOW, ...up, "noop_downstream"]);
+  assertEquals(
+    watched.log.all.slice(events).map(({ event }) => event)
+      .filter((each) => each.startsWith("toxic")),
+    [],
+  );
+  await api.post("/proxies/r/toxics/bandwidth_downstream", {
+    attributes: { rate: 9 },
+  });
+  assertEquals(await set("transatlantic"), [
+    ...["latency_downstream 39", "latency_upstream 1"],
+    ...["bandwidth_downstream 9", "noop_downstream"],
+  ]);
+  assertEquals(await set(""), [
+    ...["latency_upstream 1", "bandwidth_downstream 9", "noop_downstream"],
+  ]);
+  const start = performance.now();
+  await set("edge");
+  await assertEchoes(client);
+  assertSince(start, 420);
+  await api.post("/reset");
+  const { profile, toxics } = proxy.route("r");
+  assertEquals([profile, toxics.length], ["", 0]);
+});
+
+Deno.test("proxies are made, listed and loaded again with a profile", async () => {
+  await using upstream = echo();
+  const address = { upstream: upstream.address };
+  await using watched = await WatchedProxy.to(upstream, {
+    ...{ name: "db", profile: "dsl" },
+  });
+  await using api = Api.of(watched);
+  const made = await api.post("/proxies", {
+    ...{ name: "web", profile: "3g", ...address },
+  });
+  assertEquals(made.status, 201);
+  assertEquals(inShort(made.body.toxics), [...SLOW, ...SLOW_UP]);
+  const populated = await api.post("/populate", [
+    { name: "mail", profile: "gprs", toxics: null, ...address },
+  ]);
+  assertEquals(
+    only(populated.body.proxies as { profile: string }[]).profile,
+    "gprs",
+  );
+  const { body } = await api.get("/proxies");
+  const { routes } = parseConfig(JSON.stringify(body), "proxies.json");
+  assertEquals(routes.map((each) => ({ ...each })), watched.proxy.routes);
+  await using again = await ChaosProxy.start({
+    routes: routes.map((each) => ({ ...each, localPort: 0 })),
+  });
+  await again.updateRoute("web", { profile: "" });
+  assertEquals(again.route("web").toxics, []); // they were the profile's
+  const refused = await api.post("/proxies/web", { profile: "3gg" });
+  assertEquals(refused.status, 400);
+  assert(refused.body.error.endsWith('found "3gg"; did you mean 3g?'));
+});
+
+for (const { sockets, resettable } of SOCKETS) {
+  for (const [profile, ms] of [["3g", 300], ["satellite", 630]] as const) {
+    Deno.test(`a round trip through ${profile} takes its time, on ${sockets}`, async () => {
+      await using ends = await openEcho({ profile }, { resettable });
+      for (let i = 0; i < 2; i++) {
+        const start = performance.now();
+        await assertEchoes(ends.client);
+        assertSince(start, ms);
+      }
+    });
+  }
+
+  Deno.test(`bytes through 3g take their time, and are whole, on ${sockets}`, async () => {
+    await using ends = await openEcho({ profile: "3g" }, { resettable });
+    const start = performance.now();
+    const bytes = testBytes(50_000);
+    assertEquals(await exchange(ends.client, bytes), bytes);
+    assertSince(start, 300 + 50_000 / 96);
+  });
+
+  Deno.test(`offline holds all data until it is taken off, on ${sockets}`, async () => {
+    const route = { name: "r", profile: "offline" };
+    await using ends = await openEnds(route, { resettable });
+    const { client, upstream, watched: { proxy } } = ends;
+    await send(client, "question");
+    await send(upstream, "answer");
+    const stats = () => only(proxy.stats());
+    await until(() => stats().received.upstream === 8, "question");
+    await until(() => stats().received.downstream === 6, "answer");
+    assertEquals(stats().sent, { upstream: 0, downstream: 0 });
+    await proxy.updateRoute("r", { profile: "" });
+    await assertReads(upstream, "question");
+    await assertReads(client, "answer");
+  });
+
+  Deno.test(`toxics that a profile moves act in the new order at once, on ${sockets}`, async () => {
+    const lines = ["limit_data bytes=3", "bandwidth rate=0", "latency"];
+    const route = { name: "r", toxics: lines.map(toxic) };
+    await using ends = await openEnds(route, { resettable });
+    const { client, upstream, watched: { proxy } } = ends;
+    await proxy.updateRoute("r", { profile: "3g" });
+    assertEquals(
+      inShort(proxy.route("r").toxics).at(0),
+      "bandwidth_downstream 0",
+    );
+    await send(upstream, "hello");
+    const read = () => only(proxy.stats()).received.downstream;
+    await until(() => read() === 5, "hello");
+    // It has not reached the limit yet: the bandwidth before it holds it.
+    proxy.updateToxic("r", "limit_data_downstream", {
+      attributes: { bytes: 9 },
+    });
+    proxy.removeToxic("r", "bandwidth_downstream");
+    await assertReads(client, "hello");
+  });
+}
