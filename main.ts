@@ -137,7 +137,7 @@ const yesOrNo = guard("true or false", (value) => typeof value === "boolean");
 
 /** How to check a field, and its default. */
 interface Field<T> {
-  /** Another one that must be set, or a value of it: `name: value`. */
+  /** What else must be set, or be a value: `name` or `name: value`. */
   readonly needs?: string;
   readonly guard: Guard<T>;
   readonly default?: T;
@@ -491,8 +491,8 @@ const PACKET_BYTES = 1460; // in a full TCP segment on Ethernet
 type Packet = { at: number; what: Uint8Array<ArrayBuffer> };
 
 /**
- * Draws for each packet by its position: how bulk data is read does not matter.
- * `act` gets what is hit, with all its pieces if it keeps some.
+ * Decides by a packet's position in the stream, not by how it was read. `act`
+ * processes each piece of a packet that is hit, and returns if it keeps it.
  */
 function onPackets<A extends { rate: number }>(
   verb: string,
@@ -523,7 +523,7 @@ function onPackets<A extends { rate: number }>(
           start += piece.length;
           position += piece.length;
           left -= piece.length;
-          // What a long read ends with may go on in the next one.
+          // The last packet of a long read may continue in the next read.
           if (start === what.length && start < PACKET_BYTES) left = 0;
           const isHit = draw < all.rate;
           if (isHit) out.hit();
@@ -781,13 +781,12 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
 
 /** A toxic at work, and its output: no chunk is due before the last one. */
 class Queue implements ActiveToxic, ToxicOutput {
-  /** What leaves behind others that are to come. */
+  /** Chunks that leave after later ones. */
   readonly kept: TimedChunk[] = [];
   /** When the last chunk is due; after a change, when the last to leave was. */
   last = -Infinity;
   /** The bytes forwarded; those held are counted again after a change. */
   passed = 0;
-  private isHit = false;
 
   constructor(
     private readonly toxic: Toxic,
@@ -795,7 +794,7 @@ class Queue implements ActiveToxic, ToxicOutput {
     readonly random: () => number,
     /** When the proxy started or was reseeded, by `performance.now()`. */
     readonly clock: { readonly epoch: number },
-    private readonly onHit: () => void,
+    private onHit: (() => void) | undefined,
     /** When the toxic began to act. */
     readonly opened: number,
   ) {
@@ -803,10 +802,10 @@ class Queue implements ActiveToxic, ToxicOutput {
     this.change(toxic.attributes, opened, this.last);
   }
 
-  readonly pass = ({ at, what }: TimedChunk): void => {
-    this.last = Math.max(this.last, at);
-    this.passed += sizeOf({ at, what });
-    this.out.pass({ at: this.last, what });
+  readonly pass = (timed: TimedChunk): void => {
+    this.last = Math.max(this.last, timed.at);
+    this.passed += sizeOf(timed);
+    this.out.pass({ at: this.last, what: timed.what });
   };
   take = this.pass;
 
@@ -820,8 +819,8 @@ class Queue implements ActiveToxic, ToxicOutput {
 
   /** Counts the fault, once. */
   hit(): void {
-    if (!this.isHit) this.onHit();
-    this.isHit = true;
+    this.onHit?.();
+    this.onHit = undefined;
   }
 
   change(attributes: Attributes, at: number, lastLeft: number): void {
@@ -845,14 +844,12 @@ export function beginToxic(
 ): ActiveToxic {
   const toxic = validate("toxic", (place) => checkToxic(options, place));
   const random = randomStream(seed, toxic.name);
-  return new Queue(toxic, out, random, { epoch: 0 }, () => {}, 0);
+  return new Queue(toxic, out, random, { epoch: 0 }, undefined, 0);
 }
 
 /** A toxic in words: `downstream: +100±20 ms on every connection`. */
-function describeToxic(
-  { type, stream, toxicity, attributes }: Toxic,
-  all = "every connection",
-): string {
+function describeToxic(toxic: Toxic, all = "every connection"): string {
+  const { type, stream, toxicity, attributes } = toxic;
   const share = toxicity === 1 ? all : `${percent(toxicity)} of connections`;
   return `${stream}: ${TOXICS[type].inWords(attributes)} on ${share}`;
 }
@@ -888,7 +885,7 @@ function checkToxic(value: unknown, place: Place, before: Attributes = {}) {
       return isReported || (value ? `${found}` === value : found);
     });
     if (isMet) continue;
-    // A change drops what it leaves without meaning.
+    // A change drops attributes that no longer apply.
     if (attributes[name] === undefined && name in before) delete good[name];
     else at.at(name).refuse(`needs ${needs}; write that, or leave this out`);
   }
@@ -1004,7 +1001,7 @@ const PROFILES: Readonly<Record<string, readonly number[]>> = {
   offline: [0, 0],
 };
 
-/** Anew on each call, since a toxic's object stands for its line. */
+/** Returns new objects: a shared line belongs to one of them. */
 function toxicsOf(profile: string): Toxic[] {
   const [down, up, roundTrip = 0, jitter = 0] = PROFILES[profile] ?? [];
   const latency = { latency: roundTrip / 2, jitter: jitter / 2 };
@@ -1559,7 +1556,7 @@ class Link {
     return this.#room.promise;
   }
 
-  /** Whether each line has room for what comes once it is there. */
+  /** Whether the buffer of each `bandwidth` has room for more data. */
   #hasRoom(): boolean {
     let [bytes, delay] = [0, 50]; // ms of lead, so that no line runs empty
     return this.#heldBytes <= this.#most && this.#stages.every((stage) => {
@@ -1681,7 +1678,7 @@ class Link {
       if (this.#hasRoom()) this.#room?.resolve();
       this.#due = due;
       if (due === Infinity) return;
-      // When it is late, all others get their turn before it gets another one.
+      // When it is late, the other connections run first.
       await (due > now ? sleepUntil(due, signal) : setImmediate());
     }
   }
@@ -1724,6 +1721,7 @@ const MAX_READ_BYTES = 256 * 1024;
 class PollGate {
   #listeners = 0;
   #pair: readonly Deno.TcpConn[] = [];
+  #openedAt = 0;
   #work = 0; // what was done since the last poll, in bytes
   #poll: Promise<void> | undefined;
 
@@ -1751,7 +1749,7 @@ class PollGate {
   async #startPoll(): Promise<void> {
     this.#work = 0;
     const [from, to] = this.#pair;
-    const timer = setTimeout(() => this.#closePair(), 100); // broken
+    const timer = setTimeout(() => this.#closePair(), 100); // is broken then
     // After a read that fills its buffer the next does not poll: room for 2.
     const [size] = await Promise.all([
       to?.read(new Uint8Array(2)),
@@ -1760,7 +1758,9 @@ class PollGate {
     clearTimeout(timer);
     if (size !== 1) {
       this.#closePair();
-      if (this.#listeners > 0) this.#openPair();
+      // Not at each poll: it takes file descriptors, and may not return.
+      const isDue = performance.now() > this.#openedAt + 1000;
+      if (isDue && this.#listeners > 0) this.#openPair();
       for (let turn = 0; turn < 64; turn++) await setImmediate();
     }
     this.#work = 0;
@@ -1768,6 +1768,7 @@ class PollGate {
   }
 
   async #openPair(): Promise<void> {
+    this.#openedAt = performance.now();
     if (!mayUseLoopback()) return;
     try {
       using opened = new DisposableStack();
@@ -2472,7 +2473,6 @@ class Connection {
 
 const ACCEPT_PAUSE_MS = 100;
 const CLIENT_LEFT = ["ENOTCONN", "ECONNRESET", "ECONNABORTED"];
-const WARM_UPS = 3;
 const MAX_WARM_UP_MS = 1000;
 
 /** What happens to a route and its toxics, or to those of a `connection`. */
@@ -2659,8 +2659,9 @@ class LiveRoute {
     for (const toxic of toxics) {
       const { name } = toxic;
       const event = gone.delete(name) ? "toxic_changed" : "toxic_added";
+      if (before.includes(toxic)) continue;
       const effect = describeToxic(toxic, connection && "this connection");
-      if (!before.includes(toxic)) emit({ event, ...of, toxic: name, effect });
+      emit({ event, ...of, toxic: name, effect });
     }
     for (const toxic of gone) emit({ event: "toxic_removed", ...of, toxic });
   }
@@ -2699,7 +2700,7 @@ class LiveRoute {
     return { route, open, ...structuredClone(counts), first: records };
   }
 
-  /** By itself, as the loop that accepts would keep the last connection. */
+  /** Not inlined: the accept loop would keep the last connection in memory. */
   #admit(client: Socket): void {
     const connection = new Connection(
       client,
@@ -2778,7 +2779,7 @@ export class ChaosProxy implements AsyncDisposable {
       const bytes = new Uint8Array(64);
       const context = { seed: 0, epoch: 0, emit() {} };
       const settings = [resettable, newCounts(), context] as const;
-      for (let number = 1; number <= WARM_UPS; number++) {
+      for (let number = 1; number <= 3; number++) {
         const client = open.use(await Deno.connect(listener.addr));
         const socket = await listener.accept();
         const { ended } = new Connection(socket, route, number, ...settings);

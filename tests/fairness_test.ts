@@ -1,7 +1,17 @@
 /** Busy connections must leave their turn to the others. */
 
-import { assertLess } from "@std/assert";
-import { assertEchoes, Cli, echo, SOCKETS } from "./helpers.ts";
+import { assertGreater, assertLess, assertLessOrEqual } from "@std/assert";
+import {
+  assertBytes,
+  assertEchoes,
+  Cli,
+  echo,
+  exchange,
+  MIB,
+  SOCKETS,
+  testBytes,
+  WatchedProxy,
+} from "./helpers.ts";
 
 const STREAMS = 20;
 const ROUND_TRIPS = 10;
@@ -71,3 +81,32 @@ for (const { sockets, resettable } of SOCKETS) {
     assertLess(median, MAX_MIB);
   });
 }
+
+Deno.test("without a loopback connection of its own the proxy tries once a second to open one", async () => {
+  const { connect, listen } = Deno;
+  await using upstream = echo();
+  let attempts = 0;
+  const refuse = () => {
+    attempts++;
+    throw new Error("refused");
+  };
+  try {
+    Deno.connect = refuse as typeof connect;
+    await using watched = await WatchedProxy.to(upstream);
+    Deno.connect = connect;
+    Deno.listen = refuse as typeof listen;
+    attempts = 0;
+    const start = performance.now();
+    using client = await watched.connect();
+    const bytes = testBytes(32 * MIB);
+    assertBytes(await exchange(client, bytes), bytes);
+    const seconds = (performance.now() - start) / 1000;
+    assertLessOrEqual(attempts, 1 + seconds);
+    await new Promise((resolve) => setTimeout(resolve, 1001));
+    using again = await watched.connect();
+    assertBytes(await exchange(again, bytes), bytes);
+    assertGreater(attempts, 0);
+  } finally {
+    Object.assign(Deno, { connect, listen });
+  }
+});
