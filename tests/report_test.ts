@@ -232,8 +232,11 @@ Deno.test("docs/report.md shows the report of the README's config", async () => 
   const shown = captured(/^`{3}json\n(.*?)^`{3}$/ms, read("docs/report.md"));
   await using upstream = echo();
   const { seed, routes } = parseConfig(config);
-  const route = { ...only(routes), localPort: 0, timeoutMs: 1 };
-  await using watched = await WatchedProxy.to(upstream, route, { seed });
+  const own = { localPort: 0, upstream: upstream.address, timeoutMs: 1 };
+  await using watched = await WatchedProxy.start({
+    seed,
+    routes: [{ ...only(routes), ...own }],
+  });
   await connectOften(watched, 5);
   const expected = JSON.parse(shown);
   assertEquals(partOf(watched.proxy.report(), expected), expected);
