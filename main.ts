@@ -16,10 +16,11 @@
  * @module
  */
 
-import { parse as parseYaml } from "@std/yaml";
+import { parse as parseYaml, stringify } from "@std/yaml";
 import { parseArgs } from "@std/cli/parse-args";
 import { BaseHandler, Logger, type LogRecord } from "@std/log";
 import dns from "node:dns/promises";
+import { Buffer } from "node:buffer";
 import { addAbortListener, once } from "node:events";
 import net from "node:net";
 import { unescape } from "node:querystring";
@@ -79,7 +80,6 @@ class Place {
   }
 }
 
-/** @throws {ConfigError} If the check finds problems. */
 function validate<T>(
   source: string,
   check: (place: Place) => T,
@@ -91,15 +91,15 @@ function validate<T>(
   throw new ConfigError(source, place.problems);
 }
 
-/** @throws {RangeError} If an argument is not valid. */
 function checkArgument(name: string, value: unknown, guard: Guard<unknown>) {
   if (guard.is(value)) return;
   throw new RangeError(`${name}: ${mismatch(guard, value)}`);
 }
 
-/** A type guard, and what it expects, in words. */
+/** A type guard, and what it expects: in words, and as JSON Schema can say. */
 interface Guard<T> {
   readonly expected: string;
+  readonly schema: object;
   is(value: unknown): value is T;
 }
 
@@ -107,33 +107,37 @@ function guard<T>(
   expected: string,
   isType: (value: unknown) => value is T,
   isGood: (value: T) => boolean = () => true,
+  schema: object = {},
 ): Guard<T> {
   const is = (value: unknown): value is T => isType(value) && isGood(value);
-  return { expected, is };
+  return { expected, schema, is };
 }
 
 const isText = (value: unknown) => typeof value === "string";
 const isNumber = (value: unknown) => typeof value === "number";
 
 const inRange =
-  (kind: string, isKind: (value: number) => boolean) =>
-  (min: number, max: number) =>
+  (article: string, type: string, isKind: (value: number) => boolean) =>
+  (minimum: number, maximum: number) =>
     guard(
-      `${kind} from ${min} to ${max}`,
+      `${article} ${type} from ${minimum} to ${maximum}`,
       isNumber,
-      (value) => isKind(value) && value >= min && value <= max,
+      (value) => isKind(value) && value >= minimum && value <= maximum,
+      { type, minimum, maximum },
     );
-const integer = inRange("an integer", Number.isSafeInteger);
-const number = inRange("a number", Number.isFinite);
+const integer = inRange("an", "integer", Number.isSafeInteger);
+const number = inRange("a", "number", Number.isFinite);
 const milliseconds = integer(0, MAX_MS);
 const rate = number(0, 1);
-const routeName = guard(
+const like = ({ source }: RegExp) => ({ type: "string", pattern: source });
+const matching = (expected: string, pattern: RegExp) =>
+  guard(expected, isText, (text) => pattern.test(text), like(pattern));
+const routeName = matching(
   "1 to 255 characters without white space, not . or ..",
-  isText,
-  (name) => /^(?!\.{1,2}$)[^\s\p{C}]{1,255}$/u.test(name),
+  /^(?!\.{1,2}$)[^\s\p{C}]{1,255}$/u,
 );
-const mapping = guard("a mapping", isRecord);
-const yesOrNo = guard("true or false", (value) => typeof value === "boolean");
+const mapping = guard("a mapping", isRecord, undefined, { type: "object" });
+const yesOrNo = oneOf(true, false);
 
 /** How to check a field, and its default. */
 interface Field<T> {
@@ -142,7 +146,11 @@ interface Field<T> {
   readonly guard: Guard<T>;
   readonly default?: T;
   readonly optional?: true;
-  readonly as?: (value: T) => T; // converts a good value
+  /** What a mapping holds, or a list. */
+  readonly fields?: Fields<Record<string, unknown>>;
+  readonly items?: Field<unknown>;
+  /** Converts a good value, or refuses what contradicts itself. */
+  as?(value: T, place: Place): T;
   /** Normalizes what Toxiproxy's clients write, before the check. */
   normalize?(value: unknown, place: Place): unknown;
 }
@@ -169,22 +177,21 @@ function checkFields<T>(
   }
   const fold = (key: string) => place.ignored ? key.toLowerCase() : key;
   const names = new Map(known.map((name) => [fold(name), name]));
-  const nameOf = (key: string) => names.get(fold(key));
-  const written = Map.groupBy(Object.keys(value), nameOf);
-  for (const key of written.get(undefined) ?? []) {
+  const nameOf = ([key]: [string, unknown]) => names.get(fold(key));
+  const written = Map.groupBy(Object.entries(value), nameOf);
+  for (const [key] of written.get(undefined) ?? []) {
     if (place.problems.length >= MAX_PROBLEMS) break;
     if (place.ignored) place.at(key).ignore();
     else place.at(key).refuse(`unknown key${hintForKey(key, known)}`);
   }
   const good: Draft<T> = {};
   for (const name of known) {
-    const { guard, optional, as, normalize, default: fallback } = fields[name];
-    const [key, ...others] = written.get(name) ?? [];
-    for (const other of others) {
+    const { guard, optional, normalize, default: fallback } = fields[name];
+    const [[key, given] = [], ...others] = written.get(name) ?? [];
+    for (const [other] of others) {
       place.at(other).refuse(`the same key as ${key}; write one`);
     }
-    let found = key === undefined ? undefined : value[key];
-    if (place.ignored && found === null) found = undefined;
+    let found = place.ignored ? given ?? undefined : given;
     if (place.ignored && found !== undefined && normalize) {
       found = normalize(found, place.at(name));
     }
@@ -192,13 +199,43 @@ function checkFields<T>(
       const isZero = place.ignored && !optional && guard.is(0);
       found = fallback ?? (isZero ? 0 : undefined);
     }
-    if (guard.is(found)) good[name] = as ? as(found) : found;
-    else if (found !== undefined) place.at(name).refuse(mismatch(guard, found));
-    else if (!isChange && !optional) {
+    if (found !== undefined) {
+      const checked = checkValue(found, place.at(name), fields[name]);
+      if (checked !== undefined) good[name] = checked;
+    } else if (!isChange && !optional) {
       place.at(name).refuse(`missing; expected ${guard.expected}`);
     }
   }
   return good;
+}
+
+/** Checks a value and what it holds; undefined if it is of another type. */
+function checkValue<T>(value: unknown, place: Place, field: Field<T>) {
+  const { guard, fields, items, as } = field;
+  if (!guard.is(value)) return void place.refuse(mismatch(guard, value));
+  const { problems: { length } } = place;
+  let whole: unknown = value;
+  if (fields && isRecord(value)) whole = checkFields(value, place, fields);
+  else if (items && Array.isArray(value)) {
+    whole = value.map((each, i) => checkValue(each, place.at(i), items));
+  }
+  const isGood = place.problems.length === length;
+  return as && isGood ? as(whole as T, place) : whole as T;
+}
+
+/** What a mapping may hold, as far as JSON Schema can say it. */
+function schemaOf(fields: Fields<Record<string, unknown>>) {
+  const properties: Record<string, object> = {};
+  const required: string[] = [];
+  for (const [name, { guard, needs, ...field }] of Object.entries(fields)) {
+    const { expected, schema } = guard;
+    const description = needs ? `${expected}; needs ${needs}` : expected;
+    const inner = schema === mapping.schema && field.fields;
+    const more = inner ? schemaOf(inner) : schema;
+    properties[name] = { description, default: field.default, ...more };
+    if (!field.optional && field.default === undefined) required.push(name);
+  }
+  return { type: "object", properties, required, additionalProperties: false };
 }
 
 /** Where keys belong, the outermost level first; each section adds its own. */
@@ -233,7 +270,9 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
   const scaled = Number(`${amount}${EXPONENTS[unit] ?? ""}`);
   const joined = found.trim().replace(/\s+/g, "-");
   const [, server] = /^(?:[\w+.-]+:\/\/)?(?:.*@)?([^/?#]+)/s.exec(found) ?? [];
-  const written = [scaled, joined, server].find((each) => guard.is(each));
+  const turned = found.replace(/^(\d+)-(\d+)$/, "$2-$1");
+  const likely = [scaled, joined, server, turned];
+  const written = likely.find((each) => guard.is(each));
   if (written !== undefined) return `; write ${written}`;
   const isOdd = /integer/.test(guard.expected) && /^\d+[a-z_:]/i.test(found);
   if (isOdd) return "; write it in plain decimal digits";
@@ -263,7 +302,7 @@ function describe(value: unknown): string {
   return text.length <= 60 ? text : `${text.slice(0, 57)}…${text.at(-1)}`;
 }
 
-/** The candidate that was probably meant: half of all letter pairs agree. */
+/** The candidate with half of the letter pairs, or all letters but one. */
 function nearest(name: string, candidates: readonly string[]) {
   const pairsOf = (word: string) =>
     new Set(
@@ -275,9 +314,11 @@ function nearest(name: string, candidates: readonly string[]) {
     return 2 * pairs.intersection(others).size / (pairs.size + others.size);
   };
   const most = Math.max(...candidates.map(likeness));
-  return most < 0.5
-    ? undefined
-    : candidates.find((each) => likeness(each) === most);
+  if (most >= 0.5) return candidates.find((each) => likeness(each) === most);
+  return candidates.find((each) =>
+    each.length === name.length &&
+    [...each].filter((letter, i) => letter !== name[i]).length === 1
+  );
 }
 
 /** Toxiproxy, which is written in Go, takes an empty text as left out. */
@@ -290,19 +331,18 @@ const ALL_ADDRESSES = "0.0.0.0";
 const inUrl = (host: string) => host.includes(":") ? `[${host}]` : host;
 
 /** Whether it is a host name or an IP address, an IPv6 one without brackets. */
-function isHost(host: string): boolean {
-  return host.length <= 255 && !host.includes("..") &&
-    /^(?:\w+(?:[.-]+\w+)*\.?|[\da-f]*:[\da-f:.]+)$/i.test(host) &&
-    URL.canParse(`http://${inUrl(host)}`);
-}
+const isHost = (host: string) =>
+  HOST.test(host) && URL.canParse(`http://${inUrl(host)}`);
+const HOST = /^(?=.{1,255}$)(?!.*\.\.)(?:\w+(?:[.-]+\w+)*\.?|\w*:\w*:[\w:.]*)$/;
 
 type Address = Pick<Deno.NetAddr, "hostname" | "port">;
+const ADDRESS = /^(?:\[(.*:.*)\]|([\w.-]+)):(\d{1,5})$/;
 
 /** Splits `host:port`; a default `host` also allows `:port` and the port 0. */
 function splitAddress(address: string, host?: string): Address | undefined {
-  const [, ipv6, other, digits] =
-    /^(?:\[(.*:.*)\]|([^:]*)):(\d{1,5})$/.exec(address) ?? [];
-  const [hostname = "", port] = [ipv6 ?? (other || host), Number(digits)];
+  const whole = address.replace(/^:/, `${host ?? ""}:`);
+  const [, ipv6, other = "", digits] = ADDRESS.exec(whole) ?? [];
+  const [hostname, port] = [ipv6 ?? other, Number(digits)];
   const lowest = host === undefined ? 1 : 0; // to listen on, 0 is a free port
   const isGood = isHost(hostname) && port >= lowest && port <= 65535;
   return isGood ? { hostname, port } : undefined;
@@ -388,7 +428,7 @@ export type ToxicType =
   | "noop";
 
 /** A fault on the bytes of one direction, written as in Toxiproxy. */
-export interface ToxicOptions {
+export interface ToxicOptions extends Occasion {
   /** What it does. */
   type: ToxicType;
   /** What it is called, unique on its route. Default: `<type>_<stream>`. */
@@ -401,8 +441,40 @@ export interface ToxicOptions {
   attributes?: Readonly<Record<string, number | string | boolean>>;
 }
 
+/** When a toxic acts. What is left out does not limit it. */
+export type Occasion = {
+  /** On which of the route's connections. */
+  connections?: Connections;
+  /** At which times. */
+  schedule?: Schedule;
+  /** Once this has passed it on the connection. */
+  after?: Trigger;
+};
+
+/** A number of bytes, or a pattern of 1 to 256 bytes. */
+export type Trigger = { bytes?: number; match?: Pattern };
+
+/** Numbers: `2`, `"1-3"`, `"5-"`, `"*\/3"` for each third, or a list of these. */
+export type Connections = number | string | readonly (number | string)[];
+
+/** A text, in UTF-8, or bytes. */
+export type Pattern = string | { hex: string };
+
+/**
+ * In ms from the start of the proxy, or a new seed, or of the connection: on
+ * after `afterMs` (default: 0) for `forMs` (for ever), again every `everyMs`.
+ */
+export type Schedule = {
+  afterMs?: number;
+  forMs?: number;
+  everyMs?: number;
+  from?: "start" | "connection";
+};
+
 /** A toxic with every default filled in, those of its attributes too. */
-export type Toxic = Readonly<Required<ToxicOptions>>;
+export type Toxic = Readonly<
+  Required<Omit<ToxicOptions, keyof Occasion>> & Occasion
+>;
 
 type Attributes = Toxic["attributes"];
 
@@ -464,10 +536,11 @@ const plusMinus = (by: number) => by > 0 ? `±${by}` : "";
 const sizeOf = ({ what }: TimedChunk) => isText(what) ? 0 : what.length;
 const listed = (more: object) =>
   Object.entries(more).filter(([, value]) => value)
-    .map(([name, value]) => `, ${name} ${value}`).join("");
-const optional = <T>(guard: Guard<T>, needs: string) => (
-  { guard, optional: true, needs } as const
-);
+    .map(([name, value]) => `, ${name} ${inWords(value)}`).join("");
+const inWords = (value: unknown) =>
+  /^[\w.*/-]+$/.test(`${value}`) ? value : JSON.stringify(value);
+const optional = <T>(guard: Guard<T>, needs?: string) =>
+  ({ guard, optional: true, needs }) as const;
 
 /** How far a delay lies from `latency`, in units of `jitter`. */
 const SPREADS = {
@@ -494,13 +567,13 @@ type Packet = { at: number; what: Uint8Array<ArrayBuffer> };
  * Decides by a packet's position in the stream, not by how it was read. `act`
  * processes each piece of a packet that is hit, and returns if it keeps it.
  */
-function onPackets<A extends { rate: number }>(
+function onPackets<A>(
   verb: string,
-  attributes: Fields<A>,
+  others: Fields<A>,
   act: (packet: Packet, out: Queue, all: Readonly<A>, draw: number) => unknown,
 ): ToxicDefinition {
-  return define<A>({
-    attributes,
+  return define<A & { rate: number }>({
+    attributes: { rate: share(0.1), ...others } as Fields<A & { rate: number }>,
     byChance: true,
     inWords: ({ rate, ...more }) =>
       `${verb} ${percent(rate)} of packets${listed(more)}`,
@@ -525,9 +598,8 @@ function onPackets<A extends { rate: number }>(
           left -= piece.length;
           // The last packet of a long read may continue in the next read.
           if (start === what.length && start < PACKET_BYTES) left = 0;
-          const isHit = draw < all.rate;
-          if (isHit) out.hit();
-          const acts = isHit && (begins || isNext);
+          const acts = draw < all.rate && (begins || isNext);
+          if (acts) out.hit();
           const packet = { at, what: piece };
           const keeps = (acts ? act : out.pass)(packet, out, all, draw);
           if (left === 0 && !keeps) out.release();
@@ -707,8 +779,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     byChance: true,
     inWords: ({ rate }) => `flips a bit in ${percent(rate)} of bytes`,
     begin({ rate }, out) {
-      // The number of bytes between flips is geometric: one draw a flip, not a
-      // byte. A rate of 0 makes it Infinity, and a rate of 1 makes it 0.
+      // Geometric: one draw a flip, not a byte. At a rate of 0 it is Infinity.
       const spared = () =>
         Math.floor(Math.log1p(-out.random()) / Math.log1p(-rate));
       let next = spared();
@@ -735,13 +806,13 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
 
   stall: onPackets(
     "stalls",
-    { rate: share(0.1), duration: { guard: milliseconds, default: 200 } },
+    { duration: { guard: milliseconds, default: 200 } },
     ({ at, what }, out, { duration }) => out.pass({ at: at + duration, what }),
   ),
 
   random_close: onPackets(
     "ends at",
-    { rate: share(0.1), reset: { guard: flag, default: 0, as: Number } },
+    { reset: { guard: flag, default: 0, as: Number } },
     ({ at, what }, out, { reset }) => {
       if (reset) out.cut(at, "reset");
       else out.pass({ at, what: "close" });
@@ -749,14 +820,14 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     },
   ),
 
-  duplicate: onPackets("repeats", { rate: share(0.1) }, (packet, out) => {
+  duplicate: onPackets("repeats", {}, (packet, out) => {
     out.kept.push({ ...packet, what: packet.what.slice() });
     out.pass(packet);
   }),
 
   inject: onPackets(
     "injects before",
-    { rate: share(0.1), bytes: { guard: integer(1, 65_536), default: 16 } },
+    { bytes: { guard: integer(1, 65_536), default: 16 } },
     (packet, out, { bytes }, draw) => {
       const random = randomStream(draw);
       const length = 1 + Math.floor(random() * bytes);
@@ -766,11 +837,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     },
   ),
 
-  reorder: onPackets(
-    "reorders",
-    { rate: share(0.1) },
-    (packet, out) => out.kept.push(packet),
-  ),
+  reorder: onPackets("reorders", {}, (packet, out) => out.kept.push(packet)),
 
   noop: define({
     attributes: {},
@@ -787,6 +854,8 @@ class Queue implements ActiveToxic, ToxicOutput {
   last = -Infinity;
   /** The bytes forwarded; those held are counted again after a change. */
   passed = 0;
+  /** How many of these bytes come up to the trigger, while it waits for one. */
+  #sizeUntil: ReturnType<typeof findTrigger> | undefined;
 
   constructor(
     private readonly toxic: Toxic,
@@ -796,15 +865,16 @@ class Queue implements ActiveToxic, ToxicOutput {
     readonly clock: { readonly epoch: number },
     private onHit: (() => void) | undefined,
     /** When the toxic began to act. */
-    readonly opened: number,
+    public opened: number,
   ) {
-    if (!TOXICS[toxic.type].byChance) this.hit();
+    this.#sizeUntil = toxic.after && findTrigger(toxic.after);
     this.change(toxic.attributes, opened, this.last);
   }
 
   readonly pass = (timed: TimedChunk): void => {
     this.last = Math.max(this.last, timed.at);
     this.passed += sizeOf(timed);
+    if (timed.what.length === 0) return; // nothing came behind a trigger
     this.out.pass({ at: this.last, what: timed.what });
   };
   take = this.pass;
@@ -827,14 +897,48 @@ class Queue implements ActiveToxic, ToxicOutput {
     // What was due at Infinity is due from now on, as if it had just arrived.
     this.last = this.last === Infinity ? at : lastLeft;
     this.release();
-    this.take = TOXICS[this.toxic.type].begin(attributes, this);
+    const { begin, byChance } = TOXICS[this.toxic.type];
+    const start = () => {
+      if (!byChance) this.hit();
+      this.take = begin(attributes, this);
+    };
+    const sizeUntil = this.#sizeUntil;
+    if (!sizeUntil) return start();
+    this.take = ({ at, what }) => {
+      const size = isText(what) ? Infinity : sizeUntil(what);
+      if (isText(what) || size > what.length) return this.pass({ at, what });
+      this.pass({ at, what: what.subarray(0, size) });
+      this.#sizeUntil = undefined;
+      [this.opened, this.passed] = [at, 0];
+      start();
+      if (byChance && size === what.length) return; // it would hit nothing
+      this.take({ at, what: what.subarray(size) });
+    };
   }
 
   end(at: number): void {
     this.release();
-    TOXICS[this.toxic.type].end?.(at, this);
+    if (!this.#sizeUntil) TOXICS[this.toxic.type].end?.(at, this);
   }
 }
+
+/** Returns how many bytes of a chunk come up to the trigger, or Infinity. */
+function findTrigger({ bytes = 0, match = "" }: Trigger) {
+  const sought = latin1(bytesOf(match));
+  let [left, before] = [bytes, ""];
+  return (chunk: Uint8Array<ArrayBuffer>): number => {
+    left -= chunk.length;
+    if (bytes > 0) return left > 0 ? Infinity : chunk.length + left;
+    const text = before + latin1(chunk); // found several times as fast as bytes
+    const found = text.indexOf(sought);
+    const size = found + sought.length - before.length;
+    before = text.slice(Math.max(0, text.length - sought.length + 1));
+    return found < 0 ? Infinity : size;
+  };
+}
+
+const latin1 = ({ buffer, byteOffset, length }: Uint8Array<ArrayBuffer>) =>
+  Buffer.from(buffer, byteOffset, length).toString("latin1");
 
 /** Starts a toxic at 0 without a connection. Throws {@linkcode ConfigError}. */
 export function beginToxic(
@@ -849,9 +953,36 @@ export function beginToxic(
 
 /** A toxic in words: `downstream: +100±20 ms on every connection`. */
 function describeToxic(toxic: Toxic, all = "every connection"): string {
-  const { type, stream, toxicity, attributes } = toxic;
+  const { type, stream, toxicity, attributes, connections, ...more } = toxic;
   const share = toxicity === 1 ? all : `${percent(toxicity)} of connections`;
-  return `${stream}: ${TOXICS[type].inWords(attributes)} on ${share}`;
+  const when = listed({ connections, ...more.schedule, ...more.after });
+  return `${stream}: ${TOXICS[type].inWords(attributes)} on ${share}${when}`;
+}
+
+/** The first and the last number of a range, and the step between them. */
+function parseRange(range: number | string): [number, number, number] {
+  const [, first, last = first, step] = RANGE.exec(`${range}`) ?? [];
+  if (step) return [1, Infinity, Number(step)];
+  return [Number(first), last === "" ? Infinity : Number(last), 1];
+}
+const RANGE = /^(?:([1-9]\d*)(?:-([1-9]\d*|))?|\*\/([1-9]\d*))$/;
+
+/** Whether a connection's number is one of these; by default, all are. */
+function isAmong(number: number, connections: Connections = "1-"): boolean {
+  return [connections].flat().some((range) => {
+    const [first, last, step] = parseRange(range);
+    return number >= first && number <= last && number % step === 0;
+  });
+}
+
+/** Whether something is on at a time since its start, and until when. */
+function stateAt(schedule: Schedule, time: number) {
+  const { afterMs = 0, forMs = Infinity, everyMs = Infinity } = schedule;
+  const period = Math.max(0, Math.floor((time - afterMs) / everyMs));
+  const start = afterMs + (period && period * everyMs);
+  if (time < start) return { isOn: false, until: start };
+  const isOn = time < start + forMs;
+  return { isOn, until: start + (isOn ? forMs : everyMs) };
 }
 
 function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
@@ -893,10 +1024,60 @@ function checkToxic(value: unknown, place: Place, before: Attributes = {}) {
 }
 
 function oneOf<T extends string | number | boolean>(...choices: T[]): Guard<T> {
-  const all = new Set<unknown>(choices);
   const expected = choices.join(" or ").replace(/(?<= or )$/, '""');
-  return guard(expected, (value): value is T => all.has(value));
+  const isOne = (value: unknown): value is T => choices.includes(value as T);
+  return guard(expected, isOne, undefined, { enum: choices });
 }
+
+const range = guard(
+  'a number from 1, "1-3", "5-" or "*/3"',
+  (value) => isText(value) || isNumber(value),
+  (value) => {
+    const [first, last] = parseRange(value);
+    return last >= first;
+  },
+  { anyOf: [{ type: "integer", minimum: 1 }, like(RANGE)] },
+);
+const LIST = { type: "array", minItems: 1 };
+const CONNECTIONS: Field<Connections> = {
+  ...optional(guard(
+    `${range.expected}, or a list of these`,
+    (value): value is Connections => Array.isArray(value) || range.is(value),
+    (value) => [value].flat().length > 0,
+    { anyOf: [range.schema, { ...LIST, items: range.schema }] },
+  )),
+  items: { guard: range },
+};
+
+const TIMES = {
+  afterMs: ms,
+  forMs: { guard: integer(1, MAX_MS) },
+  everyMs: optional(integer(1, MAX_MS)),
+};
+
+function checkTimes<T extends Schedule>(times: T, place: Place): T {
+  const { forMs, everyMs } = times;
+  if (everyMs === undefined || (forMs && forMs <= everyMs)) return times;
+  const found = forMs ? `found ${forMs}` : "but it is missing";
+  place.at("forMs").refuse(`expected 1 to ${everyMs}, as everyMs, ${found}`);
+  return times;
+}
+
+const bytesOf = (pattern: Pattern) =>
+  isText(pattern)
+    ? new TextEncoder().encode(pattern)
+    : Uint8Array.fromHex(pattern.hex);
+const hexDigits = matching(
+  "two hex digits for each of 1 to 256 bytes",
+  /^(?:[\da-fA-F]{2}){1,256}$/,
+);
+const HEX = { hex: { guard: hexDigits } };
+const pattern = guard(
+  "text of 1 to 256 bytes, or a mapping with hex",
+  (value): value is Pattern => isText(value) || isRecord(value),
+  (value) => !isText(value) || integer(1, 256).is(bytesOf(value).length),
+  { anyOf: [{ type: "string", minLength: 1, maxLength: 256 }, schemaOf(HEX)] },
+);
 
 const TOXIC_FIELDS: Fields<Toxic> = {
   name: { guard: routeName, optional: true, normalize: unlessEmpty },
@@ -916,8 +1097,44 @@ const TOXIC_FIELDS: Fields<Toxic> = {
     },
   },
   attributes: { guard: mapping as Guard<Attributes>, default: {} },
+  connections: CONNECTIONS,
+  schedule: {
+    ...optional(mapping as Guard<Schedule>),
+    fields: {
+      ...TIMES,
+      forMs: optional(TIMES.forMs.guard),
+      from: { guard: oneOf("start", "connection"), default: "start" },
+    },
+    as: checkTimes,
+  },
+  after: {
+    ...optional(mapping as Guard<Trigger>),
+    fields: {
+      bytes: optional(integer(1, Number.MAX_SAFE_INTEGER)),
+      match: { ...optional(pattern), fields: HEX },
+    },
+    as(after, place) {
+      if (!after.bytes === !after.match) {
+        place.refuse("expected bytes or match");
+      }
+      return after;
+    },
+  },
 };
 
+const { name: _name, type: _type, stream: _stream, ...CHANGES } = TOXIC_FIELDS;
+
+const TOXIC_SCHEMA = {
+  ...schemaOf(TOXIC_FIELDS),
+  allOf: Object.entries(TOXICS).map(([type, { attributes: fields }]) => {
+    const attributes = schemaOf(fields);
+    const required = attributes.required.length > 0 ? ["attributes"] : [];
+    return {
+      if: { properties: { type: { const: type } }, required: ["type"] },
+      then: { properties: { attributes }, required },
+    };
+  }),
+};
 LEVELS.push(["in a toxic", TOXIC_FIELDS]);
 for (const { attributes } of Object.values(TOXICS)) {
   for (const name of Object.keys(attributes)) {
@@ -960,9 +1177,24 @@ export interface RouteOptions {
   halfCloseTimeoutMs?: number;
   /** A network by its name, such as `3g`: toxics in front. Default: none. */
   profile?: string;
+  /** Which connections are dropped, timed out or delayed. Default: all. */
+  connections?: Connections;
+  /** Times at which the server cannot be reached. Default: none. */
+  outages?: readonly Outage[];
   /** Faults on the bytes, in the order in which they act. Default: none. */
   toxics?: readonly ToxicOptions[];
 }
+
+/**
+ * A time at which the server cannot be reached. New connections are refused, as
+ * nothing listens (the default), closed, left without an answer until it is
+ * over, or reset. With `reset`, those that are open are reset when it begins.
+ */
+export type Outage = Omit<Schedule, "from"> & {
+  forMs: number;
+  mode?: "refuse" | "drop" | "hang" | "reset";
+  reset?: boolean;
+};
 
 /** A route with every default filled in. */
 export type Route = Readonly<
@@ -1024,9 +1256,10 @@ const MAX_CONFIG_BYTES = 1024 * 1024;
 const MAX_TOXICS_IN_ALL = 10_000;
 const MAX_TOXICS = 500; // each calls the next: 2,000 overflowed the stack
 
-const listenHost = guard("a host name or an IP address", isText, isHost);
+const host = "a host name or an IP address";
+const listenHost = guard(host, isText, isHost, like(HOST));
 const address = (expected: string, host?: string) =>
-  guard(expected, isText, (text) => splitAddress(text, host) !== undefined);
+  guard(expected, isText, (text) => !!splitAddress(text, host), like(ADDRESS));
 const upstreamAddress = address(
   "host:port or [ipv6]:port, the port from 1 to 65535",
 );
@@ -1043,19 +1276,24 @@ const listenAddress = address(
 );
 const apiAddress = guard(
   "a port or host:port, the port from 0 to 65535",
-  (value): value is number | string => splitApi(value) !== undefined,
+  (value) => isText(value) || isNumber(value),
+  (value) => splitApi(value) !== undefined,
+  { anyOf: [integer(0, 65535).schema, like(/(?:^|:)\d{1,5}$/)] },
 );
-/** Its items have checks of their own, so that each problem has its path. */
-function listOf(what: string, most: number) {
+function listOf(what: string, most: number, items: object) {
   const expected = `a list of ${what}, ${most} at most`;
-  return guard(expected, Array.isArray, ({ length }) => length <= most);
+  const schema = { type: "array", maxItems: most, items };
+  return guard(expected, Array.isArray, ({ length }) => length <= most, schema);
 }
-const routeList = listOf("routes", 1000);
 
-function splitApi(address: unknown): Address | undefined {
-  if (typeof address !== "string" && typeof address !== "number") return;
-  return splitAddress(String(address).replace(/^\d+$/, ":$&"), LOOPBACK);
-}
+const splitApi = (address?: number | string) =>
+  splitAddress(`${address}`.replace(/^\d+$/, ":$&"), LOOPBACK);
+
+const OUTAGE: Fields<Outage> = {
+  ...TIMES,
+  mode: { guard: oneOf("refuse", "drop", "hang", "reset"), default: "refuse" },
+  reset: { guard: yesOrNo, default: false },
+};
 
 const ROUTE_FIELDS: Fields<RouteOptions> = {
   name: { guard: routeName, optional: true },
@@ -1071,8 +1309,37 @@ const ROUTE_FIELDS: Fields<RouteOptions> = {
   connectTimeoutMs: { guard: integer(1, MAX_MS), default: 10_000 },
   halfCloseTimeoutMs: { guard: milliseconds, default: 60_000 },
   profile: { guard: oneOf(...Object.keys(PROFILES), ""), default: "" },
-  toxics: { guard: listOf("toxics", MAX_TOXICS), default: [] },
+  connections: { ...CONNECTIONS, default: "1-" },
+  outages: {
+    guard: listOf("outages", 100, schemaOf(OUTAGE)) as Guard<Outage[]>,
+    default: [],
+    items: { guard: mapping, fields: OUTAGE, as: checkTimes },
+    as(outages, place) {
+      for (const [i, outage] of outages.entries()) {
+        const other = outages.findIndex((each) => overlap(each, outage));
+        const { path } = place.at(other);
+        if (other < i) place.at(i).refuse(`it overlaps with ${path}`);
+      }
+      return outages;
+    },
+  },
+  toxics: { guard: listOf("toxics", MAX_TOXICS, TOXIC_SCHEMA), default: [] },
 };
+const routeList = listOf("routes", 1000, schemaOf(ROUTE_FIELDS));
+
+function overlap(a: Outage, b: Outage): boolean {
+  const { afterMs = 0, forMs, everyMs } = b;
+  if (a.everyMs && everyMs) {
+    let [common, rest] = [a.everyMs, everyMs]; // their greatest divisor
+    while (rest > 0) [common, rest] = [rest, common % rest];
+    const apart = (afterMs - (a.afterMs ?? 0)) % common;
+    const later = (apart + common) % common; // than `a`, once both repeat
+    return later < a.forMs || common - later < forMs;
+  }
+  if (everyMs) return overlap(b, a);
+  const { isOn, until } = stateAt(a, afterMs);
+  return isOn || until < afterMs + forMs;
+}
 
 const { localPort: _port, host: _host, ...SHARED_FIELDS } = ROUTE_FIELDS;
 /** The fields in Toxiproxy's form: `listen` is `host` and `localPort`. */
@@ -1101,7 +1368,17 @@ const CONFIG_FIELDS: Fields<ConfigOptions> = {
   api: { guard: apiAddress, optional: true },
   routes: { guard: routeList, default: [] },
 };
+const IGNORED_KEYS = /^(?:\$schema$|x-)/; // an editor's, and YAML's anchors
 
+/** The JSON Schema of a config with `routes`. */
+const CONFIG_SCHEMA = {
+  $schema: "https://json-schema.org/draft/2020-12/schema",
+  title: "chaos-proxy",
+  ...schemaOf(CONFIG_FIELDS),
+  patternProperties: { [IGNORED_KEYS.source]: true },
+  if: { properties: { api: false } },
+  then: { required: ["routes"], properties: { routes: LIST } },
+};
 LEVELS.unshift(
   ["at the top level", CONFIG_FIELDS],
   ["in a route", ROUTE_FIELDS],
@@ -1254,8 +1531,9 @@ function checkConfig(
     const key = keyOfRoutes(value);
     const whole = key === "" ? { [key]: value } : value;
     const { [key]: list = [], ...rest } = isRecord(whole) ? whole : {};
-    for (const [name, each] of Object.entries(given ?? {})) {
-      if (each !== undefined) rest[name] = each;
+    for (const [name, each] of Object.entries({ ...rest, ...given })) {
+      if (IGNORED_KEYS.test(name)) delete rest[name];
+      else if (each !== undefined) rest[name] = each;
     }
     const all = isRecord(whole) ? rest : whole;
     const config = checkFields(all, place, CONFIG_FIELDS);
@@ -1478,7 +1756,7 @@ class Link {
     if (this.#stopped) return;
     let last = -1;
     for (const stage of [...this.#stages]) {
-      const index = toxics.findIndex(({ name }) => name === stage.toxic.name);
+      const index = toxics.findIndex((toxic) => canBecome(stage.toxic, toxic));
       if (index > last) last = index;
       else this.#remove(stage); // it is gone, or has another place now
     }
@@ -1684,6 +1962,11 @@ class Link {
   }
 }
 
+/** Whether a toxic that acts may change into another one. */
+const canBecome = (from: Toxic, to: Toxic) =>
+  from.name === to.name && from.type === to.type &&
+  isDeepStrictEqual(from.after, to.after);
+
 /** Ignores an error that follows from an end which is reported elsewhere. */
 function expectedOfDelivery(): void {}
 
@@ -1812,10 +2095,11 @@ interface Socket {
 
 /** Used buffers of the largest size: a new one takes twice the time. */
 const spareBuffers: Bytes[] = [];
+const firstBuffers: Bytes[] = []; // those of the size that a socket starts with
 
 /** A socket of Deno's: the faster kind. */
 function denoSocket(conn: Deno.TcpConn): Socket {
-  let buffer = new Uint8Array(4 * 1024);
+  let buffer: Bytes | undefined;
   try {
     conn.setNoDelay();
     conn.setKeepAlive();
@@ -1825,9 +2109,14 @@ function denoSocket(conn: Deno.TcpConn): Socket {
   return {
     peer: addressOf(conn.remoteAddr),
     async read() {
-      const size = await conn.read(buffer);
-      if (size === null) return null;
-      const bytes = buffer;
+      const bytes = buffer ??= firstBuffers.pop() ?? new Uint8Array(4 * 1024);
+      const size = await conn.read(bytes);
+      if (size === null) {
+        const isFirst = buffer?.length === 4 * 1024;
+        if (isFirst && firstBuffers.length < 256) firstBuffers.push(buffer);
+        buffer = undefined;
+        return null;
+      }
       if (size < bytes.length) return bytes.slice(0, size);
       const spare = size === MAX_READ_BYTES ? spareBuffers.pop() : undefined;
       buffer = spare ?? new Uint8Array(Math.min(2 * size, MAX_READ_BYTES));
@@ -2016,16 +2305,16 @@ async function listen(route: Route, resettable: boolean, signal: AbortSignal) {
   }
 }
 
-/** Dials the addresses of an upstream, one after the other. */
+/** Dials an upstream's addresses, one by one; it was checked before. */
 async function dial(address: string, resettable: boolean, signal: AbortSignal) {
-  const to = splitAddress(address);
-  if (!to) throw new Error("the upstream has no port; expected host:port");
+  const [, host, port] = /^\[?(.+?)\]?:(\d+)$/.exec(address) ?? [];
+  if (!host) throw new Error("the upstream has no port; expected host:port");
   let failure: unknown;
-  for (const hostname of await lookUp(to.hostname, signal)) {
+  for (const hostname of await lookUp(host, signal)) {
     let socket: net.Socket | undefined;
     try {
-      const at = { ...to, hostname, signal };
-      if (!resettable) return denoSocket(await Deno.connect(at));
+      const to = { hostname, port: Number(port) };
+      if (!resettable) return denoSocket(await Deno.connect({ ...to, signal }));
       socket = net.connect({ ...to, host: hostname, allowHalfOpen: true });
       await once(socket, "connect", { signal });
       return nodeSocket(socket);
@@ -2043,8 +2332,7 @@ const hasCode = (error: unknown, ...codes: string[]) =>
 
 /** An error in the system's words, without its number. */
 function causeOf(error: unknown): string {
-  const { message } = error as Error;
-  return message.replace(/ \(os error \d+\)/g, "").replace(/^Error: /, "");
+  return (error as Error).message.replace(/^Error: | \(os error \d+\)/g, "");
 }
 
 // ---- Connection: accept, decide, delay, dial, two links, one outcome --------
@@ -2058,16 +2346,18 @@ export type Decision =
 export function decide(seed: number, route: Route, number: number): Decision {
   const random = randomStream(seed, route.name, number);
   const [drop, timeout, jitter] = [random(), random(), random()];
-  if (drop < route.dropRate) return { kind: "drop" };
-  if (timeout < route.timeoutRate) return { kind: "timeout" };
+  const isHit = isAmong(number, route.connections);
+  if (isHit && drop < route.dropRate) return { kind: "drop" };
+  if (isHit && timeout < route.timeoutRate) return { kind: "timeout" };
   const delay = route.latencyMs + (2 * jitter - 1) * route.jitterMs;
-  const delayMs = Math.max(0, toMicroseconds(delay));
+  const delayMs = isHit ? Math.max(0, toMicroseconds(delay)) : 0;
   return { kind: "forward", delayMs, toxics: actingOn(seed, route, number) };
 }
 
 /** Draws by name which toxics act, whatever the other toxics or their order. */
 function actingOn(seed: number, route: Route, number: number): Toxic[] {
-  return route.toxics.filter(({ name, toxicity }) => {
+  return route.toxics.filter(({ name, toxicity, connections }) => {
+    if (!isAmong(number, connections)) return false;
     if (toxicity === 0 || toxicity === 1) return toxicity === 1;
     return randomStream(seed, route.name, number, name, "acts")() < toxicity;
   });
@@ -2075,11 +2365,72 @@ function actingOn(seed: number, route: Route, number: number): Toxic[] {
 
 const toMicroseconds = (ms: number) => Math.round(ms * 1000) / 1000;
 
+/** Follows the schedules of toxics or outages, and counts what is on. */
+class Timetable {
+  readonly #on = new Set<string>();
+  #followed = new Map<string, { schedule: Schedule; start: number }>();
+  #stop: AbortController | undefined;
+
+  /** `turn` is called when something goes on or off. */
+  constructor(
+    private readonly counts: Pick<RouteStats, "on">,
+    private readonly turn: (name: string, isOn: boolean) => void,
+  ) {}
+
+  readonly isOn = (name: string) => this.#on.has(name);
+
+  /** Leaves out the toxics that are off. */
+  readonly select = (toxics: readonly Toxic[]) =>
+    toxics.filter(({ name }) => this.isOn(name) || !this.#followed.has(name));
+
+  /** Follows these from now on, and no others. */
+  async follow(
+    all: readonly { name: string; schedule?: Schedule }[],
+    epoch = 0,
+    opened = epoch,
+  ): Promise<void> {
+    const next = new Map(all.map(({ name, schedule = {} }) => {
+      const start = schedule.from === "connection" ? opened : epoch;
+      return [name, { schedule, start }];
+    }));
+    if (isDeepStrictEqual(next, this.#followed)) return; // late edges stay
+    this.#followed = next;
+    this.#stop?.abort("changed");
+    const { signal } = this.#stop = new AbortController();
+    for (const name of this.#on.difference(next)) this.#set(name, false);
+    const edges = Array.from(next, ([name, { schedule, start }]) => (
+      { name, schedule, start, time: performance.now() - start }
+    ));
+    while (!signal.aborted) {
+      for (const edge of edges) {
+        const isDue = edge.start + edge.time <= performance.now();
+        if (!isDue || signal.aborted) continue;
+        // By its time, though it is late: a short one would be left out.
+        const { isOn, until } = stateAt(edge.schedule, edge.time);
+        edge.time = until;
+        this.#set(edge.name, isOn);
+      }
+      const due = Math.min(...edges.map(({ start, time }) => start + time));
+      if (due === Infinity) return;
+      await setImmediate(); // when it is late, the connections run first
+      await sleepUntil(due, signal);
+    }
+  }
+
+  #set(name: string, isOn: boolean): void {
+    if (isOn === this.isOn(name)) return;
+    this.#on[isOn ? "add" : "delete"](name);
+    this.counts.on[name] = (this.counts.on[name] ?? 0) + (isOn ? 1 : -1);
+    this.turn(name, isOn);
+  }
+}
+
 /** One end of a connection through the proxy. */
 export type Side = "client" | "upstream";
 
 const OTHER = { client: "upstream", upstream: "client" } as const;
 const STREAM_OF = { client: "upstream", upstream: "downstream" } as const;
+const BYTES_OF = { client: "bytesUp", upstream: "bytesDown" } as const;
 
 /** Why a connection ended. A side alone ended its stream first. */
 export type Outcome =
@@ -2119,7 +2470,9 @@ export type ConnectionEvent =
   );
 
 /** What may be injected: a fault of a route, or a toxic by its type. */
-export type FaultKind = "dropRate" | "timeoutRate" | "latencyMs" | ToxicType;
+export type FaultKind =
+  | ("dropRate" | "timeoutRate" | "latencyMs" | "outages")
+  | ToxicType;
 
 /** The statistics of a route's connections. */
 export type RouteStats = {
@@ -2130,6 +2483,8 @@ export type RouteStats = {
   /** How often a fault was injected, or a toxic began to act. */
   faults: Partial<Record<FaultKind, number>>;
   toxics: Record<string, number>;
+  /** The scheduled toxics and outages that are on, or on how many connections. */
+  on: Record<string, number>;
   /** Upstreams reached: in all, and within each {@linkcode DIAL_BOUNDS_MS}. */
   dials: { count: number; totalMs: number; within: number[] };
   /** Bytes that were read and written; those of `upstream` go to it. */
@@ -2154,6 +2509,7 @@ const newCounts = (): Omit<RouteStats, "route" | "open"> => ({
   ended: {},
   faults: {},
   toxics: Object.create(null),
+  on: Object.create(null),
   dials: { count: 0, totalMs: 0, within: DIAL_BOUNDS_MS.map(() => 0) },
   received: { upstream: 0, downstream: 0 },
   sent: { upstream: 0, downstream: 0 },
@@ -2177,14 +2533,14 @@ class Connection {
   private readonly record: RouteStats["first"][number];
   /** Resolves when it has ended. It starts after the constructor returns. */
   readonly ended: Promise<void>;
-  /** How many bytes have been read, by the side that sent them. */
-  readonly #received = { client: 0, upstream: 0 };
+  readonly #bytes = { bytesUp: 0, bytesDown: 0 }; // that were read
   readonly #start = performance.now();
   readonly #seed: number; // the context's may change
   #sockets: Partial<Record<Side, Socket>>;
   #links: Partial<Record<Side, Link>> = {};
   toxics: readonly Toxic[] = []; // of its own, which act after the route's
   #acting: Toxic[];
+  readonly #timetable: Timetable;
   readonly #aborted = new AbortController();
   #failure: Reason | undefined; // why it ended before both streams did
   #firstToEnd: Side | undefined;
@@ -2210,21 +2566,25 @@ class Connection {
     this.record = { number, decision, delayMs, toxics: [], outcome: null };
     if (number <= MAX_RECORDS) counts.first[number - 1] = this.record;
     counts.connections++;
+    this.#timetable = new Timetable(counts, (toxic, isOn) => {
+      const event = isOn ? "toxic_on" : "toxic_off";
+      context.emit({ event, ...this.id, toxic });
+      this.#act();
+    });
     this.ended = Promise.resolve().then(() => this.#run(client, decided));
   }
 
   get state() {
     const { route, connection: number, client } = this.id;
     const { upstream } = this.route;
-    const { client: bytesUp, upstream: bytesDown } = this.#received;
-    const bytes = { bytesUp, bytesDown };
     const ageMs = toMicroseconds(performance.now() - this.#start);
     const toxics = this.acting.map(({ name }) => name);
-    return { route, number, client, upstream, ...bytes, ageMs, toxics };
+    return { route, number, client, upstream, ...this.#bytes, ageMs, toxics };
   }
 
   get acting(): Toxic[] {
-    return this.#sockets.upstream && !this.#failure ? this.#acting : [];
+    if (!this.#sockets.upstream || this.#failure) return [];
+    return this.#timetable.select(this.#acting);
   }
 
   /** Sets the route's and its own, which replace those of the same name. */
@@ -2233,7 +2593,7 @@ class Connection {
     const toxics = [...ofRoute.filter(({ name }) => !names.has(name)), ...own];
     this.toxics = own;
     this.#acting = actingOn(this.#seed, { ...this.route, toxics }, this.number);
-    this.#act();
+    this.#followSchedules();
     // A link tells toxics by name: its own ends before the route's begins.
     if (names.size > own.length) this.setToxics(ofRoute);
   }
@@ -2254,8 +2614,8 @@ class Connection {
     const reason = this.#failure ?? { why: this.#firstToEnd ?? "client" };
     tally(this.counts.ended, reason.why);
     this.record.outcome = reason;
-    const { bytesUp, bytesDown, ageMs: durationMs } = this.state;
-    const measured = { bytesUp, bytesDown, durationMs };
+    const durationMs = toMicroseconds(performance.now() - this.#start);
+    const measured = { ...this.#bytes, durationMs };
     this.context.emit({ event: "closed", ...this.id, ...reason, ...measured });
   }
 
@@ -2272,6 +2632,7 @@ class Connection {
     // V8's Map and Set keep what was removed, and all this, until a full GC.
     this.#sockets = {};
     this.#links = {};
+    this.#timetable.follow([]);
   }
 
   /** Answers nothing until the timeout, also if the client ends its stream. */
@@ -2294,7 +2655,7 @@ class Connection {
       this.context.emit({ event: "delayed", ...this.id, delayMs });
       this.#read("client", client, up).then(() => {
         // One that has sent something may be waiting for the answer.
-        if (!this.#sockets.upstream && this.#received.client === 0) {
+        if (!this.#sockets.upstream && this.#bytes.bytesUp === 0) {
           this.end({ why: "client" });
         }
       });
@@ -2323,6 +2684,7 @@ class Connection {
       const socket = await dial(upstream, this.resettable, signal);
       this.#sockets.upstream = socket;
       if (this.#failure) return; // ended meanwhile
+      this.#followSchedules();
       const dialMs = toMicroseconds(performance.now() - start);
       const { dials } = this.counts;
       dials.count++;
@@ -2345,13 +2707,27 @@ class Connection {
     }
   }
 
+  /** Follows its own schedules, not those that its route follows for all. */
+  #followSchedules(): void {
+    if (!this.#sockets.upstream) return; // held, or it dials, or has ended
+    const own = this.#acting.filter((toxic) =>
+      toxic.schedule?.from === "connection" ||
+      (toxic.schedule && this.toxics.includes(toxic))
+    );
+    this.#timetable.follow(own, this.context.epoch, this.#start);
+    this.#act();
+  }
+
   #newLink(from: Side): Link {
+    const begun: Record<string, number> = {}; // how often, by toxic
     return this.#links[from] = new Link(
       (toxic, how) => this.end({ why: "fault", toxic }, how),
       (toxic, out) => {
         const { name, type } = toxic;
         const { route, number, context, counts, record } = this;
-        const random = randomStream(this.#seed, route.name, number, name);
+        const key = [this.#seed, route.name, number, name];
+        const turn = begun[name] = (begun[name] ?? 0) + 1;
+        const random = randomStream(...key, ...(turn > 1 ? [turn] : []));
         return new Queue(toxic, out, random, context, () => {
           tally(counts.faults, type);
           tally(counts.toxics, name);
@@ -2414,12 +2790,12 @@ class Connection {
         if (bytes === null) break;
         size = bytes.length;
         this.#hasMoved = true;
-        this.#received[from] += size;
+        this.#bytes[BYTES_OF[from]] += size;
         this.counts.received[STREAM_OF[from]] += size;
         if (!link) continue;
         const written = link.write(bytes);
         // Without an upstream it is read ahead, to notice its end.
-        if (this.#sockets.upstream || this.#received[from] > MAX_READ_BYTES) {
+        if (this.#sockets.upstream || this.#bytes.bytesUp > MAX_READ_BYTES) {
           await written;
         } else written.catch(expectedOfDelivery);
       }
@@ -2491,6 +2867,8 @@ export type RouteEvent =
     | { event: "route_removed" }
     | { event: "toxic_added" | "toxic_changed"; toxic: string; effect: string }
     | { event: "toxic_removed"; toxic: string }
+    | { event: "toxic_on" | "toxic_off"; toxic: string }
+    | { event: "outage_on" | "outage_off"; outage: string }
   );
 
 /** What happens to the proxy, its routes and connections. */
@@ -2500,6 +2878,7 @@ export type ProxyEvent =
   /** All routes listen; the seed repeats this run's decisions. */
   | { event: "started"; routes: number; seed: number }
   | { event: "reseeded"; seed: number }
+  | { event: "reloaded"; added: string[]; changed: string[]; removed: string[] }
   /** Waits for the connections in flight, for so long; 0: for ever. */
   | { event: "draining"; connections: number; timeoutMs: number }
   | { event: "drained"; cut: number; durationMs: number };
@@ -2542,10 +2921,21 @@ interface ProxyContext {
   seed: number;
   epoch: number;
   lastId: number;
-  readonly drainTimeoutMs: number;
+  turn: Promise<unknown>; // settles after the changes of routes under way
+  config: Config; // as it was given last
   readonly resettable: boolean;
   readonly stopping: AbortController; // aborts with the error for changes
   readonly emit: (event: ProxyEvent) => void;
+}
+
+/** Listening takes time: changes of routes wait for each other. */
+function inTurn<T>(context: ProxyContext, change: () => Promise<T>) {
+  const changed = context.turn.then(() => {
+    context.stopping.signal.throwIfAborted();
+    return change();
+  });
+  context.turn = changed.catch(() => {}); // the caller gets the error
+  return changed;
 }
 
 /** Serves a route, and changes it as {@linkcode ChaosProxy} decides. */
@@ -2556,9 +2946,32 @@ class LiveRoute {
   #listener: Listener | undefined;
   #host: string | undefined; // on which it has listened last, as an address
   #counts = newCounts();
+  #timed: { name: string; schedule: Outage }[] = [];
+  readonly #toxics = new Timetable(this.#counts, (toxic, isOn) => {
+    const event = isOn ? "toxic_on" : "toxic_off";
+    this.context.emit({ event, route: this.route.name, toxic });
+    this.#act();
+  });
+  readonly #outages = new Timetable(this.#counts, (outage, isOn) => {
+    const event = isOn ? "outage_on" : "outage_off";
+    this.context.emit({ event, route: this.route.name, outage });
+    if (isOn) tally(this.#counts.faults, "outages");
+    if (this.#outage?.reset) {
+      const reason = { why: "fault", cause: "outage" } as const;
+      for (const each of this.connections.values()) each.end(reason, "reset");
+    }
+    if (outage.includes("refuse")) this.#listenUnlessRefusing();
+  });
 
-  constructor(public route: Route, private readonly context: ProxyContext) {
-    this.#resettable = context.resettable || route.toxics.some(needsReset);
+  constructor(
+    public route: Route,
+    private readonly context: ProxyContext,
+  ) {
+    this.#resettable = context.resettable || needsReset(route);
+  }
+
+  get #outage(): Outage | undefined {
+    return this.#timed.find(({ name }) => this.#outages.isOn(name))?.schedule;
   }
 
   /** Whether it listens there, or will once it is enabled. */
@@ -2610,19 +3023,49 @@ class LiveRoute {
     }
   }
 
-  /** Updates settings; with `toxics` it restarts as another route. */
+  followSchedules(): void {
+    const { toxics, outages } = this.route;
+    const { epoch } = this.context;
+    const ofStart = toxics.filter(({ schedule }) => schedule?.from === "start");
+    this.#toxics.follow(ofStart, epoch);
+    this.#timed = outages.map((schedule, i) => {
+      const name = `outage ${i + 1} (${schedule.mode})`; // of each mode another
+      return { name, schedule };
+    });
+    this.#outages.follow(this.#timed, epoch);
+    this.#act();
+  }
+
+  #act(): void {
+    const toxics = this.#toxics.select(this.route.toxics);
+    for (const each of this.connections.values()) each.setToxics(toxics);
+  }
+
+  #listenUnlessRefusing(): void {
+    const { emit, stopping: { signal } } = this.context;
+    inTurn(this.context, () => this.update({})).catch(async (error) => {
+      if (signal.aborted) return;
+      const { name: route } = this.route;
+      emit({ event: "accept_failed", route, cause: causeOf(error) });
+      await sleep(ACCEPT_PAUSE_MS, signal);
+      this.#listenUnlessRefusing();
+    });
+  }
+
+  /** Updates settings; if it restarts with `toxics`, then as another route. */
   async update(changes: Partial<Route>): Promise<Route> {
-    if (changes.toxics?.some(needsReset)) this.assertResettable();
-    const { profile: before } = this.route;
     const wanted = { ...this.route, ...changes };
+    if (needsReset(wanted)) this.assertResettable();
+    const { profile: before } = this.route;
     wanted.host = canonicalHost(wanted.host);
     const moves = !this.isAt(wanted);
     const restarts = moves || wanted.upstream !== this.route.upstream;
-    const opens = wanted.enabled && (moves || !this.#listener);
+    const listens = wanted.enabled && this.#outage?.mode !== "refuse";
+    const opens = listens && (moves || !this.#listener);
     if (opens && wanted.localPort === this.#listener?.addr.port) {
       await this.update({ enabled: false }); // frees its own port
     }
-    if (!wanted.enabled) await this.close();
+    if (!listens) await this.close();
     if (moves) this.#host = undefined;
     if (opens) await this.open(wanted);
     else this.route = { ...wanted, toxics: this.route.toxics };
@@ -2630,7 +3073,7 @@ class LiveRoute {
     const { received, sent } = newCounts();
     if (restarts) this.#counts = { ...this.#counts, received, sent };
     if (changes.toxics) {
-      this.lastNumber = 0;
+      if (restarts) this.lastNumber = 0;
       this.setToxics(changes.toxics);
     } else if (wanted.profile !== before) {
       const gone = toxicsOf(before);
@@ -2640,20 +3083,18 @@ class LiveRoute {
       this.setToxics(withProfile(wanted.profile, own));
     }
     if (opens) this.run();
+    if (changes.outages) this.followSchedules();
     await cut;
-    this.tell("route_changed");
+    if (Object.keys(changes).length > 0) this.tell("route_changed");
     return this.route;
   }
 
   /** Sets its toxics, or those of one of its connections alone. */
   setToxics(toxics: readonly Toxic[], connection?: Connection): void {
-    if (toxics.some(needsReset)) this.assertResettable();
+    if (toxics.some(resets)) this.assertResettable();
     const { toxics: before } = connection ?? this.route;
     const of = connection?.id ?? { route: this.route.name };
     if (!connection) this.route = { ...this.route, toxics };
-    for (const each of connection ? [connection] : this.connections.values()) {
-      each.setToxics(this.route.toxics, connection && toxics);
-    }
     const { emit } = this.context;
     const gone = new Set(before.map(({ name }) => name));
     for (const toxic of toxics) {
@@ -2664,13 +3105,15 @@ class LiveRoute {
       emit({ event, ...of, toxic: name, effect });
     }
     for (const toxic of gone) emit({ event: "toxic_removed", ...of, toxic });
+    if (!connection) return this.followSchedules();
+    connection.setToxics(this.#toxics.select(this.route.toxics), toxics);
   }
 
   assertResettable(): void {
     if (this.#resettable) return;
     throw new Deno.errors.NotSupported(
       `route ${this.route.name}: its connections cannot be reset; ` +
-        "start the proxy with resettable: true",
+        "start the proxy with resettable: true, --api or --watch",
     );
   }
 
@@ -2700,11 +3143,28 @@ class LiveRoute {
     return { route, open, ...structuredClone(counts), first: records };
   }
 
+  async end(): Promise<void> {
+    for (const each of [this.#toxics, this.#outages]) each.follow([]);
+    await Promise.all([this.close(), this.cut()]);
+  }
+
   /** Not inlined: the accept loop would keep the last connection in memory. */
   #admit(client: Socket): void {
+    const toxics = this.#toxics.select(this.route.toxics);
+    let route = { ...this.route, toxics };
+    const outage = this.#outage;
+    if (outage) {
+      if (outage.mode === "reset") client.close("reset");
+      const now = performance.now() - this.context.epoch;
+      const { isOn, until } = stateAt(outage, now);
+      const timeoutMs = isOn ? Math.ceil(until - now) : 1; // it ends just now
+      const dropRate = outage.mode === "hang" ? 0 : 1;
+      const all = { connections: "1-", dropRate, timeoutRate: 1, timeoutMs };
+      route = { ...route, ...all };
+    }
     const connection = new Connection(
       client,
-      this.route,
+      route,
       ++this.lastNumber,
       this.#resettable,
       this.#counts,
@@ -2716,8 +3176,31 @@ class LiveRoute {
   }
 }
 
-const needsReset = ({ type, toxicity, attributes: { rate, reset } }: Toxic) =>
+/** By name: as `next` has it if `before` differs from that, else as `now`. */
+function merge<T extends { name: string }>(...lists: (readonly T[])[]): T[] {
+  const maps = lists.map((list) => new Map(list.map((one) => [one.name, one])));
+  const names = new Set(maps.flatMap((map) => [...map.keys()]));
+  return [...names].flatMap((name) => {
+    const [next, now, before] = maps.map((map) => map.get(name));
+    return (isDeepStrictEqual(next, before) ? now : next) ?? [];
+  });
+}
+
+/** The same for the settings of a route, and for its toxics. */
+function mergeRoute(next: Route, now = next, before = now): Route {
+  const changes = Object.entries(next).filter(([key, value]) =>
+    !isDeepStrictEqual(value, before[key as keyof Route])
+  );
+  const toxics = merge(next.toxics, now.toxics, before.toxics);
+  return { ...now, ...Object.fromEntries(changes), toxics };
+}
+
+const resets = ({ type, toxicity, attributes: { rate, reset } }: Toxic) =>
   toxicity > 0 && (type === "reset_peer" || (reset === 1 && rate !== 0));
+
+const needsReset = ({ toxics, outages }: Route) =>
+  toxics.some(resets) ||
+  outages.some(({ mode, reset }) => reset || mode === "reset");
 
 /**
  * A running proxy. Toxics change at once, and routes one after the other. If a
@@ -2730,7 +3213,6 @@ export class ChaosProxy implements AsyncDisposable {
   static #warm: Promise<void> | undefined;
   readonly #routes = new Map<string, LiveRoute>();
   readonly #start = performance.now();
-  #turn: Promise<unknown> = Promise.resolve();
 
   private constructor(private readonly context: ProxyContext) {}
 
@@ -2740,12 +3222,12 @@ export class ChaosProxy implements AsyncDisposable {
     { onEvent: emit = () => {}, resettable = false }: StartOptions = {},
   ): Promise<ChaosProxy> {
     const checked = checkConfig(config, "config");
-    const { seed = randomSeed(), drainTimeoutMs, routes } = checked;
+    const { seed = randomSeed(), routes } = checked;
     await (this.#warm ??= this.#warmUp(resettable));
     const stopping = new AbortController();
-    const epoch = performance.now();
-    const settings = { seed, epoch, drainTimeoutMs, resettable };
-    const proxy = new ChaosProxy({ ...settings, lastId: 0, stopping, emit });
+    const settings = { seed, config: checked, resettable, stopping, emit };
+    const state = { epoch: 0, lastId: 0, turn: Promise.resolve() };
+    const proxy = new ChaosProxy({ ...settings, ...state });
     await proxy.#open(routes);
     for (const each of routes) {
       const warnings = firstOf(warningsOf(each));
@@ -2754,6 +3236,8 @@ export class ChaosProxy implements AsyncDisposable {
       proxy.#target(route).live.run();
     }
     emit({ event: "started", routes: routes.length, seed });
+    proxy.context.epoch = performance.now();
+    for (const live of proxy.#routes.values()) live.followSchedules();
     return proxy;
   }
 
@@ -2841,7 +3325,7 @@ export class ChaosProxy implements AsyncDisposable {
   /** Adds a route, with its toxics, and listens on it. */
   async addRoute(options: RouteOptions): Promise<Route> {
     const route = validate("route", (place) => checkRoute(options, place));
-    return await this.#inTurn(() => this.#add(route as Route));
+    return await inTurn(this.context, () => this.#add(route as Route));
   }
 
   /**
@@ -2857,17 +3341,12 @@ export class ChaosProxy implements AsyncDisposable {
       `route ${name}`,
       (place) => checkFields(changes, place, fields, true),
     );
-    return await this.#inTurn(() => this.#change(name, checked));
+    return await inTurn(this.context, () => this.#change(name, checked));
   }
 
   /** Removes a route, and cuts its connections. */
   async removeRoute(name: string): Promise<void> {
-    await this.#inTurn(async () => {
-      const { live } = this.#target(name);
-      this.#routes.delete(name);
-      await Promise.all([live.close(), live.cut()]);
-      this.context.emit({ event: "route_removed", route: name });
-    });
+    await inTurn(this.context, () => this.#remove(name));
   }
 
   /**
@@ -2877,7 +3356,7 @@ export class ChaosProxy implements AsyncDisposable {
   async populate(options: readonly RouteOptions[]): Promise<Route[]> {
     const check = (place: Place) => checkRoutes(options, place.at("routes"));
     const routes = validate("routes", check);
-    return await this.#inTurn(() =>
+    return await inTurn(this.context, () =>
       Array.fromAsync(routes, (route) => {
         const live = this.#routes.get(route.name);
         if (!live) return this.#add(route);
@@ -2887,13 +3366,22 @@ export class ChaosProxy implements AsyncDisposable {
         const isSame = live.isAt(here) &&
           live.route.upstream === route.upstream;
         return isSame ? live.route : this.#change(route.name, here);
-      })
-    );
+      }));
+  }
+
+  /**
+   * Changes what differs from the config before, and leaves alone what does not.
+   * If it throws {@linkcode ListenError} for a route, all others are done, and
+   * the next reload tries this one again.
+   */
+  async reload(config: ConfigOptions): Promise<void> {
+    const checked = checkConfig(config, "config");
+    await inTurn(this.context, () => this.#reload(checked));
   }
 
   /** Removes all toxics, and enables every route that can be listened on. */
   async reset(): Promise<void> {
-    await this.#inTurn(async () => {
+    await inTurn(this.context, async () => {
       const all = await Promise.allSettled(
         this.#routes.values().map((live) => {
           live.route = { ...live.route, profile: "" };
@@ -2928,13 +3416,12 @@ export class ChaosProxy implements AsyncDisposable {
   updateToxic(
     target: ToxicTarget,
     name: string,
-    changes: Pick<ToxicOptions, "toxicity" | "attributes">,
+    changes: Partial<Omit<ToxicOptions, "name" | "type" | "stream">>,
   ): Toxic {
     const { live, connection, toxics } = this.#target(target);
     const toxic = this.toxic(target, name);
-    const { toxicity, attributes } = TOXIC_FIELDS;
     const changed = validate("toxic", (place) => {
-      const given = checkFields(changes, place, { toxicity, attributes }, true);
+      const given = checkFields(changes, place, CHANGES, true);
       const next = { ...toxic, attributes: {}, ...given };
       return checkToxic(next, place, toxic.attributes);
     });
@@ -2967,6 +3454,7 @@ export class ChaosProxy implements AsyncDisposable {
     Object.assign(this.context, { seed, epoch: performance.now() });
     for (const route of this.#routes.values()) route.lastNumber = 0;
     this.context.emit({ event: "reseeded", seed });
+    for (const route of this.#routes.values()) route.followSchedules();
   }
 
   /** The statistics of the connections, by route. */
@@ -2986,7 +3474,7 @@ export class ChaosProxy implements AsyncDisposable {
    * Accepts nothing more, and cuts the connections that are left after
    * `timeoutMs`, by default the config's. Returns how many were cut.
    */
-  async drain(timeoutMs = this.context.drainTimeoutMs): Promise<number> {
+  async drain(timeoutMs = this.context.config.drainTimeoutMs): Promise<number> {
     checkArgument("timeoutMs", timeoutMs, milliseconds);
     const start = performance.now();
     const ended = this.#end();
@@ -3028,16 +3516,6 @@ export class ChaosProxy implements AsyncDisposable {
     return { live, connection, toxics, what };
   }
 
-  /** Listening takes time: changes of routes wait for each other. */
-  #inTurn<T>(change: () => Promise<T>): Promise<T> {
-    const changed = this.#turn.then(() => {
-      this.context.stopping.signal.throwIfAborted();
-      return change();
-    });
-    this.#turn = changed.catch(() => {}); // the caller gets the error
-    return changed;
-  }
-
   async #add(route: Route): Promise<Route> {
     const { name } = route;
     if (this.#routes.has(name)) {
@@ -3047,6 +3525,7 @@ export class ChaosProxy implements AsyncDisposable {
     const { live } = this.#target(name);
     live.tell("route_added");
     live.run();
+    live.followSchedules();
     return live.route;
   }
 
@@ -3059,7 +3538,8 @@ export class ChaosProxy implements AsyncDisposable {
       if (live.route.enabled) await live.open(live.route);
     }
     this.context.stopping.signal.throwIfAborted();
-    assertNoCircle([...this.#routes.values(), ...opened]);
+    const all = [...this.#routes.values(), ...opened];
+    assertNoCircle(all.map(({ resolved }) => resolved));
     failed.move(); // all listen
     for (const live of opened) this.#routes.set(live.route.name, live);
   }
@@ -3067,9 +3547,59 @@ export class ChaosProxy implements AsyncDisposable {
   async #change(name: string, changes: Partial<Route>): Promise<Route> {
     const { live } = this.#target(name);
     const others = this.#routes.values().filter((each) => each !== live);
-    const changed = { resolved: { ...live.resolved, ...changes } };
-    assertNoCircle([...others, changed]);
+    const changed = { ...live.resolved, ...changes };
+    assertNoCircle([...others.map(({ resolved }) => resolved), changed]);
     return await live.update(changes);
+  }
+
+  async #remove(name: string): Promise<void> {
+    const { live } = this.#target(name);
+    this.#routes.delete(name);
+    live.route = { ...live.route, enabled: false }; // an outage may yet end
+    await live.end();
+    this.context.emit({ event: "route_removed", route: name });
+  }
+
+  async #reload(config: Config): Promise<void> {
+    const { context: { config: last, emit }, routes: now } = this;
+    if (config.api !== last.api) {
+      const problem = "api: cannot change; restart the proxy";
+      throw new ConfigError("config", [problem]);
+    }
+    const all = merge(config.routes, now, last.routes);
+    const before = new Map(last.routes.map((route) => [route.name, route]));
+    const liveOf = ({ name }: Route) => this.#routes.get(name);
+    const wanted = (route: Route) =>
+      mergeRoute(route, liveOf(route)?.route, before.get(route.name));
+    for (const route of all.map(wanted)) {
+      if (needsReset(route)) liveOf(route)?.assertResettable();
+    }
+    assertNoCircle(all.map(wanted));
+    const removed = now.map(({ name }) => name)
+      .filter((name) => !all.some((each) => each.name === name));
+    for (const name of removed) await this.#remove(name);
+    const [added, changed]: [string[], string[]] = [[], []];
+    const failed = new Map<string, Error>();
+    const isNew = (route: Route) => Number(!liveOf(route));
+    const steps = all.filter((route) => !now.includes(route))
+      .sort((a, b) => isNew(a) - isNew(b)); // which may take a port of the others
+    for (const route of steps) {
+      const live = liveOf(route);
+      await (live ? live.update(wanted(route)) : this.#add(route)).then(
+        ({ name }) => (live ? changed : added).push(name),
+        (error) => failed.set(route.name, error),
+      );
+    }
+    const routes = config.routes.flatMap((route) =>
+      failed.has(route.name) ? liveOf(route)?.route ?? [] : route
+    );
+    this.context.config = { ...config, routes };
+    const { seed = last.seed } = config;
+    if (seed !== undefined && seed !== last.seed) this.reseed(seed);
+    emit({ event: "reloaded", added, changed, removed });
+    const [error, ...others] = new Set(failed.values());
+    for (const { message } of others) error!.message += `\n  ${message}`;
+    if (error) throw error;
   }
 
   /** Accepts nothing more; resolves when all that was under way has ended. */
@@ -3078,7 +3608,8 @@ export class ChaosProxy implements AsyncDisposable {
     this.context.stopping.abort(error);
     const closed = this.#routes.values().map((route) => route.close());
     const ended = this.#live.values().map(({ ended }) => ended);
-    await Promise.all([this.#turn, ...closed, ...ended]);
+    await Promise.all([this.context.turn, ...closed, ...ended]);
+    for (const route of this.#routes.values()) route.end();
     Connection.rest();
   }
 
@@ -3091,8 +3622,8 @@ const sum = (numbers: number[]) => numbers.reduce((sum, each) => sum + each, 0);
 
 const randomSeed = () => Math.floor(Math.random() * 2 ** 32);
 
-function assertNoCircle(routes: readonly Pick<LiveRoute, "resolved">[]): void {
-  const circle = findCircle(routes.map(({ resolved }) => resolved));
+function assertNoCircle(routes: readonly Route[]): void {
+  const circle = findCircle(routes);
   if (!circle) return;
   const { route: { name }, problem } = circle;
   throw new ConfigError(`route ${name}`, [`upstream: ${problem}`]);
@@ -3106,7 +3637,9 @@ function describeFaults(route: Route): string {
     timeoutRate > 0 && `time out ${percent(timeoutRate)}${until(timeoutMs)}`,
     (latencyMs > 0 || jitterMs > 0) &&
     `latency ${latencyMs}${plusMinus(jitterMs)} ms`,
+    route.connections !== "1-" && `these on connections ${route.connections}`,
     route.profile && `profile ${route.profile}`,
+    ...route.outages.map((outage) => `outage${listed(outage)}`),
     ...route.toxics.map((toxic) => describeToxic(toxic)),
   ];
   return faults.filter(Boolean).join(", ") || "no faults";
@@ -3246,7 +3779,7 @@ async function updateProxy({ proxy, name, check }: Call): Promise<unknown> {
 function updateToxic({ proxy, target, toxic, check }: Call): Toxic {
   const now = proxy.toxic(target, toxic);
   const fields = {
-    toxicity: TOXIC_FIELDS.toxicity,
+    ...CHANGES,
     attributes: {
       ...TOXIC_FIELDS.attributes,
       normalize: changesOf(TOXICS[now.type].attributes),
@@ -3326,7 +3859,8 @@ async function respond(request: Request, proxy: ChaosProxy, ignored: string[]) {
   const { pathname } = url;
   const path = pathname.replace(/(\/[^/]+)\/[^/]+/g, "$1/*")
     .replace("/connections/*/toxics", "/proxies/*/toxics"); // the same calls
-  const answerTo = CALLS[`${request.method} ${path}`];
+  const method = request.method.replace("HEAD", "GET");
+  const answerTo = CALLS[`${method} ${path}`];
   if (answerTo === undefined) {
     const allow = Object.keys(CALLS).filter((each) => each.endsWith(` ${path}`))
       .map((each) => each.split(" ", 1)).join(", ");
@@ -3469,7 +4003,6 @@ export function serveApi(
   return { address: addressOf(addr), close, [Symbol.asyncDispose]: close };
 }
 
-/** @throws {ListenError} If the address cannot be listened on. */
 function serveHttp(
   what: string,
   address: Address,
@@ -3485,7 +4018,8 @@ function serveHttp(
 }
 
 function metrics(stats: RouteStats[]): string {
-  const counts = (of: "ended" | "faults" | "received" | "sent", by?: string) =>
+  type Counts = "ended" | "faults" | "on" | "received" | "sent";
+  const counts = (of: Counts, by?: string) =>
     stats.flatMap(({ route, [of]: counted }) => {
       const { name: proxy, listen: listener, upstream } = asProxy(route);
       return Object.entries(counted).map(([key, value]) => {
@@ -3525,6 +4059,10 @@ function metrics(stats: RouteStats[]): string {
       "How often a fault was injected into a connection, by its kind.",
       counts("faults", "kind"),
     ],
+    "gauge chaos_proxy_scheduled_on": [
+      "Whether a toxic or an outage is on, or on how many connections.",
+      counts("on", "name"),
+    ],
     "gauge chaos_proxy_build_info": [
       "What is running.",
       [sample({ version: deno.version, deno: Deno.version.deno }, 1)],
@@ -3554,6 +4092,7 @@ type LogEvent =
   /** So many lines were lost here: the log could not be written fast enough. */
   | { event: "log_dropped"; lines: number }
   | { event: "report"; summary: string; warnings: string[]; file: string }
+  | { event: "reload_failed"; cause: string }
   /** A SIGHUP came, which ends other programs; nothing was done. */
   | { event: "sighup_ignored" };
 
@@ -3583,7 +4122,14 @@ const TEXTS: { [E in LogEvent as E["event"]]: (event: E) => string } = {
   toxic_added: ({ toxic, effect }) => ` ${toxic} (${effect})`,
   toxic_changed: ({ toxic, effect }) => ` ${toxic} (${effect})`,
   toxic_removed: ({ toxic }) => ` ${toxic}`,
+  toxic_on: ({ toxic }) => ` ${toxic}`,
+  toxic_off: ({ toxic }) => ` ${toxic}`,
+  outage_on: ({ outage }) => ` ${outage}`,
+  outage_off: ({ outage }) => ` ${outage}`,
   reseeded: ({ seed }) => ` with ${seed}`,
+  reloaded: ({ added, changed, removed }) =>
+    ` added [${added}], changed [${changed}], removed [${removed}]`,
+  reload_failed: ({ cause }) => ` ${cause.replace(/\n */g, "; ")}`,
   api_listening: ({ address }) =>
     ` ${address}` +
     (isOpen(address) ? "; whoever reaches it can control it" : ""),
@@ -3711,18 +4257,22 @@ const DEMO = { hostname: LOOPBACK, port: 18000 };
 const HELP =
   `chaos-proxy ${deno.version}: forwards TCP connections by local port, injecting faults
 
-Usage: chaos-proxy [options] <config>
-  <config>             YAML, or JSON if its name ends in .json; none with --api
+Usage: chaos-proxy [options] <config> | <route>...
+  <config>             YAML, or .json; - is standard input; none with --api
+  <route>              [host:]port=upstream key=value... toxic=type,key=value...
 
 Options:
-  --api [host:]port    serve the control API there, in Toxiproxy's protocol
-  -host, -port, -config, -seed, -version: as in toxiproxy-server
+  --api [host:]port    serve Toxiproxy's API there; so do its -host and -port
   --check              check the config, print its routes and faults, and exit
+  --print-config       print the config as YAML, without defaults, and exit
+  --preview <n>        print what the seed decides for the first n connections
+  --schema             print the JSON Schema of a config, for editors, and exit
   --seed <number>      use this seed instead of the config's
   --drain-timeout <ms> wait this long for open connections; 0 waits for ever
   --log-level <level>  debug, info (the default), warn or error
   --log-format <form>  text (the default) or json; each event is one line
   --report <file>      write a report there at the end; - is standard output
+  --watch              reload the config each time that its file has changed
   --demo               serve HTTP on port ${DEMO.port}, and run the example
   -h, --help           print this help and exit
   -V, --version        print the version and exit
@@ -3730,17 +4280,20 @@ Options:
 Example:
   chaos-proxy --seed 42 config.yaml
 
-SIGINT and SIGTERM wait for open connections, up to the drain timeout. A later
-second signal ends the process at once. Exit codes: 0 a clean end; 1 a failure,
-or connections were cut; 2 a wrong argument or config.`;
+SIGHUP reloads the config. SIGINT and SIGTERM wait for open connections; a later
+second one ends at once. Exit codes: 0 a clean end; 1 a failure, or connections
+were cut; 2 a wrong argument or config.`;
 
 const LOG_LEVEL = oneOf<LogLevel>("debug", "info", "warn", "error");
 /** Options of toxiproxy-server's that change nothing: metrics are always on. */
 const METRICS = ["proxy-metrics", "runtime-metrics"] as const;
-const FLAGS = ["check", "demo", "help", "version", ...METRICS] as const;
+const INFO = ["help", "schema", "version"] as const;
+const MODES = ["check", "print-config"] as const;
+const FLAGS = [...MODES, "demo", "watch", ...INFO, ...METRICS] as const;
 const SETTINGS = [
   ...["api", "drain-timeout", "log-format", "log-level", "report"] as const,
   ...["config", "host", "port", "seed"] as const, // also toxiproxy-server's
+  "preview",
 ] as const;
 const OPTIONS = [...FLAGS, ...SETTINGS].map((name) => `--${name}`);
 const WRONG_FLAG = RegExp(`^--(?:${FLAGS.join("|")})=(?!(?:true|false)$)`);
@@ -3748,7 +4301,7 @@ const WRONG_FLAG = RegExp(`^--(?:${FLAGS.join("|")})=(?!(?:true|false)$)`);
 /** @throws {ConfigError} If an argument is unknown, missing or wrong. */
 function readCommandLine(written: string[]) {
   const end = [...written, "--"].indexOf("--");
-  const operands = written.slice(end + 1);
+  const operands: string[] = [];
   const args = written.slice(0, end)
     .map((arg) => arg.replace(/^-(?=[a-z][a-z-])/, "--")); // one dash will do
   const at = args.indexOf("--report");
@@ -3782,8 +4335,13 @@ function readCommandLine(written: string[]) {
     throw new ConfigError(`--${name}`, [mismatch(guard, text)]);
   }
 
-  const { check, config, demo, help, version } = flags;
+  const { config, demo, help, schema, version, watch } = flags;
   if (config !== undefined) operands.push(config);
+  operands.push(...written.slice(end + 1));
+  const isQuick = operands.some((each) => /^[^=/\\]+=/.test(each));
+  const [mode, other] = [...MODES, "preview" as const]
+    .filter((name) => flags[name]);
+  if (other) throw new ConfigError(`--${other}`, [`write this or --${mode}`]);
   const host = read("host", listenHost);
   const port = read("port", integer(0, 65535));
   let api = read("api", apiAddress);
@@ -3793,16 +4351,20 @@ function readCommandLine(written: string[]) {
   if ((host ?? port ?? config) !== undefined) {
     api ??= addressOf({ hostname: host ?? "localhost", port: port ?? 8474 });
   }
-  const needsFile = !demo && (check || api === undefined);
+  const needsFile = !demo && (mode || api === undefined);
   const isWrong = operands.length > 1 || (operands.length < 1 && needsFile);
-  if (isWrong && !help && !version) {
+  const isInfo = INFO.some((name) => flags[name]);
+  if (isWrong && !isQuick && !isInfo) {
     const found = operands.join(" and ") ||
       "none; to run without one, write --api 8474";
     throw new ConfigError("<config>", [`expected one file, found ${found}`]);
   }
+  if (watch && (isQuick || /^-?$/.test(operands[0] ?? "")) && !isInfo) {
+    throw new ConfigError("--watch", ["write the name of a config file, too"]);
+  }
   return {
-    ...{ check, demo, help, version },
-    file: operands.at(0),
+    ...{ demo, help, schema, version, watch, mode, operands, isQuick },
+    preview: read("preview", integer(1, 100_000)),
     isDriven: operands.length === 0 && !demo, // by the API alone
     given: { // takes precedence over the config
       seed: read("seed", CONFIG_FIELDS.seed.guard),
@@ -3818,15 +4380,98 @@ function readCommandLine(written: string[]) {
   };
 }
 
-async function readFile(path: string): Promise<string> {
+/** `[host:]port=upstream`, or `key=value` with a comma before it in a toxic. */
+const SETTING = /^(?:(?:\[?([^=]*?)\]?:)?(0|[1-9]\d*)|(,?)([^=]+))=(.+)$/s;
+
+/** Reads routes, such as `1=a:2 latencyMs=5 toxic=bandwidth,rate=64 3=b:4`. */
+function readRoutes(operands: readonly string[], source: string) {
+  const routes: Record<string, unknown>[] = [];
+  const settings = operands.flatMap((each) =>
+    each.startsWith("toxic=") ? each.split(/(?=,)/) : each
+  );
+  for (const setting of settings) {
+    const [, host, port, comma, path, text = ""] = SETTING.exec(setting) ?? [];
+    const route = routes.at(-1);
+    const toxics = [route?.["toxics"] ?? []].flat() as typeof routes;
+    if (port) {
+      routes.push({ host, localPort: Number(port), upstream: text });
+    } else if (!route || !path) {
+      const expected = route ? "key=value" : "[host:]port=upstream first";
+      const found = describe(setting.replace(/=.+/s, "=…"));
+      throw new ConfigError(source, [`expected ${expected}, found ${found}`]);
+    } else if (path === "toxic") {
+      route["toxics"] = [...toxics, { type: text, attributes: {} }];
+    } else {
+      const keys = path.split(".");
+      const isOwn = Object.hasOwn(TOXIC_FIELDS, keys[0] ?? "");
+      if (comma && !isOwn) keys.unshift("attributes");
+      const last = keys.pop() ?? "";
+      const of = (comma && toxics.at(-1)) || route;
+      const at = keys.reduce((at, key) => at[key] = { ...Object(at[key]) }, of);
+      at[last] = errorInJson(text) ? text : readJson(text, source);
+    }
+  }
+  return { routes };
+}
+
+async function readFile(name: string, path = name): Promise<string> {
   try {
-    return await readText((await Deno.open(path)).readable, true);
+    const file = name === "-" ? Deno.stdin : await Deno.open(name);
+    return await readText(file.readable, true);
   } catch (error) {
     const problem = error instanceof TypeError
       ? "expected text in UTF-8, found other bytes"
       : causeOf(error);
     throw new ConfigError(path, [problem]);
   }
+}
+
+/** Removes what `check` fills in again. */
+function removeDefaults(tree: object, check: () => unknown, all = check()) {
+  for (const [key, value] of Object.entries(tree)) {
+    const index = Array.isArray(tree) ? tree.indexOf(value) : -1;
+    if (Array.isArray(tree)) tree.splice(index, 1);
+    else Reflect.deleteProperty(tree, key);
+    if (isDeepStrictEqual(check(), all)) continue;
+    if (Array.isArray(tree)) tree.splice(index, 0, value);
+    else Reflect.set(tree, key, value);
+    if (isTree(value)) removeDefaults(value, check, all);
+  }
+}
+
+/** A config as YAML. Throws {@linkcode ConfigError} if a proxy is no route. */
+function toYaml(config: Config, path: string): string {
+  const { routes, ...rest } = checkConfig(structuredClone(config), path);
+  const place = new Place("", []);
+  removeDefaults(rest, () => checkFields(rest, place, CONFIG_FIELDS));
+  for (const route of routes) {
+    removeDefaults(route, () => checkRoute(route, place));
+  }
+  return stringify({ ...rest, routes }).slice(0, -1);
+}
+
+/** What the seed decides for the first connections of a route. */
+function preview(route: Route, seed: number, length = 0, isJson = false) {
+  const connections = Array.from({ length }, (_, i) => {
+    const { kind: decision, ...more } = decide(seed, route, i + 1);
+    const { delayMs, toxics: acting } = { delayMs: 0, toxics: [], ...more };
+    const toxics = acting.map(({ name }) => name);
+    return { number: i + 1, decision, delayMs, toxics };
+  });
+  if (isJson) return JSON.stringify({ seed, route: route.name, connections });
+  return [`${route.name}: seed ${seed}`, ...tableOf(connections)].join("\n");
+}
+
+/** Objects as lines, with their fields in columns. */
+function tableOf(rows: readonly object[]): string[] {
+  const heads = Object.keys(rows[0] ?? {}).map((key) => key.toUpperCase());
+  const lines = [heads, ...rows.map((row) => Object.values(row).map(String))];
+  const widths = heads.map((_, i) =>
+    lines.reduce((most, line) => Math.max(most, line[i]?.length ?? 0), 0)
+  );
+  return lines.map((line) =>
+    line.map((cell, i) => cell.padEnd(widths[i] ?? 0)).join("  ").trimEnd()
+  );
 }
 
 function summarize(config: Config, path: string): string {
@@ -3837,18 +4482,15 @@ function summarize(config: Config, path: string): string {
   const summary = `${path}: ${count(routes.length, "route")}, ` +
     `${seed === undefined ? "a random seed" : `seed ${seed}`}, drain ${limit}` +
     (api === undefined ? "" : `, api ${api}`);
-  const table = [
-    ["ROUTE", ...routes.map(({ name }) => name)],
-    ["LISTEN", ...routes.map((route) => asProxy(route).listen)],
-    ["UPSTREAM", ...routes.map(({ upstream }) => upstream)],
-    ["FAULTS", ...routes.map(describeFaults)],
-  ].reduce((lines, column) => {
-    const width = Math.max(...lines.map(({ length }) => length));
-    return lines.map((line, row) => `${line.padEnd(width)}  ${column[row]}`);
-  });
+  const table = tableOf(routes.map((route) => ({
+    route: route.name,
+    listen: asProxy(route).listen,
+    upstream: route.upstream,
+    faults: describeFaults(route),
+  })));
   const warnings = firstOf(routes.flatMap(warningsOf))
     .map((each) => `warning: ${each}`);
-  return [summary, ...table, ...warnings].join("\n");
+  return [summary, ...table, ...warnings].filter(Boolean).join("\n");
 }
 
 /** Writes a report in one step; without one, tries whether it could. */
@@ -3869,19 +4511,23 @@ async function writeReport(file: string, report?: Report): Promise<void> {
   }
 }
 
-async function run(config: Config, line: ReturnType<typeof readCommandLine>) {
+type Line = ReturnType<typeof readCommandLine>;
+
+async function run(config: Config, line: Line, state: string) {
   const stop = signal();
   const { api, routes } = config;
   const width = Math.max(0, ...routes.map(({ name }) => name.length));
   await using log = new EventLog(line.logLevel, line.isJson, width);
   const onEvent = log.add;
+  let onHangUp = () => onEvent({ event: "sighup_ignored" });
+  if (!IS_WINDOWS) Deno.addSignalListener("SIGHUP", () => onHangUp());
   const { report: file } = line;
   if (file && file !== "-") await writeReport(file);
   if (line.demo && routes.some((each) => each.upstream === addressOf(DEMO))) {
     const hello = "Hello from behind the proxy!\n";
     serveHttp("demo upstream", DEMO, ({ body }) => new Response(body ?? hello));
   }
-  const resettable = api !== undefined; // as the API may add a `reset_peer`
+  const resettable = api !== undefined || line.watch; // for a later `reset_peer`
   await using proxy = await ChaosProxy.start(config, { onEvent, resettable });
   await using server = api ? serveApi(proxy, api, { onEvent }) : null;
   const end = async () => {
@@ -3900,9 +4546,24 @@ async function run(config: Config, line: ReturnType<typeof readCommandLine>) {
     if (file === "-") log.log(JSON.stringify(report));
     await log[Symbol.asyncDispose]();
   };
-  const onHangUp = () => onEvent({ event: "sighup_ignored" });
-  if (!IS_WINDOWS) Deno.addSignalListener("SIGHUP", onHangUp);
+  const path = line.isQuick ? "-" : line.operands[0] ?? "-";
+  let last = state;
+  const look = async (isAsked: boolean) => {
+    const now = await stateOf(path);
+    const isStill = now === last;
+    last = now;
+    if (!isAsked && (!isStill || now === state)) return;
+    state = now;
+    try {
+      await proxy.reload(parseConfig(await readFile(path), path, line.given));
+    } catch (error) {
+      onEvent({ event: "reload_failed", cause: causeOf(error) });
+    }
+  };
+  if (path !== "-") onHangUp = () => void look(true);
+  const timer = line.watch ? setInterval(look, LOOK_MS, false) : 0;
   await stop;
+  clearInterval(timer);
   // A terminal and the task runner may both pass on the same Ctrl-C.
   sleep(SAME_SIGNAL_MS).then(signal).then(async () => {
     await complain("ended at once by a second signal");
@@ -3916,6 +4577,12 @@ async function run(config: Config, line: ReturnType<typeof readCommandLine>) {
   return cut > 0 && !line.isDriven ? 1 : 0;
 }
 
+/** What changes with a file. A notification would not come for each mount. */
+const stateOf = (path: string) =>
+  Deno.stat(path)
+    .then(({ mtime, size, ino }) => `${[Number(mtime), size, ino]}`, causeOf);
+
+const LOOK_MS = 500;
 const SAME_SIGNAL_MS = 500;
 const IS_WINDOWS = Deno.build.os === "windows";
 const SIGNALS = ["SIGINT", IS_WINDOWS ? "SIGBREAK" : "SIGTERM"] as const;
@@ -3928,16 +4595,26 @@ const signal = () =>
 async function main(args: string[]): Promise<number> {
   try {
     const line = readCommandLine(args);
-    if (line.help || line.version) {
-      console.log(line.help ? HELP : `chaos-proxy ${deno.version}`);
+    if (line.help || line.schema || line.version) {
+      const schema = line.schema && JSON.stringify(CONFIG_SCHEMA, null, 2);
+      console.log(line.help ? HELP : schema || `chaos-proxy ${deno.version}`);
       return 0;
     }
-    const path = line.file ?? "config.example.yaml";
+    const { operands: [file], isQuick, given, mode } = line;
+    const name = file?.replace(/^-$/, "standard input");
+    const path = isQuick ? "command line" : name ?? "config.example.yaml";
     const builtIn = line.isDriven ? "drainTimeoutMs: 1000" : example;
-    const text = line.file === undefined ? builtIn : await readFile(path);
-    const config = parseConfig(text, path, line.given);
-    if (!line.check) return await run(config, line);
-    console.log(summarize(config, path));
+    const state = line.watch ? await stateOf(path) : "";
+    const config = isQuick
+      ? checkConfig(readRoutes(line.operands, path), path, given)
+      : parseConfig(file ? await readFile(file, path) : builtIn, path, given);
+    if (mode === undefined) return await run(config, line, state);
+    if (mode === "check") console.log(summarize(config, path));
+    if (mode === "print-config") console.log(toYaml(config, path));
+    const { seed = randomSeed() } = config;
+    for (const route of mode === "preview" ? config.routes : []) {
+      console.log(preview(route, seed, line.preview, line.isJson));
+    }
     return 0;
   } catch (error) {
     const isConfig = error instanceof ConfigError;

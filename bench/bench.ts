@@ -30,7 +30,8 @@ import {
 
 type Service =
   | ("bulk" | "http" | "echo" | "delayedEcho")
-  | ("lateBulk" | "lateEcho" | "idleHttp" | `limited${Rate}`);
+  | ("lateBulk" | "lateEcho" | "idleHttp" | `limited${Rate}`)
+  | ("planBulk" | "planHttp");
 type Rate = typeof rates[number];
 type Ports = Record<Service, number>;
 
@@ -78,6 +79,7 @@ const windowMs = 250;
 const httpConnections = 50;
 const toxicConnections = 50;
 const idleConnections = 1000;
+const closing = ["-H", "Connection: close"];
 const message = new Uint8Array(64).fill(120);
 const install = "apt install wrk iperf3 nginx-light haproxy socat";
 
@@ -93,15 +95,30 @@ const upstreams: Ports = (() => {
   return {
     ...{ bulk, http, echo, delayedEcho: echo },
     ...{ lateBulk: bulk, lateEcho: echo, idleHttp: http },
+    ...{ planBulk: bulk, planHttp: http },
     ...{ limited10: source, limited100: source },
     ...{ limited1000: source, limited10000: source },
   };
 })();
 
+/** Each way to plan a toxic, of which none acts on the load. */
+const unusedPlan = [
+  { schedule: { afterMs: 1e9 } },
+  { schedule: { afterMs: 1e9, from: "connection" } },
+  { connections: "1000000000-" },
+  { after: { bytes: 1e15 } },
+  { after: { match: "never that" }, stream: "upstream" }, // bulk comes down
+].map((plan, i) => ({
+  ...{ name: `plan${i}`, type: "latency", attributes: { latency: toxicMs } },
+  ...plan,
+}));
+
 /** What acts downstream on the routes that have toxics, in Toxiproxy's words. */
 const toxics: Partial<Record<Service, Record<string, unknown>[]>> = {
   lateBulk: [{ type: "latency", attributes: { latency: toxicMs } }],
   lateEcho: [{ type: "latency", attributes: { latency: toxicMs } }],
+  planBulk: unusedPlan,
+  planHttp: unusedPlan,
   idleHttp: Array.from({ length: 10 }, (_, i) => ({
     ...{ name: `idle${i}`, type: "latency", toxicity: 0 },
     attributes: { latency: toxicMs },
@@ -112,6 +129,7 @@ const toxics: Partial<Record<Service, Record<string, unknown>[]>> = {
   ])),
 };
 const haveToxics = ["chaos-proxy", "with --api", "toxiproxy"];
+const isOwn = (name: string) => [chaosProxy.name, withApi.name].includes(name);
 const hasToxics = (contender: string) => haveToxics.includes(contender);
 
 const notes = new Set<string>();
@@ -230,7 +248,7 @@ async function startToxiproxy(routes: Route[]): Promise<Deno.ChildProcess[]> {
   await ready(child, control);
   for (const { name, port } of routes) {
     await ready(child, port);
-    for (const toxic of toxics[name] ?? []) {
+    for (const toxic of /^plan/.test(name) ? [] : toxics[name] ?? []) {
       await addToxic(`http://127.0.0.1:${control}/proxies/${name}`, toxic);
     }
   }
@@ -484,15 +502,13 @@ async function carriedByMillisecond(port: number): Promise<number[]> {
 
 /** Both measured twice, so that it does not matter which comes first. */
 async function timesPlain(
-  name: string,
-  { http, idleHttp }: Ports,
-  seconds: number,
+  plainPort: number,
+  idlePort: number,
+  measure: (port: number) => Promise<number>,
 ): Promise<number> {
-  const measure = (port: number) =>
-    requestsPerSecond(`idletoxics, ${name}`, port, seconds);
-  let [plain, idle] = [await measure(http), await measure(idleHttp)];
-  idle += await measure(idleHttp);
-  plain += await measure(http);
+  let [plain, idle] = [await measure(plainPort), await measure(idlePort)];
+  idle += await measure(idlePort);
+  plain += await measure(plainPort);
   return idle / plain;
 }
 
@@ -572,10 +588,8 @@ function rowsFor(seconds: number): Row[] {
     {
       name: "connections",
       tools: ["wrk", "nginx"],
-      measure: ({ name }, { http }) => {
-        const header = ["-H", "Connection: close"];
-        return requestsPerSecond(`connections, ${name}`, http, seconds, header);
-      },
+      measure: ({ name }, { http }) =>
+        requestsPerSecond(`connections, ${name}`, http, seconds, closing),
       figures: [
         { label: "connections/s ↑", digits: 0, ratio: true },
       ],
@@ -678,8 +692,7 @@ function rowsFor(seconds: number): Row[] {
     },
     {
       name: "first",
-      measures: (contender) =>
-        [chaosProxy.name, withApi.name].includes(contender),
+      measures: isOwn,
       measure({ name }) {
         const args = name === withApi.name ? ["--api", "0"] : [];
         return inLanes(5, 1, () => firstAnswerMilliseconds(args));
@@ -734,11 +747,41 @@ function rowsFor(seconds: number): Row[] {
       name: "idletoxics",
       tools: ["wrk", "nginx"],
       measures: hasToxics,
-      measure: ({ name }, ports) => timesPlain(name, ports, seconds),
+      measure: ({ name }, { http, idleHttp }) =>
+        timesPlain(
+          http,
+          idleHttp,
+          (port) => requestsPerSecond(`idletoxics, ${name}`, port, seconds),
+        ),
       figures: [{
         label: "ten toxics of toxicity 0: requests/s to none",
         digits: 3,
       }],
+    },
+    {
+      name: "unusedplanbulk",
+      tools: ["iperf3"],
+      measures: isOwn,
+      measure: (_, { bulk, planBulk }) =>
+        timesPlain(
+          bulk,
+          planBulk,
+          (port) => megabytesPerSecondDown(port, seconds),
+        ),
+      figures: [{ label: "unused plan: bulk to none", digits: 3 }],
+    },
+    {
+      name: "unusedplanconnections",
+      tools: ["wrk", "nginx"],
+      measures: isOwn,
+      measure: ({ name }, { http, planHttp }) =>
+        timesPlain(
+          http,
+          planHttp,
+          (port) =>
+            requestsPerSecond(`unusedplan, ${name}`, port, seconds, closing),
+        ),
+      figures: [{ label: "unused plan: connections/s to none", digits: 3 }],
     },
   ];
 }

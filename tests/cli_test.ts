@@ -10,7 +10,9 @@ import {
 import { ChaosProxy, type ConfigOptions, ListenError } from "../main.ts";
 import {
   Api,
+  assertClosed,
   assertEchoes,
+  assertExits,
   captured,
   Cli,
   defined,
@@ -22,6 +24,7 @@ import {
   nowhere,
   PERMISSIONS,
   readAll,
+  readToEnd,
   ROOT,
   RUN_FLAGS,
   runArgs,
@@ -37,6 +40,7 @@ import {
   until,
 } from "./helpers.ts";
 
+const LOOPBACK = "127.0.0.1";
 const ignore = IS_WINDOWS; // which limits no descriptors, and sends no signals
 
 type Outcome = Record<"stdout" | "stderr", string> & { code: number };
@@ -52,12 +56,10 @@ async function deno(args: string[], options: Deno.CommandOptions = {}) {
   return { code, stdout: text(stdout), stderr: text(stderr) };
 }
 
-/** Runs to the end. */
-function run(...args: string[]): Promise<Outcome> {
-  return deno(runArgs(args));
-}
+/** Runs the program to the end. */
+const run = (...args: string[]) => deno(runArgs(args));
 
-/** Runs on what a file holds, to the end; says FILE for its path. */
+/** Runs it on what a file holds, to the end; says FILE for its path. */
 async function runOn(content: BlobPart, ...args: string[]): Promise<Outcome> {
   await using file = await TempFile.with(content);
   const { code, stdout, stderr } = await run(...args, file.path);
@@ -82,44 +84,37 @@ function configOf(...routes: Record<string, unknown>[]): ConfigOptions {
   return { seed: 42, routes: routes.map((each) => ({ ...defaults, ...each })) };
 }
 
-function jsonConfig(...routes: Record<string, unknown>[]): string {
-  return JSON.stringify(configOf(...routes));
-}
+const jsonConfig = (...routes: Record<string, unknown>[]) =>
+  JSON.stringify(configOf(...routes));
 
-function readJson(path: string) {
-  return JSON.parse(Deno.readTextFileSync(new URL(path, ROOT)));
-}
-
-/** Asks it to end, which it does with a code. */
-async function assertEnds(cli: Cli, code = 0): Promise<void> {
-  cli.kill(IS_WINDOWS ? "SIGKILL" : "SIGTERM");
-  const status = await soon(cli.status, "end");
-  if (!IS_WINDOWS) assertEquals(status.code, code);
-}
+const readFile = (path: string) => Deno.readTextFileSync(new URL(path, ROOT));
+const readJson = (path: string) => JSON.parse(readFile(path));
 
 // ---- Arguments ---------------------------------------------------------------
 
 Deno.test("--help fits a screen, names every option and shows an example", async () => {
-  const [long, short, among] = await Promise.all([
+  const [long, ...others] = await Promise.all([
     run("--help"),
     run("-h"),
     run("--check", "--help", "nowhere.yaml"),
   ]);
   assertEquals([long.code, long.stderr], [0, ""]);
-  assertEquals(short, long);
-  assertEquals(among, long);
+  assertEquals(others, [long, long]);
   const lines = long.stdout.split("\n");
   assertEquals(lines.pop(), "");
-  assert(lines.length <= 24, `${lines.length} lines`);
+  assert(lines.length <= 30, `${lines.length} lines`);
   for (const line of lines) assert(line.length <= 80, line);
   const options = ["<config>", "--api", "--check", "--seed", "--drain-timeout"]
-    .concat("--log-level", "--log-format", "--report", "--demo", "-h, --help")
-    .concat("-V, --version");
+    .concat("--log-level", "--log-format", "--report", "--watch", "--demo")
+    .concat("<route>", "--print-config", "--preview", "--schema")
+    .concat("-h, --help", "-V, --version");
   for (const option of options) {
     assert(lines.some((line) => line.trim().startsWith(option)), option);
   }
   assertMatch(long.stdout, /\nExample:\n +chaos-proxy .*config\.yaml\n/);
-  assertStringIncludes(long.stdout, "SIGTERM");
+  for (const signal of ["SIGHUP", "SIGTERM"]) {
+    assertStringIncludes(long.stdout, signal);
+  }
   assertMatch(long.stdout, /Exit codes: 0 .* 1 .* 2 /s);
 });
 
@@ -132,12 +127,15 @@ Deno.test("--version prints deno.json's", async () => {
 
 Deno.test("a wrong command line is a usage error", async () => {
   const integer = "expected an integer from 0 to";
+  const seed = `--seed: ${integer} 9007199254740991, found`;
   const api = "expected a port or host:port, the port from 0 to 65535";
-  const known = "known are --check, --demo, --help, --version, " +
-    "--proxy-metrics, --runtime-metrics, --api, --drain-timeout, " +
-    "--log-format, --log-level, --report, --config, --host, --port, --seed";
+  const known = "known are --check, --print-config, --demo, --watch, --help, " +
+    "--schema, --version, --proxy-metrics, --runtime-metrics, --api, " +
+    "--drain-timeout, --log-format, --log-level, --report, --config, --host, " +
+    "--port, --seed, --preview";
   const none = "found none; to run without one, write --api 8474";
   const negative = "unknown option; no option takes a negative number";
+  const named = "write the name of a config file, too";
   const wrong = {
     "": `<config>: expected one file, ${none}`,
     "--check": `<config>: expected one file, ${none}`,
@@ -145,6 +143,9 @@ Deno.test("a wrong command line is a usage error", async () => {
     "-config a b": "<config>: expected one file, found b and a",
     "-- -a": `-a: ${await unreadable("-a")}`,
     "1e3": `1e3: ${await unreadable("1e3")}`,
+    "--watch --demo": `--watch: ${named}`,
+    "--watch --api 0": `--watch: ${named}`,
+    "--watch -": `--watch: ${named}`,
     "--chekc a": "--chekc: unknown option; did you mean --check?",
     "--sed=5 a": "--sed: unknown option; did you mean --seed?",
     "--loglevel a": "--loglevel: unknown option; did you mean --log-level?",
@@ -154,13 +155,11 @@ Deno.test("a wrong command line is a usage error", async () => {
     "--constructor": `--constructor: unknown option; ${known}`,
     "-1 a": `-1: ${negative}`,
     "--seed -1 a": `-1: ${negative}`,
-    "--seed abc a": `--seed: ${integer} 9007199254740991, found "abc"`,
-    "-seed=-1 a": `--seed: ${integer} 9007199254740991, found "-1"`,
-    "--seed 1.5 a": `--seed: ${integer} 9007199254740991, found "1.5"`,
-    "--seed 1e3 a":
-      `--seed: ${integer} 9007199254740991, found "1e3"; write it in plain decimal digits`,
-    "--seed 9007199254740992 a":
-      `--seed: ${integer} 9007199254740991, found "9007199254740992"`,
+    "--seed abc a": `${seed} "abc"`,
+    "-seed=-1 a": `${seed} "-1"`,
+    "--seed 1.5 a": `${seed} "1.5"`,
+    "--seed 1e3 a": `${seed} "1e3"; write it in plain decimal digits`,
+    "--seed 9007199254740992 a": `${seed} "9007199254740992"`,
     "--drain-timeout 5s a":
       `--drain-timeout: ${integer} 2147483647, found "5s"; write 5000`,
     "--log-level loud a":
@@ -169,6 +168,8 @@ Deno.test("a wrong command line is a usage error", async () => {
       '--log-format: expected text or json, found "JSON"; did you mean json?',
     "-port 1 --api 2": "--api: write either this, or --host and --port",
     "-port x": `--port: ${integer} 65535, found "x"`,
+    "--report= a":
+      '--report: expected the name of a file; - is standard output, found ""',
     "--api 1:2:3": `--api: ${api}, found "1:2:3"`,
     "--api": `--api: ${api}, found ""`,
     "--api 0 --check": `<config>: expected one file, ${none}`,
@@ -230,29 +231,11 @@ Deno.test("faults that do nothing by themselves are warned of", async () => {
     "b: jitterMs without latencyMs delays half of the connections",
   ];
   const { code, stdout } = await runOn(JSON.stringify(config), "--check");
-  assertEquals(code, 0);
-  const lines = stdout.split("\n").filter((line) => /^warning: /.test(line));
-  assertEquals(lines, warnings.map((each) => `warning: ${each}`));
+  const shown = stdout.match(/^warning: .*/gm);
+  assertEquals([code, shown], [0, warnings.map((each) => `warning: ${each}`)]);
   await using cli = await Cli.start(config);
   const logged = cli.log.of("config_warning");
   assertEquals(logged.flatMap(({ warnings }) => warnings), warnings);
-});
-
-Deno.test("--check on the example, which --demo takes from any folder", async () => {
-  const cwd = await Deno.makeTempDir();
-  const [here, there] = await Promise.all([
-    run("--check", "config.example.yaml"),
-    deno(runArgs(["--demo", "--check"]), { cwd }),
-  ]);
-  await Deno.remove(cwd);
-  assertEquals([here.code, here.stderr], [0, ""]);
-  assertEquals([there.code, there.stderr], [0, ""]);
-  const table = (outcome: Outcome) => outcome.stdout.split("\n").slice(1);
-  assertEquals(table(there), table(here));
-  assertMatch(
-    here.stdout,
-    /^ROUTE +LISTEN +UPSTREAM +FAULTS\nhello +127\.0\.0\.1:18080 +127\.0\.0\.1:18000 +no faults$/m,
-  );
 });
 
 Deno.test("a bad config exits with 2, with or without --check", async () => {
@@ -316,30 +299,25 @@ Deno.test("--allow-net and --allow-read suffice, and without one it says so", as
 
 // ---- Listening ---------------------------------------------------------------
 
-/** A port that only privileged users may listen on, if this user is none. */
-function privilegedPorts(): number[] {
+/** Why a port cannot be listened on, if so. */
+function refusalOf(port: number): unknown {
   try {
-    Deno.listen({ hostname: "127.0.0.1", port: 81 }).close();
+    Deno.listen({ hostname: "127.0.0.1", port }).close();
   } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return [81];
+    return error;
   }
-  console.log("not tried: a port on which this user may not listen");
-  return [];
 }
 
 Deno.test("when a route cannot be listened on, none is, and it exits with 1", async () => {
   using busy = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const { AddrInUse, AddrNotAvailable, PermissionDenied } = Deno.errors;
-  const at = (port: number) => ({ host: "127.0.0.1", localPort: port });
   const refused: [object, cause: string, why: string][] = [
-    [at(busy.addr.port), AddrInUse.name, "the port is already in use"],
-    [{ host: "192.0.2.1" }, AddrNotAvailable.name, ""],
-    ...privilegedPorts().map((port): typeof refused[number] => [
-      at(port),
-      PermissionDenied.name,
-      "permission denied; ports below 1024 are for privileged users",
-    ]),
+    [{ localPort: busy.addr.port }, "AddrInUse", "the port is already in use"],
+    [{ host: "192.0.2.1" }, "AddrNotAvailable", ""],
   ];
+  if (refusalOf(81) instanceof Deno.errors.PermissionDenied) {
+    const why = "permission denied; ports below 1024 are for privileged users";
+    refused.push([{ localPort: 81 }, "PermissionDenied", why]);
+  } else console.log("not tried: a port on which this user may not listen");
   for (const [route, cause, why] of refused) {
     const first = steadyPort();
     const log = new EventLog();
@@ -350,7 +328,7 @@ Deno.test("when a route cannot be listened on, none is, and it exits with 1", as
     assert(error.message.startsWith(begin), error.message);
     assertEquals((error.cause as Error).name, cause);
     assertEquals(log.all, []);
-    Deno.listen({ hostname: "127.0.0.1", port: first }).close();
+    assertEquals(refusalOf(first), undefined);
     assertFailed(await runOn(JSON.stringify(config)), 1, error.message);
   }
 });
@@ -358,12 +336,8 @@ Deno.test("when a route cannot be listened on, none is, and it exits with 1", as
 // ---- --demo ------------------------------------------------------------------
 
 Deno.test("--demo serves the example's upstream, once", async () => {
-  try {
-    Deno.listen({ hostname: "127.0.0.1", port: 18000 }).close();
-  } catch (error) {
-    if (!(error instanceof Deno.errors.AddrInUse)) throw error;
-    console.log("skipped: port 18000 is in use");
-    return;
+  if (refusalOf(18000) instanceof Deno.errors.AddrInUse) {
+    return console.log("skipped: port 18000 is in use");
   }
   const demo = configOf({ upstream: "127.0.0.1:18000" });
   await using cli = await Cli.start(demo, "--demo");
@@ -452,33 +426,37 @@ async function converse(port: number): Promise<string> {
   }
 }
 
+/** Routes on which a connection meets each fault. */
+const logged = ({ address: upstream }: { address: string }, dead: string) => [
+  { name: "a", upstream, latencyMs: 2 },
+  { name: "longer", upstream, dropRate: 1 },
+  { name: "hold", upstream, timeoutRate: 1, timeoutMs: 1 },
+  { name: "dead", upstream: dead, dropRate: 1e-6, latencyMs: 1, jitterMs: 1 },
+];
+
 Deno.test("each line of a JSON log is an event with its fields", async () => {
   await using upstream = echo();
-  const { address } = upstream;
-  await using cli = await Cli.start(configOf(
-    { name: "drop", upstream: address, dropRate: 1 },
-    { name: "hold", upstream: address, timeoutRate: 1, timeoutMs: 1 },
-    { name: "slow", upstream: address, latencyMs: 3, jitterMs: 1 },
-    { name: "dead", upstream: nowhere().address },
-  ));
+  const config = configOf(...logged(upstream, nowhere().address));
+  await using cli = await Cli.start(config);
   const answers = await times(4, (route) => converse(cli.port(route)));
-  assertEquals(answers, ["", "", "hello", ""]);
+  assertEquals(answers, ["hello", "", "", ""]);
   await cli.log.first("closed", 4);
-  await assertEnds(cli);
+  await assertExits(cli);
   for (const event of cli.log.all) assertEvent(event);
 
   const steps = (route?: string) =>
     cli.log.all.filter((each) => ("route" in each ? each.route : "") === route)
       .map((each) => each.event === "closed" ? each.why : each.event);
   const begin = ["listening", "accepted"];
-  assertEquals(steps("drop"), [...begin, "dropped", "fault"]);
+  const failed = "upstream_failed";
+  assertEquals(steps("a"), [...begin, "delayed", "connected", "client"]);
+  assertEquals(steps("longer"), [...begin, "dropped", "fault"]);
   assertEquals(steps("hold"), [...begin, "timed_out", "fault"]);
-  assertEquals(steps("slow"), [...begin, "delayed", "connected", "client"]);
-  assertEquals(steps("dead"), [...begin, "upstream_failed", "upstream_failed"]);
+  assertEquals(steps("dead"), [...begin, "delayed", failed, failed]);
   assertEquals(steps(""), ["started", ...END]);
-  const slow = cli.log.of("closed").find(({ route }) => route === "slow");
+  const slow = cli.log.of("closed").find(({ route }) => route === "a");
   assertEquals([slow?.bytesUp, slow?.bytesDown], [5, 5]);
-  assertEquals(cli.log.only("connected").address, address);
+  assertEquals(cli.log.only("connected").address, upstream.address);
   assertEquals(cli.stdout.trim().split("\n").length, cli.log.all.length);
   assertEquals(cli.stderr, "");
 });
@@ -497,19 +475,13 @@ Deno.test("a text log has a line an event, aligned", async () => {
   await using upstream = echo();
   const { address } = upstream;
   const dead = nowhere().address;
-  const rates = { dropRate: 0.000001, latencyMs: 1, jitterMs: 1 };
-  await using file = await TempFile.with(jsonConfig(
-    { name: "a", upstream: address, latencyMs: 2 },
-    { name: "longer", upstream: address, dropRate: 1 },
-    { name: "hold", upstream: address, timeoutRate: 1, timeoutMs: 1 },
-    { name: "dead", upstream: dead, ...rates },
-  ));
+  await using file = await TempFile.with(jsonConfig(...logged(upstream, dead)));
   await using cli = new Cli("--drain-timeout", "1234", file.path);
   await cli.says(/started 4 routes, seed 42\n/);
   const ports = [...cli.stdout.matchAll(/listening (\S+:(\d+))/g)];
   await Promise.all(ports.map(([, , port]) => converse(Number(port))));
   await cli.says(/(?: closed by [^]*){4}\n/);
-  await assertEnds(cli);
+  await assertExits(cli);
 
   const lines = cli.stdout.trimEnd().split("\n");
   const column = cli.stdout.indexOf("listening");
@@ -520,30 +492,30 @@ Deno.test("a text log has a line an event, aligned", async () => {
     const word = captured(/^(\S+)/, line.slice(column));
     assert(Object.hasOwn(EVENTS, word), line);
   }
-  const words = (route: string) =>
-    lines.filter((line) => line.split(/ +/)[2] === route)
-      .map((line) => line.slice(column).replace(/[\d.]+ ms$/, "T ms"));
-  const [a, longer, hold, broken] = ports.map(([, address]) => address);
-  assertEquals(words("a"), [
-    `listening ${a} -> ${address} (latency 2 ms)`,
-    `accepted -> ${address}`,
-    "delayed T ms",
-    `connected ${address} at ${address} in T ms`,
-    "closed by client, 5 B up, 5 B down, T ms",
-  ]);
-  assertEquals(words("longer"), [
-    `listening ${longer} -> ${address} (drop 100%)`,
-    `accepted -> ${address}`,
-    "dropped",
-    "closed by fault, 0 B up, 0 B down, T ms",
-  ]);
-  assertEquals(words("hold").slice(0, 3), [
-    `listening ${hold} -> ${address} (time out 100% for 1 ms)`,
-    `accepted -> ${address}`,
-    "timed_out for T ms",
-  ]);
-  const faults = "drop 0.0001%, latency 1±1 ms";
-  assertEquals(words("dead")[0], `listening ${broken} -> ${dead} (${faults})`);
+  const said = lines.map((line) =>
+    `${line.split(/ +/)[2]} ${line.slice(column)}`
+      .replace(/[\d.]+ ms$/, "T ms").replace(/(?<=listening )\S+/, "HERE")
+  );
+  // The first lines of each route.
+  const expected = `
+a listening HERE -> ${address} (latency 2 ms)
+a accepted -> ${address}
+a delayed T ms
+a connected ${address} at ${address} in T ms
+a closed by client, 5 B up, 5 B down, T ms
+longer listening HERE -> ${address} (drop 100%)
+longer accepted -> ${address}
+longer dropped
+longer closed by fault, 0 B up, 0 B down, T ms
+hold listening HERE -> ${address} (time out 100% for 1 ms)
+hold accepted -> ${address}
+hold timed_out for T ms
+dead listening HERE -> ${dead} (drop 0.0001%, latency 1±1 ms)`.split("\n");
+  for (const name of ["a", "longer", "hold", "dead"]) {
+    const isOf = (line: string) => line.startsWith(`${name} `);
+    const first = expected.filter(isOf);
+    assertEquals(said.filter(isOf).slice(0, first.length), first);
+  }
   if (IS_WINDOWS) return;
   assertMatch(
     cli.stdout,
@@ -565,14 +537,13 @@ function whenListening(port: number, fn: (port: number) => Promise<unknown>) {
 Deno.test("--log-level leaves out what matters less", async () => {
   const events = async (level: string) => {
     const localPort = steadyPort();
-    await using file = await TempFile.with(
-      jsonConfig({ localPort, upstream: nowhere().address }),
-    );
+    const config = jsonConfig({ localPort, upstream: nowhere().address });
+    await using file = await TempFile.with(config);
     const options = ["--log-format", "json", "--log-level", level];
     await using cli = new Cli(...options, file.path);
     await whenListening(localPort, converse);
     if (["debug", "info"].includes(level)) await cli.log.first("closed", 1);
-    await assertEnds(cli);
+    await assertExits(cli);
     assertEquals(cli.stderr, "");
     return cli.log.all.map(({ event }) => event);
   };
@@ -600,22 +571,22 @@ async function askOften(port: number, count: number): Promise<void> {
 
 /** Of these there are more lines than can be queued. */
 const MANY = 2500;
+const CANNOT_WRITE = "chaos-proxy: cannot write the log";
 
-interface Unread {
-  /** Starts the program by a script for a shell. */
-  start(script: string, unread?: Promise<void>): Promise<Cli>;
-  /** The port of its route, which leads to an echo. */
-  port: number;
-}
+/** Starts the program by a script for a shell. */
+type Start = (script: string, unread?: Promise<void>) => Promise<Cli>;
 
-/** A test on Linux of a program whose log is not read. */
-function test(name: string, run: (given: Unread) => Promise<void>): void {
+/** A test on Linux of a log that is not read, and a route to an echo. */
+function test(
+  name: string,
+  run: (given: { start: Start; port: number }) => Promise<void>,
+): void {
   Deno.test(name, { ignore: !IS_LINUX }, async () => {
     await using upstream = echo();
     const localPort = steadyPort();
     const config = jsonConfig({ localPort, upstream: upstream.address });
     await using file = await TempFile.with(config);
-    const start = async (script: string, unread?: Promise<void>) => {
+    const start: Start = async (script, unread) => {
       const Program = startedBy(script, { unread });
       const cli = new Program("--log-format", "json", file.path);
       await whenListening(localPort, ask);
@@ -628,11 +599,8 @@ function test(name: string, run: (given: Unread) => Promise<void>): void {
 test("a full disk under the log is told, and ends nothing", async ({ start, port }) => {
   await using cli = await start('exec "$@" >/dev/full');
   await askOften(port, MANY);
-  await assertEnds(cli);
-  assertEquals(
-    cli.stderr,
-    "chaos-proxy: cannot write the log: No space left on device\n",
-  );
+  await assertExits(cli);
+  assertEquals(cli.stderr, `${CANNOT_WRITE}: No space left on device\n`);
 });
 
 test("with nowhere to write, codes and signals are the same", async ({ start, port }) => {
@@ -642,15 +610,11 @@ test("with nowhere to write, codes and signals are the same", async ({ start, po
   const Full = startedBy(script);
   for (const [arg, expected] of [["--bogus", 2], [file.path, 1]] as const) {
     await using wrong = new Full(arg);
-    const { code } = await soon(wrong.status, "end");
-    assertEquals(code, expected);
+    assertEquals((await soon(wrong.status, "end")).code, expected);
   }
   using held = await Deno.connect({ port });
   await assertEchoes(held);
-  // Each but the first is a second signal, once it is later.
-  const signals = setInterval(() => cli.kill("SIGTERM"), 20);
-  const ended = soon(cli.status, "end").finally(() => clearInterval(signals));
-  assertEquals((await ended).code, 1);
+  await assertExits(cli, 1, { again: true });
 });
 
 test("what cannot be written is written as soon as it can", async ({ start, port }) => {
@@ -670,18 +634,15 @@ test("what cannot be written is written as soon as it can", async ({ start, port
     return new Set(Array.from(closed, ([, number]) => number)).size === 100;
   }, "each connection");
   assert(written, "there was no limit");
-  await assertEnds(cli);
-  assertEquals(
-    cli.stderr,
-    "chaos-proxy: cannot write the log: File too large\n",
-  );
+  await assertExits(cli);
+  assertEquals(cli.stderr, `${CANNOT_WRITE}: File too large\n`);
 });
 
 test("a log that nobody reads holds up nothing", async ({ start, port }) => {
   const never = new Promise<void>(() => {});
   await using cli = await start('exec "$@" 2>&1', never);
   await askOften(port, MANY);
-  await assertEnds(cli);
+  await assertExits(cli);
 });
 
 test("a log that is read again says how many lines it lacks", async ({ start, port }) => {
@@ -691,7 +652,7 @@ test("a log that is read again says how many lines it lacks", async ({ start, po
   resolve();
   await soon(cli.log.first("log_dropped", 1), "log_dropped");
   await ask(port);
-  await assertEnds(cli);
+  await assertExits(cli);
   const { log } = cli;
   for (const event of log.all) assertEvent(event);
   assertEquals(log.all.at(-1)?.event, "drained");
@@ -724,103 +685,117 @@ Deno.test("--seed takes the place of the config's, and is logged", async () => {
   assert(one !== another, `${one} twice`);
 });
 
-Deno.test("--drain-timeout takes the place of the config's", async () => {
-  await using upstream = echo();
-  const config = configOf({ upstream: upstream.address });
-  const args = ["--drain-timeout", "1"];
-  await using cli = await Cli.start({ ...config, drainTimeoutMs: 0 }, ...args);
-  using _held = await Deno.connect({ port: cli.port() });
-  await cli.log.first("connected", 1);
-  await assertEnds(cli, 1);
-  const { timeoutMs, connections } = cli.log.only("draining");
-  assertEquals([timeoutMs, connections], [1, 1]);
-  assertEquals(cli.log.only("drained").cut, 1);
-  for (const event of cli.log.all) assertEvent(event);
-});
+Deno.test(
+  "what --drain-timeout leaves is cut, with 1",
+  { ignore },
+  async () => {
+    await using upstream = echo();
+    const { routes } = configOf({ upstream: upstream.address });
+    const args = ["--drain-timeout", "300"];
+    await using cli = await Cli.start({ drainTimeoutMs: 0, routes }, ...args);
+    using client = await Deno.connect({ port: cli.port() });
+    await assertEchoes(client);
+    await assertExits(cli, 1);
+    await assertClosed(cli, { why: "drain", bytesUp: 5, bytesDown: 5 });
+    const { timeoutMs, connections } = cli.log.only("draining");
+    const { cut, durationMs } = cli.log.only("drained");
+    assertEquals([timeoutMs, connections, cut], [300, 1, 1]);
+    assert(durationMs >= 299, `${durationMs} ms`);
+    assertEquals([await readToEnd(client), cli.stderr], [0, ""]);
+    for (const event of cli.log.all) assertEvent(event);
+  },
+);
 
-Deno.test("without a config the API's connections are cut soon, with 0", async () => {
-  await using upstream = echo();
-  await using cli = new Cli("--log-format", "json", "--api", "0");
-  const [{ address }] = await cli.log.first("api_listening", 1);
-  await using api = Api.at(address);
-  await api.post("/proxies", { name: "a", upstream: upstream.address });
-  await cli.log.first("listening", 1);
-  using _held = await Deno.connect({ port: cli.port() });
-  await cli.log.first("connected", 1);
-  await assertEnds(cli);
-  assertEquals(cli.log.only("draining").timeoutMs, 1000);
-  assertEquals(cli.log.only("drained").cut, 1);
-});
+Deno.test(
+  "the API's connections are cut soon, with 0",
+  { ignore },
+  async () => {
+    await using upstream = echo();
+    await using cli = new Cli("--log-format", "json", "--api", "0");
+    const [{ address }] = await cli.log.first("api_listening", 1);
+    await using api = Api.at(address);
+    await api.post("/proxies", { name: "a", upstream: upstream.address });
+    await cli.log.first("listening", 1);
+    using _held = await Deno.connect({ port: cli.port() });
+    await cli.log.first("connected", 1);
+    await assertExits(cli);
+    const { timeoutMs } = cli.log.only("draining"); // without a config
+    assertEquals([timeoutMs, cli.log.only("drained").cut], [1000, 1]);
+  },
+);
 
-Deno.test("SIGHUP is logged, and ends nothing", { ignore }, async () => {
-  await using upstream = echo();
-  await using cli = await Cli.start(configOf({ upstream: upstream.address }));
-  cli.kill("SIGHUP");
-  assertEvent((await cli.log.first("sighup_ignored", 1))[0]);
-  await ask(cli.port());
-  await assertEnds(cli);
-});
+Deno.test(
+  "SIGHUP without a config is logged, and no end",
+  { ignore },
+  async () => {
+    await using cli = new Cli("--log-format", "json", "--api", "0");
+    await cli.log.first("api_listening", 1);
+    cli.kill("SIGHUP");
+    assertEvent((await cli.log.first("sighup_ignored", 1))[0]);
+    await assertExits(cli);
+  },
+);
 
 // ---- Other ways to start -----------------------------------------------------
 
-Deno.test("toxiproxy-server's command line works unchanged", async () => {
+Deno.test("the command line of toxiproxy-server, and of the image, starts the API", async () => {
+  const dockerfile = readFile("Dockerfile");
+  const of = (instruction: string): string[] =>
+    JSON.parse(captured(new RegExp(`^${instruction} (.*)$`, "m"), dockerfile));
+  const [deno, run, ...entry] = of("ENTRYPOINT");
+  assertEquals([deno, run, entry.pop()], ["deno", "run", "/app/main.ts"]);
+  assertEquals(entry, ["--cached-only", ...PERMISSIONS, "--allow-write"]);
+  const image = of("CMD").join(" ");
+
   await using upstream = echo();
   const proxy = { name: "a", listen: "127.0.0.1:0", enabled: true };
   const list = JSON.stringify([{ ...proxy, upstream: upstream.address }]);
   await using file = await TempFile.with(list, ".json");
+  const config = `-config=${file.path}`;
   for (
-    const [args, seed, ...expected] of [
-      ["-host 127.0.0.1 -port PORT"],
-      ["-host=localhost -port=PORT -proxy-metrics -runtime-metrics"],
-      ["--host=0.0.0.0 --port PORT --proxy-metrics=true"],
-      [`-port=PORT -config ${file.path} -seed=42`, 42, "a"],
-      [`-config=${file.path} -port PORT -runtime-metrics=false`, null, "a"],
+    const [args, host, seed, ...expected] of [
+      ["-host 127.0.0.1 -port PORT", LOOPBACK],
+      ["-host=localhost -port=PORT -proxy-metrics -runtime-metrics", LOOPBACK],
+      ["--host=0.0.0.0 --port PORT --proxy-metrics=true", "0.0.0.0"],
+      [`-port=PORT -config ${file.path} -seed=42`, LOOPBACK, 42, "a"],
+      [`${config} -port PORT -runtime-metrics=false`, LOOPBACK, null, "a"],
+      [`${image} -port PORT`, "0.0.0.0"],
     ]
   ) {
     const port = `${steadyPort()}`;
     const written = `${args}`.replace("PORT", port).split(" ");
     await using cli = new Cli("--log-format", "json", ...written);
     const [{ address }] = await cli.log.first("api_listening", 1);
-    assertEquals(address.split(":")[1], port);
+    assertEquals(address, `${host}:${port}`);
     await using api = Api.at(address);
     assertEquals(Object.keys((await api.get("/proxies")).body), expected);
     if (seed) assertEquals(cli.log.only("started").seed, seed);
-    await assertEnds(cli);
+    await assertExits(cli);
   }
 });
 
-Deno.test("the image's command line starts the API on all addresses", async () => {
-  const dockerfile = await Deno.readTextFile(new URL("Dockerfile", ROOT));
-  const of = (instruction: string): string[] =>
-    JSON.parse(captured(new RegExp(`^${instruction} (.*)$`, "m"), dockerfile));
-  const [deno, run, ...entry] = of("ENTRYPOINT");
-  assertEquals([deno, run, entry.pop()], ["deno", "run", "/app/main.ts"]);
-  assertEquals(entry, ["--cached-only", ...PERMISSIONS, "--allow-write"]);
-  const port = `${steadyPort()}`;
-  await using cli = new Cli(...of("CMD"), "-port", port);
-  assertEquals(await cli.says(/api_listening (\S+);/), `0.0.0.0:${port}`);
-  await assertEnds(cli);
-});
-
-Deno.test("loaded from a server it has its example, too", async () => {
+Deno.test("loaded from a server, in any folder, it has its example, which --demo takes", async () => {
   await using server = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen: () => {} },
-    async ({ url }) => {
-      const file = new URL(`.${new URL(url).pathname}`, ROOT);
-      return new Response(await Deno.readTextFile(file));
-    },
+    ({ url }) => new Response(readFile(`.${new URL(url).pathname}`)),
   );
   const from = `http://127.0.0.1:${server.addr.port}`;
-  const map = await Deno.readTextFile(new URL("npm/imports.json", ROOT));
-  const remote = map.replaceAll('"./', `"${from}/npm/`);
-  await using file = await TempFile.with(remote, ".json");
-  const { code, stdout, stderr } = await deno([
+  const map = readFile("npm/imports.json").replaceAll('"./', `"${from}/npm/`);
+  await using file = await TempFile.with(map, ".json");
+  const cwd = await Deno.makeTempDir();
+  const there = await deno([
     ...["run", "--no-prompt", "--no-config", "--no-lock", ...PERMISSIONS],
     `--reload=${from}`, // an earlier run may have had the same port
     ...["--import-map", file.path, `${from}/main.ts`, "--demo", "--check"],
-  ]);
-  assertEquals(code, 0, stderr);
-  assertMatch(stdout, /^config\.example\.yaml: \d+ routes/);
+  ], { cwd });
+  await Deno.remove(cwd);
+  const here = await run("--check", "config.example.yaml");
+  assertEquals([here.code, here.stderr], [0, ""]);
+  assertEquals([there.code, there.stdout], [0, here.stdout], there.stderr);
+  assertMatch(
+    here.stdout,
+    /^ROUTE +LISTEN +UPSTREAM +FAULTS\nhello +127\.0\.0\.1:18080 +127\.0\.0\.1:18000 +no faults$/m,
+  );
 });
 
 Deno.test("the task to start downloads nothing that only tests need", () => {

@@ -1,15 +1,15 @@
-/** Toxics of one live connection, over the API and by the library. */
+/** Toxics of one live connection, mostly over the API. */
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import type { ConfigOptions, RouteOptions, Stream, Toxic } from "../main.ts";
+import type { RouteOptions, Stream, Toxic, ToxicTarget } from "../main.ts";
 import {
   Api,
   assertBytes,
   assertClosed,
   casesIn,
-  Cli,
+  changes,
   defined,
-  echo,
+  HOUR_MS,
   only,
   pause,
   readAll,
@@ -17,6 +17,7 @@ import {
   send,
   Silent,
   soon,
+  STREAMS,
   testBytes,
   text,
   toxic,
@@ -25,45 +26,29 @@ import {
   writeAll,
 } from "./helpers.ts";
 
-const HOUR_MS = 3_600_000;
-const STREAMS = ["upstream", "downstream"] as const;
 const OTHER = { upstream: "downstream", downstream: "upstream" } as const;
 
-/** A connection through the proxy, with both of its ends. */
-interface Line {
-  readonly id: number;
-  readonly client: Deno.TcpConn;
-  readonly upstream: Deno.TcpConn;
-}
+/** A proxy with a route called `r`, its API, and connections through it. */
+async function openStage(
+  route: Partial<RouteOptions> = {},
+  options = { resettable: true },
+) {
+  const open = new AsyncDisposableStack();
+  const server = open.use(new Silent());
+  const given = { name: "r", ...route };
+  const watched = open.use(await WatchedProxy.to(server, given, {}, options));
+  const api = open.use(Api.of(watched));
+  const { proxy, log } = watched;
 
-type Awaitable<T> = T | Promise<T>;
-
-/** What can be done with the toxics of a connection, by its id. */
-interface Calls {
-  list(id: number): Awaitable<readonly Toxic[]>;
-  get(id: number, name: string): Awaitable<Toxic>;
-  add(id: number, line: string): Awaitable<Toxic>;
-  update(id: number, name: string, words: string): Awaitable<Toxic>;
-  remove(id: number, name: string): Awaitable<void>;
-}
-
-/** What can be changed of a toxic: `toxicity=0.5 delay=100`. */
-function changes(words: string) {
-  const { toxicity, attributes } = toxic(`any ${words}`);
-  return { toxicity, attributes };
-}
-
-const WAYS: Record<string, (watched: WatchedProxy, api: Api) => Calls> = {
-  "by the library": ({ proxy }) => ({
-    list: (id) => proxy.toxics({ connection: id }),
-    get: (id, name) => proxy.toxic({ connection: id }, name),
-    add: (id, line) => proxy.addToxic({ connection: id }, toxic(line)),
-    update: (id, name, words) =>
-      proxy.updateToxic({ connection: id }, name, changes(words)),
-    remove: (id, name) => proxy.removeToxic({ connection: id }, name),
-  }),
-  "over the API"(_, api) {
-    const path = (id: number, name = "") =>
+  /** Opens a connection, with both of its ends. */
+  async function connect() {
+    const client = open.use(await watched.connect());
+    const upstream = await server.accept();
+    await log.first("connected", server.accepted);
+    const { id } = defined(proxy.liveConnections().at(-1));
+    const live = () =>
+      defined(proxy.liveConnections().find((each) => each.id === id));
+    const path = (name = "") =>
       `/connections/${id}/toxics${name && `/${name}`}`;
     const ok = async (call: ReturnType<Api["call"]>) => {
       const { status, body } = await call;
@@ -71,73 +56,47 @@ const WAYS: Record<string, (watched: WatchedProxy, api: Api) => Calls> = {
       return body;
     };
     return {
-      list: (id) => ok(api.get(path(id))),
-      get: (id, name) => ok(api.get(path(id, name))),
-      add: (id, line) => ok(api.post(path(id), toxic(line))),
-      update: (id, name, words) =>
-        ok(api.patch(path(id, name), changes(words))),
-      remove: (id, name) => ok(api.delete(path(id, name))),
+      ...{ id, client, upstream },
+      /** Where a stream comes from, and where it goes to. */
+      ends: {
+        upstream: [client, upstream],
+        downstream: [upstream, client],
+      } as const,
+      /** Its own toxics. */
+      list: (): Promise<Toxic[]> => ok(api.get(path())),
+      get: (name: string): Promise<Toxic> => ok(api.get(path(name))),
+      add: (line: string): Promise<Toxic> => ok(api.post(path(), toxic(line))),
+      update: (name: string, words: string) =>
+        ok(api.patch(path(name), changes(words))),
+      remove: (name: string) => ok(api.delete(path(name))),
+      /** The names of those that act on it. */
+      acting: () => live().toxics,
+      /** Sends bytes that the proxy is to hold, or lose. */
+      async fill(stream: Stream, bytes: Uint8Array) {
+        const key = stream === "upstream" ? "bytesUp" : "bytesDown";
+        const before = live()[key];
+        await writeAll(this.ends[stream][0], bytes);
+        const isRead = () => live()[key] === before + bytes.length;
+        await until(isRead, `${bytes.length} ${key}`);
+      },
     };
-  },
-};
+  }
 
-/** A proxy with a route called `r`, its API, and connections through it. */
-async function openStage(
-  callsOf: (typeof WAYS)[string],
-  route: Partial<RouteOptions> = {},
-  { resettable = true, ...config }: ConfigOptions & { resettable?: boolean } =
-    {},
-) {
-  const open = new AsyncDisposableStack();
-  const server = open.use(new Silent());
-  const given = { name: "r", ...route };
-  const watched = open.use(
-    await WatchedProxy.to(server, given, config, { resettable }),
-  );
-  const api = open.use(Api.of(watched));
-  const { proxy, log } = watched;
-  const live = (id: number) =>
-    defined(proxy.liveConnections().find((each) => each.id === id));
   return {
-    ...callsOf(watched, api),
-    ...{ api, log, proxy, server, watched },
-    /** Opens a connection, with both of its ends. */
-    async connect(): Promise<Line> {
-      const client = open.use(await watched.connect());
-      const upstream = await server.accept();
-      await log.first("connected", server.accepted);
-      const { id } = defined(proxy.liveConnections().at(-1));
-      return { id, client, upstream };
-    },
+    ...{ api, connect, log, proxy, watched },
     addToRoute: (line: string) => proxy.addToxic("r", toxic(line)),
-    /** The names of those that act on a connection. */
-    acting: (id: number) => live(id).toxics,
-    /** Sends bytes that the proxy is to hold, or lose. */
-    async fill(line: Line, stream: Stream, bytes: Uint8Array) {
-      const key = stream === "upstream" ? "bytesUp" : "bytesDown";
-      const before = live(line.id)[key];
-      await writeAll(endsOf(line, stream)[0], bytes);
-      const isRead = () => live(line.id)[key] === before + bytes.length;
-      await until(isRead, `${bytes.length} ${key}`);
-    },
     [Symbol.asyncDispose]: () => open.disposeAsync(),
   };
 }
 
 type Stage = Awaited<ReturnType<typeof openStage>>;
+type Line = Awaited<ReturnType<Stage["connect"]>>;
 
-/** Where a stream comes from, and where it goes to. */
-function endsOf({ client, upstream }: Line, stream: Stream) {
-  return stream === "upstream"
-    ? [client, upstream] as const
-    : [upstream, client] as const;
-}
-
-/** What comes of so many bytes at the other end. */
-async function carried(line: Line, stream: Stream, bytes = testBytes(64)) {
-  const [from, to] = endsOf(line, stream);
-  await writeAll(from, bytes);
-  return await readExactly(to, bytes.length);
+/** What comes of 64 bytes at the other end. */
+async function carried({ ends }: Line, stream: Stream) {
+  const [from, to] = ends[stream];
+  await writeAll(from, testBytes(64));
+  return await readExactly(to, 64);
 }
 
 /** Whatever is sent arrives as it was sent. */
@@ -147,7 +106,7 @@ async function assertIntact(line: Line, streams: readonly Stream[] = STREAMS) {
   }
 }
 
-async function assertAltered(line: Line, stream: Stream = "downstream") {
+async function assertAltered(line: Line, stream: Stream) {
   const got = text(await carried(line, stream));
   assert(got !== text(testBytes(64)), "it is as it was sent");
 }
@@ -158,48 +117,44 @@ async function assertEnds({ client }: Line, words: string) {
   await client.closeWrite();
 }
 
-function test(
-  name: string,
-  run: (stage: Stage) => Promise<void>,
-  route: Partial<RouteOptions> = {},
-): void {
-  for (const [by, callsOf] of Object.entries(WAYS)) {
-    Deno.test(`${name}, ${by}`, async () => {
-      await using stage = await openStage(callsOf, route);
-      await soon(run(stage), "end of it");
-    });
-  }
+function test(name: string, run: (stage: Stage) => Promise<void>): void {
+  Deno.test(name, async () => {
+    await using stage = await openStage();
+    await soon(run(stage), "end of it");
+  });
 }
 
 const namesOf = (toxics: readonly Toxic[]) => toxics.map(({ name }) => name);
 
 for (const stream of STREAMS) {
-  test(`a connection's ${stream} toxic acts on no other one, nor on a later one`, async (stage) => {
-    const [one, two] = [await stage.connect(), await stage.connect()];
-    const { name } = await stage.add(one.id, `corrupt rate=1 ${stream}`);
+  test(`a connection's ${stream} toxic acts on no other one, nor on a later one`, async ({ connect, proxy }) => {
+    const [one, two] = [await connect(), await connect()];
+    const { name } = await one.add(`corrupt rate=1 ${stream}`);
     await assertAltered(one, stream);
     await assertIntact(one, [OTHER[stream]]);
-    const three = await stage.connect();
-    for (const each of [two, three]) {
+    for (const each of [two, await connect()]) {
       await assertIntact(each);
-      assertEquals(stage.acting(each.id), []);
-      assertEquals(await stage.list(each.id), []);
+      assertEquals([each.acting(), await each.list()], [[], []]);
     }
-    assertEquals(stage.acting(one.id), [name]);
-    assertEquals(stage.proxy.route("r").toxics, []);
+    assertEquals(one.acting(), [name]);
+    assertEquals(proxy.route("r").toxics, []);
   });
 
-  test(`a connection's ${stream} toxic changes and goes, and nothing is lost`, async (stage) => {
+  test(`a connection's ${stream} toxic changes and goes, but not with the route's, and nothing is lost`, async (stage) => {
     const [line, bytes] = [await stage.connect(), testBytes(300_000)];
-    const late = `latency latency=${HOUR_MS} ${stream}`;
-    const { name } = await stage.add(line.id, late);
-    const [, to] = endsOf(line, stream);
-    await stage.fill(line, stream, bytes);
-    await stage.update(line.id, name, "latency=1");
+    const [, to] = line.ends[stream];
+    const { name } = await line.add(`latency latency=${HOUR_MS} ${stream}`);
+    await line.fill(stream, bytes);
+    await line.update(name, "latency=1");
     assertBytes(await readExactly(to, bytes.length), bytes);
-    await stage.update(line.id, name, `latency=${HOUR_MS}`);
-    await stage.fill(line, stream, bytes);
-    await stage.remove(line.id, name);
+    await line.update(name, `latency=${HOUR_MS}`);
+    await line.fill(stream, bytes);
+    stage.addToRoute("slicer average_size=7");
+    assertEquals(line.acting(), ["slicer_downstream", name]);
+    stage.proxy.removeToxic("r", "slicer_downstream");
+    await stage.proxy.updateRoute("r", { dropRate: 0 });
+    assertEquals(line.acting(), [name]);
+    await line.remove(name);
     assertBytes(await readExactly(to, bytes.length), bytes);
     await assertIntact(line);
   });
@@ -207,51 +162,37 @@ for (const stream of STREAMS) {
 
 test("a connection's toxics act after the route's, in the order in which they came", async (stage) => {
   const line = await stage.connect();
-  await stage.add(line.id, "limit_data bytes=3 name=limit");
-  await stage.add(line.id, "packet_loss name=own");
+  await line.add("limit_data bytes=3 name=limit");
+  await line.add("packet_loss name=own");
   stage.addToRoute("packet_loss loss_rate=1 name=loss");
-  assertEquals(stage.acting(line.id), ["loss", "limit", "own"]);
-  assertEquals(namesOf(await stage.list(line.id)), ["limit", "own"]);
-  await stage.fill(line, "downstream", testBytes(5)); // all of which is lost
+  assertEquals(line.acting(), ["loss", "limit", "own"]);
+  assertEquals(namesOf(await line.list()), ["limit", "own"]);
+  await line.fill("downstream", testBytes(5)); // all of which is lost
   stage.proxy.removeToxic("r", "loss");
-  await stage.update(line.id, "own", "loss_rate=0");
+  await line.update("own", "loss_rate=0");
   await send(line.upstream, "abcd");
   await assertEnds(line, "abc");
   await assertClosed(stage, { why: "fault", toxic: "limit" });
 
   const two = await stage.connect();
-  await stage.add(two.id, "limit_data bytes=3 name=limit");
-  await stage.add(two.id, "packet_loss loss_rate=1");
+  await two.add("limit_data bytes=3 name=limit");
+  await two.add("packet_loss loss_rate=1");
   await send(two.upstream, "abcd"); // which the other would lose first
   await assertEnds(two, "");
   await assertClosed(stage, { why: "fault", toxic: "limit" }, 2);
 });
 
-test("a connection's toxics stay when the route's change", async (stage) => {
-  const [line, bytes] = [await stage.connect(), testBytes(1000)];
-  const { name } = await stage.add(line.id, `latency latency=${HOUR_MS}`);
-  await stage.fill(line, "downstream", bytes);
-  stage.addToRoute("slicer average_size=7");
-  assertEquals(stage.acting(line.id), ["slicer_downstream", name]);
-  stage.proxy.removeToxic("r", "slicer_downstream");
-  await stage.proxy.updateRoute("r", { dropRate: 0 });
-  assertEquals(stage.acting(line.id), [name]);
-  await stage.remove(line.id, name);
-  assertBytes(await readExactly(line.client, bytes.length), bytes);
-});
-
-test("the seed decides for a connection's toxic as for a route's of its name", async (stage) => {
+test("the seed decides for a connection's toxic as for a route's of its name", async ({ connect }) => {
   const some = "corrupt rate=0.5 toxicity=0.5 name=some";
-  const route = { toxics: [toxic(some)] };
-  await using other = await openStage(defined(Object.values(WAYS)[0]), route);
+  await using other = await openStage({ toxics: [toxic(some)] });
   let altered = 0;
   for (let number = 1; number <= 12; number++) {
-    const [own, its] = [await stage.connect(), await other.connect()];
-    await stage.add(own.id, some);
+    const [own, its] = [await connect(), await other.connect()];
+    await own.add(some);
     const got = await carried(own, "downstream");
     assertBytes(got, await carried(its, "downstream"));
-    assertEquals(namesOf(await stage.list(own.id)), ["some"]);
-    const acts = stage.acting(own.id).length;
+    assertEquals(namesOf(await own.list()), ["some"]);
+    const acts = own.acting().length;
     assertEquals(text(got) === text(testBytes(64)), acts === 0);
     altered += acts;
   }
@@ -260,22 +201,19 @@ test("the seed decides for a connection's toxic as for a route's of its name", a
 
 test("a connection's toxic replaces the route's of its name, until it is removed", async (stage) => {
   const [one, two] = [await stage.connect(), await stage.connect()];
-  await stage.add(one.id, "limit_data bytes=100 name=x");
-  await stage.add(one.id, "slicer average_size=9 name=own");
+  await one.add("limit_data bytes=100 name=x");
+  await one.add("slicer average_size=9 name=own");
   await assertIntact(one); // 64 of 100 bytes
   stage.addToRoute("limit_data bytes=70 name=x");
   stage.addToRoute("noop name=y");
-  assertEquals(stage.acting(one.id), ["y", "x", "own"]);
-  assertEquals(stage.acting(two.id), ["x", "y"]);
-  const [own] = await stage.list(one.id);
-  assertEquals(defined(own).attributes, { bytes: 100 });
-  await stage.update(one.id, "x", "bytes=1000");
-  assertEquals(defined(await stage.get(one.id, "x")).attributes, {
-    bytes: 1000,
-  });
+  assertEquals(one.acting(), ["y", "x", "own"]);
+  assertEquals(two.acting(), ["x", "y"]);
+  assertEquals((await one.list())[0]?.attributes, { bytes: 100 });
+  await one.update("x", "bytes=1000");
+  assertEquals((await one.get("x")).attributes, { bytes: 1000 });
   await assertIntact(one, ["downstream"]);
-  await stage.remove(one.id, "x");
-  assertEquals(stage.acting(one.id), ["x", "y", "own"]);
+  await one.remove("x");
+  assertEquals(one.acting(), ["x", "y", "own"]);
   await assertIntact(one, ["downstream"]); // the route's counts from now on
   await send(one.upstream, "123456789");
   await assertEnds(one, "123456");
@@ -285,24 +223,23 @@ test("a connection's toxic replaces the route's of its name, until it is removed
 
 test("a reset removes a connection's toxics, and releases what they hold", async (stage) => {
   const [line, bytes] = [await stage.connect(), testBytes(1000)];
-  await stage.add(line.id, `latency latency=${HOUR_MS} name=x`);
+  await line.add(`latency latency=${HOUR_MS} name=x`);
   stage.addToRoute("timeout name=x"); // which never acts on this one
-  await stage.fill(line, "downstream", bytes);
+  await line.fill("downstream", bytes);
   assertEquals((await stage.api.post("/reset")).status, 204);
   assertBytes(await readExactly(line.client, bytes.length), bytes);
-  assertEquals(await stage.list(line.id), []);
-  assertEquals(stage.acting(line.id), []);
+  assertEquals([line.acting(), await line.list()], [[], []]);
   const gone = stage.log.of("toxic_removed").map((each) => each.connection);
   assertEquals(gone, [undefined, 1]);
   await assertIntact(line);
 });
 
-test("events, metrics and lists tell of a connection's toxics", async (stage) => {
+test("events and metrics tell of a connection's toxics", async (stage) => {
   const line = await stage.connect();
   const { port } = line.client.localAddr;
-  await stage.add(line.id, "slow_close delay=5 name=x upstream");
-  await stage.update(line.id, "x", "delay=6");
-  await stage.remove(line.id, "x");
+  await line.add("slow_close delay=5 name=x upstream");
+  await line.update("x", "delay=6");
+  await line.remove("x");
   const all = { route: "r", connection: 1, client: `127.0.0.1:${port}` };
   const effect = (delay: number) =>
     `upstream: ends ${delay} ms late on this connection`;
@@ -312,58 +249,61 @@ test("events, metrics and lists tell of a connection's toxics", async (stage) =>
     { event: "toxic_removed", ...all, toxic: "x" },
   ]);
   assertEquals(only(stage.proxy.stats()).faults, { slow_close: 1 });
-  await stage.add(line.id, "slow_close toxicity=0");
+  await line.add("slow_close toxicity=0");
   const { text } = await stage.api.raw("GET", "/metrics");
-  const faults = text.match(/^chaos_proxy_faults.*/gm);
   const counted = 'chaos_proxy_faults_total{proxy="r",kind="slow_close"} 1';
-  assertEquals(faults, [counted]);
+  assertEquals(text.match(/^chaos_proxy_faults.*/gm), [counted]);
 });
 
-test("a connection's reset_peer resets it", async (stage) => {
-  const [line, other] = [await stage.connect(), await stage.connect()];
-  await stage.add(line.id, "reset_peer");
-  await send(line.upstream, "x");
+test("a connection's reset_peer, or removed timeout, ends no other one", async (stage) => {
+  const { connect } = stage;
+  const [one, two, other] = [await connect(), await connect(), await connect()];
+  await one.add("reset_peer");
+  await send(one.upstream, "x");
   const { ConnectionReset } = Deno.errors;
-  await assertRejects(() => readAll(line.client), ConnectionReset);
-  await assertClosed(stage, { why: "fault", toxic: "reset_peer_downstream" });
+  await assertRejects(() => readAll(one.client), ConnectionReset);
+  const reset = { connection: 1, toxic: "reset_peer_downstream" };
+  await assertClosed(stage, { why: "fault", ...reset });
+  const { name } = await two.add("timeout");
+  await two.remove(name);
+  await assertEnds(two, "");
+  await assertClosed(stage, { connection: 2, why: "fault", toxic: name }, 2);
   await assertIntact(other);
 });
 
-test("removing a connection's timeout closes it, and no other", async (stage) => {
-  const [line, other] = [await stage.connect(), await stage.connect()];
-  const { name } = await stage.add(line.id, "timeout");
-  await stage.remove(line.id, name);
-  await assertEnds(line, "");
-  await assertClosed(stage, { connection: 1, why: "fault", toxic: name });
-  await assertIntact(other);
-});
-
-const byLibrary = defined(WAYS["by the library"]);
-
-Deno.test("a connection's toxic that is added before the upstream is reached acts then", async () => {
-  await using stage = await openStage(byLibrary, { latencyMs: 50 });
-  const connecting = stage.connect();
-  await stage.log.first("delayed", 1);
-  const { id } = only(stage.proxy.liveConnections());
-  for (const each of STREAMS) await stage.add(id, `corrupt rate=1 ${each}`);
-  await stage.remove(id, "corrupt_upstream");
-  assertEquals(stage.acting(id), []);
-  const [{ toxics }] = await stage.log.first("connected", 1);
-  assertEquals(toxics, ["corrupt_downstream"]);
+Deno.test("toxics that change before the upstream is reached act as they are then", async () => {
+  const route = { latencyMs: 50, toxics: [toxic("timeout")] };
+  await using stage = await openStage(route);
+  const { connect, log, proxy } = stage;
+  const connecting = connect();
+  await log.first("delayed", 1);
+  const own = { connection: only(proxy.liveConnections()).id };
+  for (const each of STREAMS) {
+    proxy.addToxic(own, toxic(`corrupt rate=1 ${each}`));
+  }
+  proxy.removeToxic(own, "corrupt_upstream");
+  proxy.removeToxic("r", "timeout_downstream");
+  stage.addToRoute("latency name=new");
+  assertEquals(only(proxy.liveConnections()).toxics, []);
+  const [{ toxics }] = await log.first("connected", 1);
+  assertEquals(toxics, ["new", "corrupt_downstream"]);
   const line = await connecting;
-  await assertAltered(line);
+  await assertAltered(line, "downstream");
   await assertIntact(line, ["upstream"]);
 });
 
 Deno.test("a connection that is never answered takes toxics, and is left alone", async () => {
-  await using stage = await openStage(byLibrary, { timeoutRate: 1 });
-  using _client = await stage.watched.connect();
-  await stage.log.first("timed_out", 1);
-  const { id } = only(stage.proxy.liveConnections());
-  await stage.add(id, "limit_time time=1");
-  await pause(50);
-  assertEquals(stage.acting(id), []);
-  assertEquals(stage.log.of("closed"), []);
+  await using stage = await openStage({ timeoutRate: 1 });
+  const { log, proxy, watched } = stage;
+  using client = await watched.connect();
+  await log.first("timed_out", 1);
+  const { id } = only(proxy.liveConnections());
+  proxy.addToxic({ connection: id }, toxic("limit_time time=1 name=own"));
+  stage.addToRoute("limit_time time=1");
+  const answered = client.read(new Uint8Array(1)).then(() => true, () => true);
+  assertEquals(await Promise.race([answered, pause(50)]), undefined);
+  assertEquals(only(proxy.liveConnections()).toxics, []);
+  assertEquals(log.of("closed"), []);
 });
 
 const T = "/connections/1/toxics";
@@ -373,8 +313,7 @@ const made = (delay: number, toxicity = 1) =>
   `"toxicity":${toxicity},"attributes":{"delay":${delay}}}`;
 
 Deno.test("the API answers for a connection's toxics as for a proxy's", async () => {
-  const route = { toxics: [toxic("noop name=its")] };
-  await using stage = await openStage(byLibrary, route);
+  await using stage = await openStage({ toxics: [toxic("noop name=its")] });
   const line = await stage.connect();
   assertEquals(line.id, 1);
   const assertAnswers = async (calls: string) => {
@@ -428,7 +367,7 @@ GET ${T}
   200 []
 `);
   assertEquals(namesOf(stage.proxy.route("r").toxics), ["its"]);
-  await stage.add(1, "noop");
+  await line.add("noop");
   stage.proxy.cutConnection(1);
   await stage.log.first("closed", 1);
   await assertAnswers(`
@@ -439,93 +378,101 @@ DELETE ${T}/noop_downstream
 `);
 });
 
-Deno.test("what is wrong about a connection's toxics is said, and changes nothing", async () => {
-  const route = { toxics: [toxic("noop name=its")] };
-  await using stage = await openStage(byLibrary, route, { resettable: false });
+Deno.test("what is wrong about toxics is said, and changes nothing", async () => {
+  const route = { toxics: [toxic("latency name=its")] };
+  await using stage = await openStage(route, { resettable: false });
   const { proxy } = stage;
-  const { id } = await stage.connect();
-  const [own, none] = [{ connection: id }, { connection: 99 }];
-  await stage.add(id, "reset_peer name=x toxicity=0");
-  const gone = "there is no connection 99";
+  const line = await stage.connect();
+  const own = { connection: line.id };
+  const add = (to: ToxicTarget, line: string) => () =>
+    proxy.addToxic(to, toxic(line));
+  const update = (of: ToxicTarget, name: string, given: object) => () =>
+    proxy.updateToxic(of, name, given);
+  const remove = (of: ToxicTarget, name: string) => () =>
+    proxy.removeToxic(of, name);
+  add("r", "reset_peer name=reset toxicity=0")();
+  add(own, "reset_peer name=x toxicity=0")();
   const unable = "route r: its connections cannot be reset; " +
-    "start the proxy with resettable: true";
-  const there = `connection ${id} has a toxic`;
-  const refused: [() => unknown, keyof typeof Deno.errors | "", string][] = [
-    [() => proxy.toxics(none), "NotFound", gone],
-    [() => proxy.toxic(none, "x"), "NotFound", gone],
-    [() => proxy.addToxic(none, toxic("noop")), "NotFound", gone],
-    [() => proxy.updateToxic(none, "x", {}), "NotFound", gone],
-    [() => proxy.removeToxic(none, "x"), "NotFound", gone],
-    [
-      () => proxy.removeToxic(own, "its"),
-      "NotFound",
-      `connection ${id} has no toxic its`,
+    "start the proxy with resettable: true, --api or --watch";
+  const refused = {
+    "NotFound: there is no connection 99": [
+      () => proxy.toxics({ connection: 99 }),
+      () => proxy.cutConnection(99),
     ],
-    ...["its", "x"].map((name): typeof refused[number] => [
-      () => proxy.addToxic(own, toxic(`noop name=${name}`)),
-      "AlreadyExists",
-      `${there} ${name} already`,
-    ]),
-    [() => proxy.addToxic(own, toxic("nop")), "", "toxic: type: expected"],
-    [() => proxy.addToxic(own, toxic("reset_peer")), "NotSupported", unable],
-    [
-      () => proxy.updateToxic(own, "x", { toxicity: 1 }),
-      "NotSupported",
-      unable,
+    "NotFound: there is no route x": [add("x", "latency")],
+    "NotFound: route r has no toxic x": [
+      remove("r", "x"),
+      update("r", "x", {}),
     ],
-  ];
-  for (const [call, kind, message] of refused) {
-    const error = assertThrows(call, Error);
-    assertEquals(error.name, kind || "ConfigError", message);
-    assert(error.message.startsWith(message), error.message);
+    "NotFound: connection 1 has no toxic its": [remove(own, "its")],
+    "AlreadyExists: route r has a toxic its already": [
+      add("r", "noop name=its"),
+    ],
+    "AlreadyExists: connection 1 has a toxic x already": [
+      add(own, "noop name=x"),
+    ],
+    "AlreadyExists: connection 1 has a toxic its already": [
+      add(own, "noop name=its"),
+    ],
+    "ConfigError: toxic: type: expected latency or bandwidth": [
+      add("r", "latensy"),
+      add(own, "nop"),
+    ],
+    "ConfigError: toxic: attributes.latensy: unknown key; did you mean latency?":
+      [update("r", "its", changes("latensy=1"))],
+    "ConfigError: toxic: toxicity: expected a number from 0 to 1, found 2": [
+      update("r", "its", { toxicity: 2 }),
+    ],
+    "ConfigError: toxic: type: unknown key": [
+      update("r", "its", { type: "timeout" }),
+    ],
+    "RangeError: seed: expected an integer from 0": [() => proxy.reseed(-1)],
+    [`NotSupported: ${unable}`]: [
+      add("r", "reset_peer"),
+      add(own, "reset_peer"),
+      update("r", "reset", { toxicity: 1 }),
+      update(own, "x", { toxicity: 1 }),
+      () => proxy.cutConnection(line.id, "reset"),
+    ],
+  };
+  for (const [problem, calls] of Object.entries(refused)) {
+    for (const call of calls) {
+      const error = assertThrows(call, Error);
+      assert(`${error}`.startsWith(problem), `${error}, not ${problem}`);
+    }
   }
   const answer = await stage.api.post(T, { type: "reset_peer" });
   assertEquals(answer, { status: 501, body: { error: unable, status: 501 } });
-  const [x] = await stage.list(id);
+  assertEquals(namesOf(proxy.toxics("r")), ["its", "reset"]);
+  const [x] = await line.list();
   assertEquals([defined(x).name, defined(x).toxicity], ["x", 0]);
-});
-
-Deno.test("a connection and its route have up to 500 toxics, and bytes get through more", async () => {
-  await using stage = await openStage(byLibrary);
-  const line = await stage.connect();
-  stage.addToRoute("noop name=its");
-  for (let i = 1; i < 500; i++) await stage.add(line.id, `noop name=own${i}`);
-  const error = assertThrows(() => stage.add(line.id, "noop"), Error);
-  const most = "has 500 toxics, the most that it may have";
-  assertEquals(error.message, `toxic: connection ${line.id} ${most}`);
-  for (let i = 1; i < 500; i++) stage.addToRoute(`noop name=its${i}`);
-  assertEquals(stage.acting(line.id).length, 999);
   await assertIntact(line);
 });
 
-Deno.test("an ended connection leaves no toxic in memory", async () => {
-  await using stage = await openStage(byLibrary);
+test("a connection and its route have up to 500 toxics, and bytes get through more", async (stage) => {
   const line = await stage.connect();
-  const add = () =>
-    stage.proxy.addToxic({ connection: line.id }, toxic("noop"));
+  const own = { connection: line.id };
+  const add = (name: string) =>
+    stage.proxy.addToxic(own, toxic(`noop ${name}`));
+  stage.addToRoute("noop name=its");
+  for (let i = 1; i < 500; i++) add(`name=own${i}`);
+  const most = "has 500 toxics, the most that it may have";
+  const { message } = assertThrows(() => add("name=own500"), Error);
+  assertEquals(message, `toxic: connection ${line.id} ${most}`);
+  for (let i = 1; i < 500; i++) stage.addToRoute(`noop name=its${i}`);
+  assertEquals(line.acting().length, 999);
+  await assertIntact(line);
+});
+
+test("an ended connection leaves no toxic in memory", async ({ connect, log, proxy }) => {
+  const { id } = await connect();
+  const add = () => proxy.addToxic({ connection: id }, toxic("noop"));
   const held = new WeakRef(add());
-  stage.proxy.cutConnection(line.id);
-  await stage.log.first("closed", 1);
+  proxy.cutConnection(id);
+  await log.first("closed", 1);
   const isFreed = () => {
     Array.from({ length: 300_000 }, () => ({})); // for V8 to collect garbage
     return held.deref() === undefined;
   };
   await until(isFreed, "it is freed");
-});
-
-Deno.test("the log shows which connection a toxic is for", async () => {
-  await using upstream = echo();
-  await using cli = new Cli("--api", "0");
-  await using api = Api.at(await cli.says(/api_listening (\S+)\n/));
-  const proxy = { name: "r", upstream: upstream.address };
-  const { body: { listen } } = await api.post("/proxies", proxy);
-  using client = await Deno.connect({ port: Number(listen.split(":")[1]) });
-  await cli.says(/connected/);
-  await api.post(T, toxic("slow_close delay=5 name=x"));
-  await api.delete(`${T}/x`);
-  const said = /INFO +r +#1 +(\S+ +toxic_added x \(.*)\n.* toxic_removed x\n/;
-  const line = await cli.says(said);
-  const effect = "(downstream: ends 5 ms late on this connection)";
-  const from = `127.0.0.1:${client.localAddr.port}`;
-  assertEquals(line.replace(/ +/, " "), `${from} toxic_added x ${effect}`);
 });

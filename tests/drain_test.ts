@@ -1,8 +1,7 @@
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import type { ChaosProxy, RouteOptions } from "../main.ts";
 import {
   assertBytes,
-  assertClosed,
   assertEchoes,
   Cli,
   echo,
@@ -83,63 +82,15 @@ test("with nothing in flight a drain is over at once, also right after the start
   });
 });
 
-test("what is left after drainTimeoutMs is cut, and the exit code is 1", async () => {
-  const drainTimeoutMs = 300;
+Deno.test("with drainTimeoutMs 0 a drain waits for the last connection, and cuts nothing", async () => {
   await using upstream = echo();
-  await using cli = await Cli.to(upstream, { drainTimeoutMs });
-  using client = await Deno.connect({ port: cli.port() });
-  await assertEchoes(client);
-  cli.kill();
-  assertEquals(await readToEnd(client), 0);
-  assertEquals((await cli.status).code, 1);
-  await assertClosed(cli, { why: "drain", bytesUp: 5, bytesDown: 5 });
-  const { cut, durationMs } = cli.log.only("drained");
-  assertEquals(cut, 1);
-  assert(durationMs >= drainTimeoutMs - 1, `${durationMs} ms`);
-  assertEquals(cli.stderr, "");
-});
-
-test("a second signal ends a drain at once", async () => {
-  await using upstream = echo();
-  await using cli = await Cli.to(upstream, { drainTimeoutMs: LONG_MS });
-  using client = await Deno.connect({ port: cli.port() });
-  await assertEchoes(client);
-  cli.kill("SIGINT");
-  cli.kill("SIGTERM"); // the same stop, passed on by two
-  await cli.log.first("draining", 1);
-  await assertEchoes(client, "more");
-  const again = setInterval(() => cli.kill("SIGTERM"), 100);
-  const { code } = await cli.status;
-  clearInterval(again);
-  assertEquals(code, 1);
-  assertMatch(cli.stderr, /second signal/);
-  assertEquals(cli.log.of("drained"), []);
-  assertEquals(await readToEnd(client), 0);
-});
-
-test("with drainTimeoutMs 0 a drain waits for the last connection", async () => {
-  await using upstream = echo();
-  await using cli = await Cli.to(upstream, { drainTimeoutMs: 0 });
-  using first = await Deno.connect({ port: cli.port() });
-  using last = await Deno.connect({ port: cli.port() });
-  await cli.log.first("connected", 2);
-  cli.kill();
-  await cli.log.first("draining", 1);
-  await first.closeWrite();
-  await cli.log.first("closed", 1);
-  await assertEchoes(last, "still here?");
-  assertEquals(cli.log.of("drained"), []);
-  await last.closeWrite();
-  await assertDrained(cli);
-});
-
-Deno.test("drain waits for what is in flight, which connections counts, and cuts nothing", async () => {
-  await using ends = await openEcho();
-  const { client, watched } = ends;
+  const config = { drainTimeoutMs: 0 };
+  await using watched = await WatchedProxy.to(upstream, {}, config);
   const { log, proxy } = watched;
+  using client = await watched.connect();
   using other = await watched.connect();
   await log.first("connected", 2);
-  const both = Promise.all([proxy.drain(0), proxy.drain(0)]);
+  const both = Promise.all([proxy.drain(), proxy.drain(0)]);
   await untilRefused(watched.port());
   for (const [left, each] of [[2, other], [1, client]] as const) {
     assertEquals(proxy.connections, left);
@@ -177,18 +128,6 @@ for (const [what, end] of Object.entries(CUTS)) {
   });
 }
 
-Deno.test("await using stops the proxy", async () => {
-  await using ends = await openEcho();
-  const { watched } = ends;
-  await watched.log.first("connected", 1);
-  const port = watched.port();
-  {
-    await using _ = watched.proxy;
-  }
-  assertEquals(whys(watched), ["drain"]);
-  await untilRefused(port);
-});
-
 Deno.test("an address that is closed in a moment can be listened on", async () => {
   await using watched = await WatchedProxy.start({});
   const localPort = steadyPort();
@@ -224,7 +163,8 @@ for (const [state, event, faults] of STATES) {
     const expected = event === "connected" ? 20 : 0;
     await until(() => dialled() === expected, "dialling");
     await pause();
-    await soon(watched.proxy.stop(), "stop");
+    await soon(watched.proxy[Symbol.asyncDispose](), "stop");
+    await untilRefused(watched.port());
     assertEquals(watched.proxy.connections, 0);
     assertEquals(whys(watched), Array(20).fill("drain"));
     assertEquals(watched.log.of("upstream_failed"), []);

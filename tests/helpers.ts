@@ -8,10 +8,13 @@ import {
   type ApiServer,
   ChaosProxy,
   type ConfigOptions,
+  parseConfig,
   type ProxyEvent,
+  type Route,
   type RouteOptions,
   serveApi,
   type StartOptions,
+  type Stream,
   type ToxicOptions,
   type ToxicType,
 } from "../main.ts";
@@ -22,6 +25,7 @@ export type LogEvent =
   | ApiEvent
   | { event: "log_dropped"; lines: number }
   | { event: "report"; summary: string; warnings: string[]; file: string }
+  | { event: "reload_failed"; cause: string }
   | { event: "sighup_ignored" };
 
 type Named<N> = Extract<LogEvent, { event: N }>;
@@ -139,26 +143,24 @@ export class Silent implements AsyncDisposable {
   }
 }
 
+type Handler = (conn: Deno.TcpConn) => Promise<unknown>;
+
 /** A server that hands each connection to a handler, and then closes it. */
 export class Upstream extends Silent {
   readonly #serving: Promise<void>;
 
-  constructor(
-    handler: (conn: Deno.TcpConn) => Promise<unknown>,
-    hostname?: string,
-  ) {
+  constructor(handler: Handler, hostname?: string) {
     super(hostname);
-    this.#serving = this.#serve(async (conn) => {
-      await handler(conn).catch(unlessDisconnected);
-      conn[Symbol.dispose]();
-    });
+    this.#serving = this.#serve(handler);
   }
 
-  async #serve(handle: (conn: Deno.TcpConn) => Promise<void>): Promise<void> {
+  async #serve(handler: Handler): Promise<void> {
     const handled: Promise<void>[] = [];
     for (;;) {
       try {
-        handled.push(handle(await this.accept()));
+        const conn = await this.accept();
+        const ended = handler(conn).catch(unlessDisconnected);
+        handled.push(ended.then(() => conn[Symbol.dispose]()));
       } catch (error) {
         if (error instanceof Deno.errors.NotConnected) continue; // left already
         if (isDisconnect(error)) break; // the listener was closed
@@ -281,13 +283,12 @@ export function testBytes(length: number, seed = 1): Uint8Array<ArrayBuffer> {
   return new Uint8Array(words.buffer, 0, length);
 }
 
+const DISCONNECTS = ["ConnectionReset", "ConnectionAborted", "BrokenPipe"]
+  .concat("NotConnected", "BadResource", "Interrupted");
+
 /** Whether an error is one that a peer's leaving, or our closing, brings. */
 function isDisconnect(error: unknown): boolean {
-  const { errors } = Deno;
-  return [
-    ...[errors.ConnectionReset, errors.ConnectionAborted, errors.BrokenPipe],
-    ...[errors.NotConnected, errors.BadResource, errors.Interrupted],
-  ].some((kind) => error instanceof kind);
+  return error instanceof Error && DISCONNECTS.includes(error.name);
 }
 
 /** Lets the errors pass that a peer's leaving, or our closing, brings. */
@@ -857,11 +858,12 @@ export function startedBy(
 }
 
 /**
- * What is given, a line a case, and what comes of it, in the indented lines
- * below. Cases of which the same comes stand together.
+ * What is given, a line a case, and what comes of it: behind an arrow, or in the
+ * indented lines below. Cases of which the same comes stand together.
  */
 export function casesIn(text: string): [given: string, expected: string[]][] {
-  return text.trim().split(/(?<=\n .*)\n(?=\S)/).flatMap((block) => {
+  const below = text.trim().replace(/^(\S.*) => /gm, "$1\n  ");
+  return below.split(/(?<=\n .*)\n(?=\S)/).flatMap((block) => {
     const lines = block.split("\n");
     const given = lines.filter((line) => !line.startsWith(" "));
     const expected = lines.slice(given.length).map((line) => line.trim());
@@ -875,4 +877,87 @@ export async function checkConfig(config: string): Promise<string> {
   await using cli = new Cli("--check", file.path);
   assertEquals((await cli.status).code, 0, cli.stderr);
   return cli.stdout;
+}
+
+export const HOUR_MS = 3_600_000;
+export const STREAMS = ["upstream", "downstream"] as const;
+
+/** What can be changed of a toxic: `toxicity=0.5 latency=100`. */
+export function changes(words: string) {
+  const { toxicity, attributes } = toxic(`any ${words}`);
+  return { toxicity, attributes };
+}
+
+/** Signals a program, once or until it has ended; it exits with this code. */
+export async function assertExits(
+  cli: Cli,
+  code = 0,
+  { again = false } = {},
+): Promise<void> {
+  const kill = () => cli.kill(IS_WINDOWS ? "SIGKILL" : "SIGTERM");
+  kill();
+  const signals = again ? setInterval(kill, 50) : 0;
+  const status = await soon(cli.status, "end");
+  clearInterval(signals);
+  if (!IS_WINDOWS) assertEquals(status.code, code, cli.stderr);
+}
+
+/** A route as it is once its config is checked. */
+export function routeWith(options: object): Route {
+  const route = { localPort: 1, name: "db", upstream: "a:1", ...options };
+  const config = JSON.stringify({ routes: [route] });
+  return only(parseConfig(config, "config.json").routes);
+}
+
+export function sum(numbers: number[]): number {
+  return numbers.reduce((total, each) => total + each, 0);
+}
+
+export function mean(numbers: number[]): number {
+  return sum(numbers) / numbers.length;
+}
+
+/** That a share of so many lies within so many standard deviations. */
+export function assertShare(
+  hits: number,
+  draws: number,
+  share: number,
+  most = 4,
+): void {
+  const deviation = Math.sqrt(draws * share * (1 - share));
+  const off = Math.abs(hits - draws * share);
+  assert(off <= most * deviation, `${hits} of ${draws} for ${share}`);
+}
+
+/** A route with these toxics. */
+export function having(...lines: string[]): Partial<RouteOptions> {
+  return { name: "r", toxics: lines.map(toxic) };
+}
+
+/** What the only route of a proxy has read of a stream, and not yet sent. */
+export function heldBy({ proxy }: WatchedProxy, stream: Stream): number {
+  const { received, sent } = only(proxy.stats());
+  return received[stream] - sent[stream];
+}
+
+/**
+ * Tests, on both kinds of sockets, of a connection through the toxics with
+ * which a test's name begins.
+ */
+export function testsOf<E extends AsyncDisposable>(
+  open: (...how: How) => Promise<E>,
+) {
+  return {
+    /** The name is as `latency latency=5, timeout upstream | what happens`. */
+    test(name: string, run: (ends: E) => Promise<unknown>): void {
+      const [toxics = ""] = name.split(" | ");
+      const route = having(...toxics.split(", "));
+      for (const { sockets, resettable } of SOCKETS) {
+        Deno.test(`${name}, on ${sockets}`, async () => {
+          await using ends = await open(route, { resettable });
+          await run(ends);
+        });
+      }
+    },
+  };
 }

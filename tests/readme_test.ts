@@ -2,9 +2,18 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { parse as parseYaml } from "@std/yaml";
-import { ChaosProxy, controlApi, decide, parseConfig } from "../main.ts";
+import { decide, parseConfig } from "../main.ts";
 import { picture } from "../bench/delays.ts";
-import { defined, only, ROOT, RUN_FLAGS, TempFile, text } from "./helpers.ts";
+import {
+  Api,
+  defined,
+  only,
+  ROOT,
+  RUN_FLAGS,
+  TempFile,
+  text,
+  WatchedProxy,
+} from "./helpers.ts";
 
 const DOCS = Array.from(
   Deno.readDirSync(new URL("docs", ROOT)),
@@ -78,7 +87,7 @@ Deno.test("every config shown is one", () => {
       configs++;
     }
   }
-  assertEquals(configs, 8);
+  assertEquals(configs, 13);
 });
 
 Deno.test("the README's first config does what it shows", () => {
@@ -89,27 +98,17 @@ Deno.test("the README's first config does what it shows", () => {
   assertEquals(kinds, ["forward", "drop", "forward", "timeout", "forward"]);
 });
 
-/** Calls the API of a proxy; throws unless it succeeds. */
-async function callApi(
-  proxy: ChaosProxy,
-  method: string,
-  path: string,
-  body?: string,
-): Promise<void> {
-  const request = new Request(`http://localhost:8474${path}`, { method, body });
-  const answer = await controlApi(proxy)(request);
-  assert(answer.ok, `${method} ${path}: ${await answer.text()}`);
-}
-
 Deno.test("the README's calls of the API succeed", async () => {
-  await using proxy = await ChaosProxy.start({}, { resettable: true });
+  await using watched = await WatchedProxy.start({}, { resettable: true });
+  await using api = Api.of(watched);
   const calls = blocks("console").filter((each) => each.includes("8474"));
   const lines = only(calls).split("\n").filter((each) => each.includes("8474"));
   const curl = /curl (?:-X (\w+) )?localhost:8474(\S+)(?: -d '(.*)')?/;
   for (const line of lines) {
     const [, method = "POST", path = "", body] = defined(curl.exec(line));
     const free = body?.replace("localhost:28000", "localhost:0");
-    await callApi(proxy, method, path, free);
+    const { status, text } = await api.raw(method, path, free);
+    assert(status < 300, `${line}: ${text}`);
   }
   assertEquals(lines.length, 3);
 });
@@ -119,9 +118,9 @@ type Action = { provider: { arguments: Record<Key, unknown> } };
 type Experiment = Record<"method" | "rollbacks", Action[]>;
 
 Deno.test("the experiment's calls of the API succeed", async () => {
-  await using proxy = await ChaosProxy.start({
-    routes: [{ name: "redis", localPort: 0, upstream: "localhost:6379" }],
-  });
+  const redis = { name: "redis", localPort: 0, upstream: "localhost:6379" };
+  await using watched = await WatchedProxy.start({ routes: [redis] });
+  await using api = Api.of(watched);
   const page = defined(TEXTS.get("docs/containers.md"));
   const experiments = blocks("yaml", page)
     .filter((each) => each.includes("rollbacks:"));
@@ -130,15 +129,15 @@ Deno.test("the experiment's calls of the API succeed", async () => {
   const restore = only(rollbacks).provider.arguments;
   // The requests that the extension makes of these arguments.
   const toxics = `/proxies/${slow.for_proxy}/toxics`;
-  const toxic = {
+  const added = await api.post(toxics, {
     name: slow.toxic_name,
     type: "latency",
     stream: "downstream",
     toxicity: 1.0,
     attributes: { latency: slow.latency, jitter: 0 },
-  };
-  await callApi(proxy, "POST", toxics, JSON.stringify(toxic));
-  const { attributes } = only(proxy.route("redis").toxics);
-  assertEquals(attributes, { latency: 1000, jitter: 0 });
-  await callApi(proxy, "DELETE", `${toxics}/${restore.toxic_name}`);
+  });
+  assertEquals(added.status, 200);
+  assertEquals(added.body.attributes, { latency: 1000, jitter: 0 });
+  const removed = await api.delete(`${toxics}/${restore.toxic_name}`);
+  assertEquals(removed.status, 204);
 });

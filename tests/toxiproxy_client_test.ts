@@ -44,9 +44,8 @@ function test(
   Deno.test({ name, fn, sanitizeResources: false, sanitizeOps: false });
 }
 
-function portOf({ listen }: { listen: string }): number {
-  return Number(listen.split(":").at(-1));
-}
+const portOf = ({ listen }: { listen: string }) =>
+  Number(listen.split(":").at(-1));
 
 /** How long an answer takes, in milliseconds. */
 async function ask(conn: Deno.TcpConn): Promise<number> {
@@ -99,18 +98,12 @@ test("toxiproxy-node-client: toxics, on a connection that stays open", async ({ 
   using conn = await Deno.connect({ port: portOf(proxy) });
   await ask(conn);
 
-  const toxic = await proxy.addToxic<Latency>({
-    type: "latency",
-    attributes: { latency: 80 },
-  } as ICreateToxicBody<Latency>);
-  const added = {
-    name: "latency_downstream",
-    type: "latency",
-    stream: "downstream",
-    toxicity: 1,
-    attributes: { latency: 80, jitter: 0 },
-  };
-  assertEquals(toxic.toJson(), added);
+  const latency = { type: "latency", attributes: { latency: 80 } };
+  const toxic = await proxy.addToxic(latency as ICreateToxicBody<Latency>);
+  assertEquals(toxic.toJson(), {
+    ...{ name: "latency_downstream", type: "latency", stream: "downstream" },
+    ...{ toxicity: 1, attributes: { latency: 80, jitter: 0 } },
+  });
   assertGreaterOrEqual(await ask(conn), 79);
 
   const attributes = { latency: 40, jitter: 0 };
@@ -123,13 +116,11 @@ test("toxiproxy-node-client: toxics, on a connection that stays open", async ({ 
   await assertRejects(get, ToxiproxyError, "404");
 
   // Toxics and attributes that only this proxy has.
-  const normal = { latency: 0, jitter: 1, distribution: "normal" };
-  for (
-    const [type, attributes] of Object.entries({
-      latency: normal,
-      stall: { rate: 1, duration: 20 },
-    })
-  ) {
+  const more = {
+    latency: { latency: 0, jitter: 1, distribution: "normal" },
+    stall: { rate: 1, duration: 20 },
+  };
+  for (const [type, attributes] of Object.entries(more)) {
     const body = { type, attributes } as unknown as ICreateToxicBody<Latency>;
     const own = await proxy.addToxic(body);
     assertEquals<unknown>(own.attributes, attributes);
@@ -140,9 +131,9 @@ test("toxiproxy-node-client: toxics, on a connection that stays open", async ({ 
   assertGreaterOrEqual(await ask(conn), 19);
   await client.reset();
 
+  const way = { stream: "upstream", toxicity: 1 } as const;
   const limit = { type: "bandwidth", attributes: { rate: 1 } } as const;
   const end = { type: "timeout", attributes: { timeout: 1 } } as const;
-  const way = { stream: "upstream", toxicity: 1 } as const;
   const slow = { name: "slow", ...way, ...limit };
   const limited = await proxy.addToxic<Bandwidth>(slow);
   assertEquals(limited.getPath(), `${proxy.getPath()}/toxics/slow`);
