@@ -96,7 +96,7 @@ function checkArgument(name: string, value: unknown, guard: Guard<unknown>) {
   throw new RangeError(`${name}: ${mismatch(guard, value)}`);
 }
 
-/** A type guard, and what it expects: in words, and as JSON Schema can say. */
+/** A type guard, and what it expects, in words and as a JSON Schema. */
 interface Guard<T> {
   readonly expected: string;
   readonly schema: object;
@@ -146,11 +146,11 @@ interface Field<T> {
   readonly guard: Guard<T>;
   readonly default?: T;
   readonly optional?: true;
-  /** What a mapping holds, or a list. */
+  /** The fields of a mapping, or the items of a list. */
   readonly fields?: Fields<Record<string, unknown>>;
   readonly items?: Field<unknown>;
-  /** Converts a good value, or refuses what contradicts itself. */
-  as?(value: T, place: Place): T;
+  /** Converts a good value, or refuses one that contradicts itself. */
+  as?(value: T, place: Place): T | undefined;
   /** Normalizes what Toxiproxy's clients write, before the check. */
   normalize?(value: unknown, place: Place): unknown;
 }
@@ -209,7 +209,7 @@ function checkFields<T>(
   return good;
 }
 
-/** Checks a value and what it holds; undefined if it is of another type. */
+/** Returns a value with what it holds; undefined if its type is wrong. */
 function checkValue<T>(value: unknown, place: Place, field: Field<T>) {
   const { guard, fields, items, as } = field;
   if (!guard.is(value)) return void place.refuse(mismatch(guard, value));
@@ -219,11 +219,11 @@ function checkValue<T>(value: unknown, place: Place, field: Field<T>) {
   else if (items && Array.isArray(value)) {
     whole = value.map((each, i) => checkValue(each, place.at(i), items));
   }
-  const isGood = place.problems.length === length;
-  return as && isGood ? as(whole as T, place) : whole as T;
+  if (place.problems.length > length) return whole as T; // it was refused
+  return as?.(whole as T, place) ?? whole as T;
 }
 
-/** What a mapping may hold, as far as JSON Schema can say it. */
+/** The JSON Schema of a mapping with these fields. */
 function schemaOf(fields: Fields<Record<string, unknown>>) {
   const properties: Record<string, object> = {};
   const required: string[] = [];
@@ -447,7 +447,7 @@ export type Occasion = {
   connections?: Connections;
   /** At which times. */
   schedule?: Schedule;
-  /** Once this has passed it on the connection. */
+  /** What must have passed it on the connection before it acts. */
   after?: Trigger;
 };
 
@@ -461,8 +461,9 @@ export type Connections = number | string | readonly (number | string)[];
 export type Pattern = string | { hex: string };
 
 /**
- * In ms from the start of the proxy, or a new seed, or of the connection: on
- * after `afterMs` (default: 0) for `forMs` (for ever), again every `everyMs`.
+ * On after `afterMs` (default: 0) for `forMs` (for ever), again every `everyMs`
+ * (never). Times are in ms, from the start or the last new seed of the proxy
+ * (`start`, the default), or from the acceptance of the `connection`.
  */
 export type Schedule = {
   afterMs?: number;
@@ -854,7 +855,7 @@ class Queue implements ActiveToxic, ToxicOutput {
   last = -Infinity;
   /** The bytes forwarded; those held are counted again after a change. */
   passed = 0;
-  /** How many of these bytes come up to the trigger, while it waits for one. */
+  /** Finds the trigger in the next chunk; undefined once it was found. */
   #sizeUntil: ReturnType<typeof findTrigger> | undefined;
 
   constructor(
@@ -874,7 +875,7 @@ class Queue implements ActiveToxic, ToxicOutput {
   readonly pass = (timed: TimedChunk): void => {
     this.last = Math.max(this.last, timed.at);
     this.passed += sizeOf(timed);
-    if (timed.what.length === 0) return; // nothing came behind a trigger
+    if (timed.what.length === 0) return; // the trigger ended its chunk
     this.out.pass({ at: this.last, what: timed.what });
   };
   take = this.pass;
@@ -911,7 +912,7 @@ class Queue implements ActiveToxic, ToxicOutput {
       this.#sizeUntil = undefined;
       [this.opened, this.passed] = [at, 0];
       start();
-      if (byChance && size === what.length) return; // it would hit nothing
+      if (byChance && size === what.length) return; // no byte to hit
       this.take({ at, what: what.subarray(size) });
     };
   }
@@ -922,14 +923,14 @@ class Queue implements ActiveToxic, ToxicOutput {
   }
 }
 
-/** Returns how many bytes of a chunk come up to the trigger, or Infinity. */
+/** Returns a function: a chunk's size up to the trigger's end, or Infinity. */
 function findTrigger({ bytes = 0, match = "" }: Trigger) {
   const sought = latin1(bytesOf(match));
   let [left, before] = [bytes, ""];
   return (chunk: Uint8Array<ArrayBuffer>): number => {
     left -= chunk.length;
     if (bytes > 0) return left > 0 ? Infinity : chunk.length + left;
-    const text = before + latin1(chunk); // found several times as fast as bytes
+    const text = before + latin1(chunk); // faster to search than bytes
     const found = text.indexOf(sought);
     const size = found + sought.length - before.length;
     before = text.slice(Math.max(0, text.length - sought.length + 1));
@@ -962,8 +963,7 @@ function describeToxic(toxic: Toxic, all = "every connection"): string {
 /** The first and the last number of a range, and the step between them. */
 function parseRange(range: number | string): [number, number, number] {
   const [, first, last = first, step] = RANGE.exec(`${range}`) ?? [];
-  if (step) return [1, Infinity, Number(step)];
-  return [Number(first), last === "" ? Infinity : Number(last), 1];
+  return [Number(step ?? first), Number(last || Infinity), Number(step ?? 1)];
 }
 const RANGE = /^(?:([1-9]\d*)(?:-([1-9]\d*|))?|\*\/([1-9]\d*))$/;
 
@@ -975,7 +975,7 @@ function isAmong(number: number, connections: Connections = "1-"): boolean {
   });
 }
 
-/** Whether something is on at a time since its start, and until when. */
+/** Whether a schedule is on at a time after its start, and until when. */
 function stateAt(schedule: Schedule, time: number) {
   const { afterMs = 0, forMs = Infinity, everyMs = Infinity } = schedule;
   const period = Math.max(0, Math.floor((time - afterMs) / everyMs));
@@ -1032,10 +1032,7 @@ function oneOf<T extends string | number | boolean>(...choices: T[]): Guard<T> {
 const range = guard(
   'a number from 1, "1-3", "5-" or "*/3"',
   (value) => isText(value) || isNumber(value),
-  (value) => {
-    const [first, last] = parseRange(value);
-    return last >= first;
-  },
+  (value) => isAmong(parseRange(value)[0], value), // it is not empty
   { anyOf: [{ type: "integer", minimum: 1 }, like(RANGE)] },
 );
 const LIST = { type: "array", minItems: 1 };
@@ -1055,12 +1052,10 @@ const TIMES = {
   everyMs: optional(integer(1, MAX_MS)),
 };
 
-function checkTimes<T extends Schedule>(times: T, place: Place): T {
-  const { forMs, everyMs } = times;
-  if (everyMs === undefined || (forMs && forMs <= everyMs)) return times;
+function checkTimes({ forMs, everyMs }: Schedule, place: Place): undefined {
+  if (everyMs === undefined || (forMs && forMs <= everyMs)) return;
   const found = forMs ? `found ${forMs}` : "but it is missing";
   place.at("forMs").refuse(`expected 1 to ${everyMs}, as everyMs, ${found}`);
-  return times;
 }
 
 const bytesOf = (pattern: Pattern) =>
@@ -1113,11 +1108,8 @@ const TOXIC_FIELDS: Fields<Toxic> = {
       bytes: optional(integer(1, Number.MAX_SAFE_INTEGER)),
       match: { ...optional(pattern), fields: HEX },
     },
-    as(after, place) {
-      if (!after.bytes === !after.match) {
-        place.refuse("expected bytes or match");
-      }
-      return after;
+    as({ bytes, match }, place) {
+      if (!bytes === !match) place.refuse("expected bytes or match");
     },
   },
 };
@@ -1186,9 +1178,9 @@ export interface RouteOptions {
 }
 
 /**
- * A time at which the server cannot be reached. New connections are refused, as
- * nothing listens (the default), closed, left without an answer until it is
- * over, or reset. With `reset`, those that are open are reset when it begins.
+ * A time at which the server cannot be reached. `refuse` (default): nothing
+ * listens. New connections are closed at once (`drop`), get no answer and are
+ * closed at its end (`hang`), or are reset. `reset: true` resets open ones too.
  */
 export type Outage = Omit<Schedule, "from"> & {
   forMs: number;
@@ -1320,7 +1312,6 @@ const ROUTE_FIELDS: Fields<RouteOptions> = {
         const { path } = place.at(other);
         if (other < i) place.at(i).refuse(`it overlaps with ${path}`);
       }
-      return outages;
     },
   },
   toxics: { guard: listOf("toxics", MAX_TOXICS, TOXIC_SCHEMA), default: [] },
@@ -1330,11 +1321,11 @@ const routeList = listOf("routes", 1000, schemaOf(ROUTE_FIELDS));
 function overlap(a: Outage, b: Outage): boolean {
   const { afterMs = 0, forMs, everyMs } = b;
   if (a.everyMs && everyMs) {
-    let [common, rest] = [a.everyMs, everyMs]; // their greatest divisor
+    let [common, rest] = [a.everyMs, everyMs]; // greatest divisor
     while (rest > 0) [common, rest] = [rest, common % rest];
     const apart = (afterMs - (a.afterMs ?? 0)) % common;
-    const later = (apart + common) % common; // than `a`, once both repeat
-    return later < a.forMs || common - later < forMs;
+    const offset = (apart + common) % common; // the least from an `a` to a `b`
+    return offset < a.forMs || common - offset < forMs;
   }
   if (everyMs) return overlap(b, a);
   const { isOn, until } = stateAt(a, afterMs);
@@ -1962,7 +1953,7 @@ class Link {
   }
 }
 
-/** Whether a toxic that acts may change into another one. */
+/** Whether an active toxic can be updated to another one in place. */
 const canBecome = (from: Toxic, to: Toxic) =>
   from.name === to.name && from.type === to.type &&
   isDeepStrictEqual(from.after, to.after);
@@ -2095,7 +2086,7 @@ interface Socket {
 
 /** Used buffers of the largest size: a new one takes twice the time. */
 const spareBuffers: Bytes[] = [];
-const firstBuffers: Bytes[] = []; // those of the size that a socket starts with
+const firstBuffers: Bytes[] = []; // of the size that a socket starts with
 
 /** A socket of Deno's: the faster kind. */
 function denoSocket(conn: Deno.TcpConn): Socket {
@@ -2305,7 +2296,7 @@ async function listen(route: Route, resettable: boolean, signal: AbortSignal) {
   }
 }
 
-/** Dials an upstream's addresses, one by one; it was checked before. */
+/** Dials the addresses of a checked upstream, one after the other. */
 async function dial(address: string, resettable: boolean, signal: AbortSignal) {
   const [, host, port] = /^\[?(.+?)\]?:(\d+)$/.exec(address) ?? [];
   if (!host) throw new Error("the upstream has no port; expected host:port");
@@ -2374,7 +2365,7 @@ class Timetable {
   /** `turn` is called when something goes on or off. */
   constructor(
     private readonly counts: Pick<RouteStats, "on">,
-    private readonly turn: (name: string, isOn: boolean) => void,
+    private readonly turn: (name: string, edge: "on" | "off") => void,
   ) {}
 
   readonly isOn = (name: string) => this.#on.has(name);
@@ -2393,7 +2384,7 @@ class Timetable {
       const start = schedule.from === "connection" ? opened : epoch;
       return [name, { schedule, start }];
     }));
-    if (isDeepStrictEqual(next, this.#followed)) return; // late edges stay
+    if (isDeepStrictEqual(next, this.#followed)) return; // keeps late edges
     this.#followed = next;
     this.#stop?.abort("changed");
     const { signal } = this.#stop = new AbortController();
@@ -2405,14 +2396,14 @@ class Timetable {
       for (const edge of edges) {
         const isDue = edge.start + edge.time <= performance.now();
         if (!isDue || signal.aborted) continue;
-        // By its time, though it is late: a short one would be left out.
+        // The state at its time, not now: a late edge could be skipped.
         const { isOn, until } = stateAt(edge.schedule, edge.time);
         edge.time = until;
         this.#set(edge.name, isOn);
       }
       const due = Math.min(...edges.map(({ start, time }) => start + time));
       if (due === Infinity) return;
-      await setImmediate(); // when it is late, the connections run first
+      await setImmediate(); // when this is late, connections run first
       await sleepUntil(due, signal);
     }
   }
@@ -2421,7 +2412,7 @@ class Timetable {
     if (isOn === this.isOn(name)) return;
     this.#on[isOn ? "add" : "delete"](name);
     this.counts.on[name] = (this.counts.on[name] ?? 0) + (isOn ? 1 : -1);
-    this.turn(name, isOn);
+    this.turn(name, isOn ? "on" : "off");
   }
 }
 
@@ -2533,7 +2524,7 @@ class Connection {
   private readonly record: RouteStats["first"][number];
   /** Resolves when it has ended. It starts after the constructor returns. */
   readonly ended: Promise<void>;
-  readonly #bytes = { bytesUp: 0, bytesDown: 0 }; // that were read
+  readonly #bytes = { bytesUp: 0, bytesDown: 0 }; // read so far
   readonly #start = performance.now();
   readonly #seed: number; // the context's may change
   #sockets: Partial<Record<Side, Socket>>;
@@ -2566,9 +2557,8 @@ class Connection {
     this.record = { number, decision, delayMs, toxics: [], outcome: null };
     if (number <= MAX_RECORDS) counts.first[number - 1] = this.record;
     counts.connections++;
-    this.#timetable = new Timetable(counts, (toxic, isOn) => {
-      const event = isOn ? "toxic_on" : "toxic_off";
-      context.emit({ event, ...this.id, toxic });
+    this.#timetable = new Timetable(counts, (toxic, edge) => {
+      context.emit({ event: `toxic_${edge}`, ...this.id, toxic });
       this.#act();
     });
     this.ended = Promise.resolve().then(() => this.#run(client, decided));
@@ -2709,7 +2699,7 @@ class Connection {
 
   /** Follows its own schedules, not those that its route follows for all. */
   #followSchedules(): void {
-    if (!this.#sockets.upstream) return; // held, or it dials, or has ended
+    if (!this.#sockets.upstream) return; // not connected yet, or ended
     const own = this.#acting.filter((toxic) =>
       toxic.schedule?.from === "connection" ||
       (toxic.schedule && this.toxics.includes(toxic))
@@ -2719,7 +2709,7 @@ class Connection {
   }
 
   #newLink(from: Side): Link {
-    const begun: Record<string, number> = {}; // how often, by toxic
+    const begun: Record<string, number> = Object.create(null); // by toxic
     return this.#links[from] = new Link(
       (toxic, how) => this.end({ why: "fault", toxic }, how),
       (toxic, out) => {
@@ -2727,7 +2717,9 @@ class Connection {
         const { route, number, context, counts, record } = this;
         const key = [this.#seed, route.name, number, name];
         const turn = begun[name] = (begun[name] ?? 0) + 1;
-        const random = randomStream(...key, ...(turn > 1 ? [turn] : []));
+        let stream: (() => number) | undefined; // a toxic may never draw
+        const random = () =>
+          (stream ??= randomStream(...key, ...(turn > 1 ? [turn] : [])))();
         return new Queue(toxic, out, random, context, () => {
           tally(counts.faults, type);
           tally(counts.toxics, name);
@@ -2921,8 +2913,8 @@ interface ProxyContext {
   seed: number;
   epoch: number;
   lastId: number;
-  turn: Promise<unknown>; // settles after the changes of routes under way
-  config: Config; // as it was given last
+  turn: Promise<unknown>; // settles when all changes of routes are done
+  config: Config; // the last that was given
   readonly resettable: boolean;
   readonly stopping: AbortController; // aborts with the error for changes
   readonly emit: (event: ProxyEvent) => void;
@@ -2946,16 +2938,16 @@ class LiveRoute {
   #listener: Listener | undefined;
   #host: string | undefined; // on which it has listened last, as an address
   #counts = newCounts();
-  #timed: { name: string; schedule: Outage }[] = [];
-  readonly #toxics = new Timetable(this.#counts, (toxic, isOn) => {
-    const event = isOn ? "toxic_on" : "toxic_off";
-    this.context.emit({ event, route: this.route.name, toxic });
+  #timed: { name: string; schedule: Outage }[] = []; // the name has the mode
+  readonly #toxics = new Timetable(this.#counts, (toxic, edge) => {
+    const { name: route } = this.route;
+    this.context.emit({ event: `toxic_${edge}`, route, toxic });
     this.#act();
   });
-  readonly #outages = new Timetable(this.#counts, (outage, isOn) => {
-    const event = isOn ? "outage_on" : "outage_off";
-    this.context.emit({ event, route: this.route.name, outage });
-    if (isOn) tally(this.#counts.faults, "outages");
+  readonly #outages = new Timetable(this.#counts, (outage, edge) => {
+    const { name: route } = this.route;
+    this.context.emit({ event: `outage_${edge}`, route, outage });
+    if (edge === "on") tally(this.#counts.faults, "outages");
     if (this.#outage?.reset) {
       const reason = { why: "fault", cause: "outage" } as const;
       for (const each of this.connections.values()) each.end(reason, "reset");
@@ -2963,10 +2955,7 @@ class LiveRoute {
     if (outage.includes("refuse")) this.#listenUnlessRefusing();
   });
 
-  constructor(
-    public route: Route,
-    private readonly context: ProxyContext,
-  ) {
+  constructor(public route: Route, private readonly context: ProxyContext) {
     this.#resettable = context.resettable || needsReset(route);
   }
 
@@ -3028,10 +3017,9 @@ class LiveRoute {
     const { epoch } = this.context;
     const ofStart = toxics.filter(({ schedule }) => schedule?.from === "start");
     this.#toxics.follow(ofStart, epoch);
-    this.#timed = outages.map((schedule, i) => {
-      const name = `outage ${i + 1} (${schedule.mode})`; // of each mode another
-      return { name, schedule };
-    });
+    this.#timed = outages.map((schedule, i) => (
+      { name: `outage ${i + 1} (${schedule.mode})`, schedule }
+    ));
     this.#outages.follow(this.#timed, epoch);
     this.#act();
   }
@@ -3052,7 +3040,7 @@ class LiveRoute {
     });
   }
 
-  /** Updates settings; if it restarts with `toxics`, then as another route. */
+  /** Updates settings. With `toxics`, a restart counts connections from 1. */
   async update(changes: Partial<Route>): Promise<Route> {
     const wanted = { ...this.route, ...changes };
     if (needsReset(wanted)) this.assertResettable();
@@ -3157,7 +3145,7 @@ class LiveRoute {
       if (outage.mode === "reset") client.close("reset");
       const now = performance.now() - this.context.epoch;
       const { isOn, until } = stateAt(outage, now);
-      const timeoutMs = isOn ? Math.ceil(until - now) : 1; // it ends just now
+      const timeoutMs = isOn ? Math.ceil(until - now) : 1; // just over
       const dropRate = outage.mode === "hang" ? 0 : 1;
       const all = { connections: "1-", dropRate, timeoutRate: 1, timeoutMs };
       route = { ...route, ...all };
@@ -3176,7 +3164,7 @@ class LiveRoute {
   }
 }
 
-/** By name: as `next` has it if `before` differs from that, else as `now`. */
+/** Merges by name: `next` where it differs from `before`, else `now`. */
 function merge<T extends { name: string }>(...lists: (readonly T[])[]): T[] {
   const maps = lists.map((list) => new Map(list.map((one) => [one.name, one])));
   const names = new Set(maps.flatMap((map) => [...map.keys()]));
@@ -3186,7 +3174,7 @@ function merge<T extends { name: string }>(...lists: (readonly T[])[]): T[] {
   });
 }
 
-/** The same for the settings of a route, and for its toxics. */
+/** Merges the settings of a route in the same way, and its toxics. */
 function mergeRoute(next: Route, now = next, before = now): Route {
   const changes = Object.entries(next).filter(([key, value]) =>
     !isDeepStrictEqual(value, before[key as keyof Route])
@@ -3370,9 +3358,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Changes what differs from the config before, and leaves alone what does not.
-   * If it throws {@linkcode ListenError} for a route, all others are done, and
-   * the next reload tries this one again.
+   * Changes what differs from the last config, and nothing else. If a route
+   * cannot listen, it does all others, then throws {@linkcode ListenError}. The
+   * next reload tries this route again.
    */
   async reload(config: ConfigOptions): Promise<void> {
     const checked = checkConfig(config, "config");
@@ -3555,7 +3543,7 @@ export class ChaosProxy implements AsyncDisposable {
   async #remove(name: string): Promise<void> {
     const { live } = this.#target(name);
     this.#routes.delete(name);
-    live.route = { ...live.route, enabled: false }; // an outage may yet end
+    live.route = { ...live.route, enabled: false }; // no outage reopens it
     await live.end();
     this.context.emit({ event: "route_removed", route: name });
   }
@@ -3582,7 +3570,7 @@ export class ChaosProxy implements AsyncDisposable {
     const failed = new Map<string, Error>();
     const isNew = (route: Route) => Number(!liveOf(route));
     const steps = all.filter((route) => !now.includes(route))
-      .sort((a, b) => isNew(a) - isNew(b)); // which may take a port of the others
+      .sort((a, b) => isNew(a) - isNew(b)); // new ones can take freed ports
     for (const route of steps) {
       const live = liveOf(route);
       await (live ? live.update(wanted(route)) : this.#add(route)).then(
@@ -4093,7 +4081,7 @@ type LogEvent =
   | { event: "log_dropped"; lines: number }
   | { event: "report"; summary: string; warnings: string[]; file: string }
   | { event: "reload_failed"; cause: string }
-  /** A SIGHUP came, which ends other programs; nothing was done. */
+  /** A SIGHUP came, but there is no file to read again. */
   | { event: "sighup_ignored" };
 
 /** What a line of text says after the name of an event. */
@@ -4336,9 +4324,9 @@ function readCommandLine(written: string[]) {
   }
 
   const { config, demo, help, schema, version, watch } = flags;
-  if (config !== undefined) operands.push(config);
   operands.push(...written.slice(end + 1));
   const isQuick = operands.some((each) => /^[^=/\\]+=/.test(each));
+  if (config !== undefined) operands.push(config); // always a file
   const [mode, other] = [...MODES, "preview" as const]
     .filter((name) => flags[name]);
   if (other) throw new ConfigError(`--${other}`, [`write this or --${mode}`]);
@@ -4439,7 +4427,7 @@ function removeDefaults(tree: object, check: () => unknown, all = check()) {
   }
 }
 
-/** A config as YAML. Throws {@linkcode ConfigError} if a proxy is no route. */
+/** A config as YAML. Throws if a proxy of Toxiproxy's is not a valid route. */
 function toYaml(config: Config, path: string): string {
   const { routes, ...rest } = checkConfig(structuredClone(config), path);
   const place = new Place("", []);
@@ -4462,7 +4450,7 @@ function preview(route: Route, seed: number, length = 0, isJson = false) {
   return [`${route.name}: seed ${seed}`, ...tableOf(connections)].join("\n");
 }
 
-/** Objects as lines, with their fields in columns. */
+/** A table with a line for each object, and a column for each field. */
 function tableOf(rows: readonly object[]): string[] {
   const heads = Object.keys(rows[0] ?? {}).map((key) => key.toUpperCase());
   const lines = [heads, ...rows.map((row) => Object.values(row).map(String))];
@@ -4577,7 +4565,7 @@ async function run(config: Config, line: Line, state: string) {
   return cut > 0 && !line.isDriven ? 1 : 0;
 }
 
-/** What changes with a file. A notification would not come for each mount. */
+/** Changes when the file does. `Deno.watchFs` misses changes on some mounts. */
 const stateOf = (path: string) =>
   Deno.stat(path)
     .then(({ mtime, size, ino }) => `${[Number(mtime), size, ino]}`, causeOf);

@@ -142,6 +142,7 @@ Deno.test("a wrong command line is a usage error", async () => {
     "a.yaml b": "<config>: expected one file, found a.yaml and b",
     "-config a b": "<config>: expected one file, found b and a",
     "-- -a": `-a: ${await unreadable("-a")}`,
+    "-config a=b": `a=b: ${await unreadable("a=b")}`,
     "1e3": `1e3: ${await unreadable("1e3")}`,
     "--watch --demo": `--watch: ${named}`,
     "--watch --api 0": `--watch: ${named}`,

@@ -553,14 +553,15 @@ Deno.test("schedules change live, for what is open too; each time on draws other
   const run = async () => {
     await using timed = await openTimed([]);
     const { client, log, proxy } = timed;
-    proxy.addToxic("r", planned("corrupt rate=1 name=a | schedule: {}"));
+    const name = "constructor"; // as of each object
+    proxy.addToxic("r", planned(`corrupt rate=1 name=${name} | schedule: {}`));
     const all: string[] = [];
     for (const schedule of [{}, LATER, {}, LATER, {}]) {
-      proxy.updateToxic("r", "a", { schedule });
+      proxy.updateToxic("r", name, { schedule });
       await h.writeAll(client, new Uint8Array(200));
       all.push(`${await h.readExactly(client, 200)}`);
     }
-    proxy.removeToxic("r", "a");
+    proxy.removeToxic("r", name);
     await h.assertEchoes(client);
     const edges = log.all.filter(({ event }) => /^toxic_o/.test(event));
     assertEquals(edges.length, 6);
