@@ -3581,8 +3581,8 @@ export class ChaosProxy implements AsyncDisposable {
     const routes = config.routes.flatMap((route) =>
       failed.has(route.name) ? liveOf(route)?.route ?? [] : route
     );
-    this.context.config = { ...config, routes };
     const { seed = last.seed } = config;
+    this.context.config = { ...config, seed, routes };
     if (seed !== undefined && seed !== last.seed) this.reseed(seed);
     emit({ event: "reloaded", added, changed, removed });
     const [error, ...others] = new Set(failed.values());

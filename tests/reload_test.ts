@@ -244,7 +244,8 @@ Deno.test("a changed seed reseeds, and a changed drain timeout applies", async (
   proxy.reseed(5);
   await stage.reload([{ name: "a" }]); // whose seed is the same as before
   await stage.reload([{ name: "a" }], { seed: 2, drainTimeoutMs: 1 });
-  await stage.reload([{ name: "a" }], { drainTimeoutMs: 1 });
+  await stage.reload([{ name: "a" }], { drainTimeoutMs: 1 }); // keeps the seed
+  await stage.reload([{ name: "a" }], { seed: 2, drainTimeoutMs: 1 });
   assertEquals(log.of("reseeded").map(({ seed }) => seed), [5, 2]);
   assertEquals([await proxy.drain(), log.only("draining").timeoutMs], [1, 1]);
   await assertRejects(() => stage.reload([]), Deno.errors.BadResource);
