@@ -1429,7 +1429,9 @@ function readYaml(text: string, path: string): unknown {
       /^(.*?)(?: at line (\d+), column (-?\d+)|\n|$)/.exec(message) ?? [];
     const at = line && `line ${line}, column ${Math.max(1, Number(column))}: `;
     const isIpv6 = /:\s*\[[\da-f:.]+\]:\d/i.test(lines[Number(line) - 1] ?? "");
-    const hint = isIpv6 ? QUOTE_IPV6 : "";
+    const isAlias = /unidentified alias/i.test(message);
+    const quoteAlias = isAlias ? "; put text that begins with * in quotes" : "";
+    const hint = isIpv6 ? QUOTE_IPV6 : quoteAlias;
     throw new ConfigError(path, [`${at ?? ""}invalid YAML: ${reason}${hint}`]);
   }
 }

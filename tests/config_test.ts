@@ -902,6 +902,7 @@ upstream: ' a:1' => ...found " a:1"; write a:1
 upstream: [::1] => ...found a list; put an IPv6 address in quotes
 upstream: [::1]:5432 => ...; put an IPv6 address in quotes
 host: [::1] => ...found a list; put an IPv6 address in quotes
+connections: */3 => ...; put text that begins with * in quotes
 host: [a] => ...found a list
 name: my db => ...found "my db"; write my-db
 toxics: { a: 1 } => ...write a list, of which each item begins with "- "
