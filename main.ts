@@ -2941,6 +2941,7 @@ class LiveRoute {
   #host: string | undefined; // on which it has listened last, as an address
   #counts = newCounts();
   #timed: { name: string; schedule: Outage }[] = []; // the name has the mode
+  readonly #hung = new Set<Connection>(); // by an outage, until it is over
   readonly #toxics = new Timetable(this.#counts, (toxic, edge) => {
     const { name: route } = this.route;
     this.context.emit({ event: `toxic_${edge}`, route, toxic });
@@ -2950,6 +2951,7 @@ class LiveRoute {
     const { name: route } = this.route;
     this.context.emit({ event: `outage_${edge}`, route, outage });
     if (edge === "on") tally(this.#counts.faults, "outages");
+    else for (const each of this.#hung) each.end({ why: "fault" });
     if (this.#outage?.reset) {
       const reason = { why: "fault", cause: "outage" } as const;
       for (const each of this.connections.values()) each.end(reason, "reset");
@@ -3145,11 +3147,8 @@ class LiveRoute {
     const outage = this.#outage;
     if (outage) {
       if (outage.mode === "reset") client.close("reset");
-      const now = performance.now() - this.context.epoch;
-      const { isOn, until } = stateAt(outage, now);
-      const timeoutMs = isOn ? Math.ceil(until - now) : 1; // just over
       const dropRate = outage.mode === "hang" ? 0 : 1;
-      const all = { connections: "1-", dropRate, timeoutRate: 1, timeoutMs };
+      const all = { connections: "1-", dropRate, timeoutRate: 1, timeoutMs: 0 };
       route = { ...route, ...all };
     }
     const connection = new Connection(
@@ -3162,7 +3161,11 @@ class LiveRoute {
     );
     const id = ++this.context.lastId;
     this.connections.set(id, connection);
-    connection.ended.then(() => this.connections.delete(id));
+    if (outage?.mode === "hang") this.#hung.add(connection);
+    connection.ended.then(() => {
+      this.connections.delete(id);
+      this.#hung.delete(connection);
+    });
   }
 }
 

@@ -85,6 +85,20 @@ for (const { sockets, resettable } of h.SOCKETS) {
     });
   }
 
+  Deno.test(`what an outage holds ends with it, or as the client leaves, on ${sockets}`, async () => {
+    await using route = await begin(outage("hang"));
+    const { change, log, watched } = route;
+    const left = await watched.connect();
+    await log.first("timed_out", 1);
+    left.close();
+    await log.first("closed", 1);
+    using held = await watched.connect();
+    await log.first("timed_out", 2);
+    await change();
+    await log.first("closed", 2);
+    assertEquals(await h.readToEnd(held), 0);
+  });
+
   Deno.test(`outages change live, on ${sockets}`, async () => {
     await using route = await begin();
     const { change, log, meets, untilBack, watched } = route;
