@@ -1,7 +1,7 @@
 # Takes the arguments of toxiproxy-server, and listens as shopify/toxiproxy does.
 FROM denoland/deno:2.9.6
 WORKDIR /app
-COPY deno.json main.ts config.example.yaml ./
+COPY deno.json main.ts help.txt page.html config.example.yaml ./
 USER deno
 RUN deno cache main.ts
 EXPOSE 8474

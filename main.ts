@@ -28,6 +28,8 @@ import { setImmediate } from "node:timers/promises";
 import { isDeepStrictEqual } from "node:util";
 import example from "./config.example.yaml" with { type: "text" };
 import deno from "./deno.json" with { type: "json" };
+import help from "./help.txt" with { type: "text" };
+import page from "./page.html" with { type: "text" };
 
 // ---- Validation: guards, fields, addresses, and hints in messages -----------
 
@@ -64,10 +66,9 @@ class Place {
   ) {}
 
   at(key: string | number): Place {
-    const path = typeof key === "number"
-      ? `${this.path}[${key}]`
-      : (this.path && `${this.path}.`) +
-        (/^[\w-]{1,64}$/.test(key) ? key : describe(key));
+    const name = /^[\w-]{1,64}$/.test(`${key}`) ? key : describe(key);
+    const step = isNumber(key) ? `[${key}]` : `.${name}`;
+    const path = `${this.path}${step}`.replace(/^\./, "");
     return new Place(path, this.problems, this.ignored);
   }
 
@@ -97,18 +98,14 @@ function checkArgument(name: string, value: unknown, guard: Guard<unknown>) {
 }
 
 /** A type guard, and what it expects, in words and as a JSON Schema. */
-interface Guard<T> {
-  readonly expected: string;
-  readonly schema: object;
-  is(value: unknown): value is T;
-}
+type Guard<T> = ReturnType<typeof guard<T>>;
 
 function guard<T>(
   expected: string,
   isType: (value: unknown) => value is T,
   isGood: (value: T) => boolean = () => true,
   schema: object = {},
-): Guard<T> {
+) {
   const is = (value: unknown): value is T => isType(value) && isGood(value);
   return { expected, schema, is };
 }
@@ -146,7 +143,6 @@ interface Field<T> {
   readonly guard: Guard<T>;
   readonly default?: T;
   readonly optional?: true;
-  /** The fields of a mapping, or the items of a list. */
   readonly fields?: Fields<Record<string, unknown>>;
   readonly items?: Field<unknown>;
   /** Converts a good value, or refuses one that contradicts itself. */
@@ -157,19 +153,13 @@ interface Field<T> {
 
 type Fields<T> = { readonly [K in keyof T]-?: Field<NonNullable<T[K]>> };
 
-/** An object while its fields are checked and set, one by one. */
-type Draft<T> = { -readonly [K in keyof T]?: T[K] };
-
-/**
- * Returns the valid fields, with defaults unless it is a change. In Toxiproxy's
- * form other keys may stand, in any case; what is missing or null is 0 there.
- */
+/** Returns valid fields. Toxiproxy's form takes other keys, and null for 0. */
 function checkFields<T>(
   value: unknown,
   place: Place,
   fields: Fields<T>,
   isChange = false,
-): Draft<T> {
+): Partial<T> {
   const known = Object.keys(fields) as (keyof T & string)[];
   if (!isRecord(value)) {
     place.refuse(`expected a mapping, found ${describe(value)}`);
@@ -184,26 +174,22 @@ function checkFields<T>(
     if (place.ignored) place.at(key).ignore();
     else place.at(key).refuse(`unknown key${hintForKey(key, known)}`);
   }
-  const good: Draft<T> = {};
+  const good: Partial<T> = {};
   for (const name of known) {
     const { guard, optional, normalize, default: fallback } = fields[name];
     const [[key, given] = [], ...others] = written.get(name) ?? [];
     for (const [other] of others) {
       place.at(other).refuse(`the same key as ${key}; write one`);
     }
+    const at = place.at(name);
     let found = place.ignored ? given ?? undefined : given;
-    if (place.ignored && found !== undefined && normalize) {
-      found = normalize(found, place.at(name));
-    }
-    if (found === undefined && !isChange) {
-      const isZero = place.ignored && !optional && guard.is(0);
-      found = fallback ?? (isZero ? 0 : undefined);
-    }
-    if (found !== undefined) {
-      const checked = checkValue(found, place.at(name), fields[name]);
-      if (checked !== undefined) good[name] = checked;
-    } else if (!isChange && !optional) {
-      place.at(name).refuse(`missing; expected ${guard.expected}`);
+    const isGiven = place.ignored && found !== undefined;
+    if (isGiven && normalize) found = normalize(found, at);
+    const zero = place.ignored && !optional && guard.is(0) ? 0 : undefined;
+    if (found === undefined && !isChange) found = fallback ?? zero;
+    if (found !== undefined) good[name] = checkValue(found, at, fields[name]);
+    else if (!isChange && !optional) {
+      at.refuse(`missing; expected ${guard.expected}`);
     }
   }
   return good;
@@ -217,13 +203,12 @@ function checkValue<T>(value: unknown, place: Place, field: Field<T>) {
   let whole: unknown = value;
   if (fields && isRecord(value)) whole = checkFields(value, place, fields);
   else if (items && Array.isArray(value)) {
-    whole = value.map((each, i) => checkValue(each, place.at(i), items));
+    whole = [...value].map((each, i) => checkValue(each, place.at(i), items));
   }
   if (place.problems.length > length) return whole as T; // it was refused
   return as?.(whole as T, place) ?? whole as T;
 }
 
-/** The JSON Schema of a mapping with these fields. */
 function schemaOf(fields: Fields<Record<string, unknown>>) {
   const properties: Record<string, object> = {};
   const required: string[] = [];
@@ -243,12 +228,11 @@ const LEVELS: (readonly [place: string, fields: object])[] = [];
 
 function hintForKey(key: string, known: readonly string[]): string {
   const meant = nearest(key, known);
-  const level = LEVELS.find(([, fields]) => Object.hasOwn(fields, key));
-  if (level && !meant?.startsWith(key)) {
-    return ` on this level; it belongs ${level[0]}`;
-  }
+  const [level] = LEVELS.find(([, fields]) => Object.hasOwn(fields, key)) ?? [];
+  const isElsewhere = level && !meant?.startsWith(key);
+  if (isElsewhere) return ` on this level; it belongs ${level}`;
   if (meant !== undefined) return `; did you mean ${meant}?`;
-  return `; known are ${known.join(", ")}`;
+  return `; known are ${known.join(", ") || "none"}`;
 }
 
 /** The message about a value that a guard refuses. */
@@ -305,9 +289,7 @@ function describe(value: unknown): string {
 /** The candidate with half of the letter pairs, or all letters but one. */
 function nearest(name: string, candidates: readonly string[]) {
   const pairsOf = (word: string) =>
-    new Set(
-      [...word.toLowerCase()].map((one, i, all) => `${one}${all[i + 1]}`),
-    );
+    new Set([...word.toLowerCase()].map((one, i, all) => one + all[i + 1]));
   const pairs = pairsOf(name);
   const likeness = (word: string) => {
     const others = pairsOf(word);
@@ -400,7 +382,7 @@ function hash(text: string, lane: number): number {
   }
   h = Math.imul(h ^ (h >>> 16), 0x85ebca6b);
   h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
-  return h ^ (h >>> 16);
+  return (h ^ (h >>> 16)) >>> 0;
 }
 
 // ---- Toxics: faults on the bytes --------------------------------------------
@@ -410,25 +392,12 @@ export type Stream = "upstream" | "downstream";
 
 /** The types of toxic. */
 export type ToxicType =
-  | "latency"
-  | "bandwidth"
-  | "slow_close"
-  | "timeout"
-  | "reset_peer"
-  | "slicer"
-  | "limit_data"
-  | "packet_loss"
-  | "corrupt"
-  | "limit_time"
-  | "stall"
-  | "random_close"
-  | "duplicate"
-  | "inject"
-  | "reorder"
-  | "noop";
+  | ("latency" | "bandwidth" | "slicer" | "stall" | "slow_close" | "noop")
+  | ("timeout" | "reset_peer" | "limit_data" | "limit_time" | "random_close")
+  | ("packet_loss" | "corrupt" | "duplicate" | "inject" | "reorder");
 
 /** A fault on the bytes of one direction, written as in Toxiproxy. */
-export interface ToxicOptions extends Occasion {
+export interface ToxicOptions {
   /** What it does. */
   type: ToxicType;
   /** What it is called, unique on its route. Default: `<type>_<stream>`. */
@@ -439,17 +408,13 @@ export interface ToxicOptions extends Occasion {
   toxicity?: number;
   /** The attributes of its type; what is left out takes its default. */
   attributes?: Readonly<Record<string, number | string | boolean>>;
-}
-
-/** When a toxic acts. What is left out does not limit it. */
-export type Occasion = {
-  /** On which of the route's connections. */
+  /** On which of the route's connections it acts. Default: all. */
   connections?: Connections;
-  /** At which times. */
+  /** At which times it acts. Default: always. */
   schedule?: Schedule;
   /** What must have passed it on the connection before it acts. */
   after?: Trigger;
-};
+}
 
 /** A number of bytes, or a pattern of 1 to 256 bytes. */
 export type Trigger = { bytes?: number; match?: Pattern };
@@ -474,7 +439,8 @@ export type Schedule = {
 
 /** A toxic with every default filled in, those of its attributes too. */
 export type Toxic = Readonly<
-  Required<Omit<ToxicOptions, keyof Occasion>> & Occasion
+  & Required<Omit<ToxicOptions, "connections" | "schedule" | "after">>
+  & Pick<ToxicOptions, "connections" | "schedule" | "after">
 >;
 
 type Attributes = Toxic["attributes"];
@@ -512,11 +478,9 @@ interface ToxicDefinition<A = Attributes> {
   readonly byChance?: true;
   /** Refuses attributes that contradict each other. */
   check?(attributes: Readonly<A>, place: Place): void;
-  /** What it does, in words. */
   inWords(attributes: Readonly<A>): string;
   /** Starts it, again after each change. Returns what processes each chunk. */
   begin(attributes: Readonly<A>, out: Queue): ActiveToxic["take"];
-  /** Called when it is removed, before what it holds is released. */
   end?(at: number, out: Queue): void;
   /** The line that it stands for: B/ms, bytes that may wait, if shared. */
   line?(of: Readonly<A>): [rate: number, buffer: number, shared: unknown];
@@ -528,9 +492,14 @@ function define<A>(toxic: ToxicDefinition<A>): ToxicDefinition {
 }
 
 const share = (fallback: number) => ({ guard: rate, default: fallback });
-const whole = { guard: integer(0, Number.MAX_SAFE_INTEGER), default: 0 };
-const ms = { guard: milliseconds, default: 0 };
-const kbPerS = { ...whole.guard, expected: "an integer from 0, in KB/s" };
+const inUnit = <T>(unit: string, { expected, ...guard }: Guard<T>) => (
+  { ...guard, expected: `${expected}, in ${unit}` }
+);
+const fromZero = integer(0, Number.MAX_SAFE_INTEGER);
+const kbPerS = { ...fromZero, expected: "an integer from 0, in KB/s" };
+const bytes = (minimum: number, maximum = Number.MAX_SAFE_INTEGER) =>
+  inUnit("bytes", integer(minimum, maximum));
+const ms = { guard: inUnit("ms", milliseconds), default: 0 };
 const flag = oneOf<boolean | 1 | 0>(true, false, 1, 0);
 const percent = (share: number) => `${Number((share * 100).toPrecision(6))}%`;
 const plusMinus = (by: number) => by > 0 ? `±${by}` : "";
@@ -559,15 +528,12 @@ const WAVES = {
   triangle: (share: number) => 1 - 4 * Math.abs((share + 0.25) % 1 - 0.5),
   sawtooth: (share: number) => 2 * share - 1,
 };
+const waves = oneOf("sine", "square", "triangle", "sawtooth");
 
 const PACKET_BYTES = 1460; // in a full TCP segment on Ethernet
-
 type Packet = { at: number; what: Uint8Array<ArrayBuffer> };
 
-/**
- * Decides by a packet's position in the stream, not by how it was read. `act`
- * processes each piece of a packet that is hit, and returns if it keeps it.
- */
+/** Decides by position, not by read. `act` returns whether it keeps a piece. */
 function onPackets<A>(
   verb: string,
   others: Fields<A>,
@@ -580,30 +546,22 @@ function onPackets<A>(
       `${verb} ${percent(rate)} of packets${listed(more)}`,
     begin(all, out) {
       const salt = 2 ** 32 * out.random();
-      let [position, left, draw] = [0, 0, 1]; // `left` of a packet
+      let [position, draw, begins] = [0, 1, true];
       return ({ at, what }) => {
-        if (typeof what === "string" || all.rate === 0) {
-          out.release();
-          return out.pass({ at, what });
-        }
+        if (isText(what) || all.rate === 0) return out.pass({ at, what });
         for (let start = 0; start < what.length;) {
           const isNext = out.kept.length > 0; // behind one that is kept
-          const begins = left === 0;
-          if (begins) {
-            left = PACKET_BYTES - position % PACKET_BYTES;
-            draw = isNext ? 1 : (hash(`${position}`, salt) >>> 0) / 2 ** 32;
-          }
-          const piece = what.subarray(start, start + left);
-          start += piece.length;
-          position += piece.length;
-          left -= piece.length;
-          // The last packet of a long read may continue in the next read.
-          if (start === what.length && start < PACKET_BYTES) left = 0;
+          if (begins) draw = isNext ? 1 : hash(`${position}`, salt) / 2 ** 32;
+          const end = start + PACKET_BYTES - position % PACKET_BYTES;
+          const packet = { at, what: what.subarray(start, end) };
+          start += packet.what.length;
+          position += packet.what.length;
           const acts = draw < all.rate && (begins || isNext);
           if (acts) out.hit();
-          const packet = { at, what: piece };
           const keeps = (acts ? act : out.pass)(packet, out, all, draw);
-          if (left === 0 && !keeps) out.release();
+          // The last packet of a long read may continue in the next read.
+          begins = position % PACKET_BYTES === 0 || what.length < PACKET_BYTES;
+          if (begins && !keeps) out.release();
         }
       };
     },
@@ -619,12 +577,9 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       distribution: optional(oneOf("uniform", "normal", "pareto"), "jitter"),
       shape: optional(number(1.2, 10), "distribution: pareto"),
       correlation: optional(rate, "jitter"),
-      wave: optional(
-        oneOf("sine", "square", "triangle", "sawtooth"),
-        "amplitude and period",
-      ),
-      amplitude: optional(integer(1, MAX_MS), "wave"),
-      period: optional(integer(1, MAX_MS), "wave"),
+      wave: optional(waves, "amplitude and period"),
+      amplitude: optional(inUnit("ms", integer(1, MAX_MS)), "wave"),
+      period: optional(inUnit("ms", integer(1, MAX_MS)), "wave"),
       phase: optional(rate, "wave"),
     },
     inWords: ({ latency, jitter, ...more }) =>
@@ -638,24 +593,23 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
         if (!correlation || out.random() >= correlation) spread = draw();
         const periods = (at - out.clock.epoch) / period + phase;
         const swing = amplitude * WAVES[wave](periods - Math.floor(periods));
-        const off = typeof what === "string" ? 0 : jitter * spread;
+        const off = isText(what) ? 0 : jitter * spread;
         out.pass({ at: at + Math.max(0, latency + off + swing), what });
       };
     },
   }),
-
   bandwidth: define({
     attributes: {
       rate: { guard: kbPerS },
       shared: { guard: flag, optional: true, as: Number },
-      buffer: { guard: integer(1, Number.MAX_SAFE_INTEGER), optional: true },
+      buffer: optional(bytes(1)),
     },
     inWords: ({ rate, shared }) =>
       rate > 0 ? `${shared ? "shares " : ""}${rate} KB/s` : "holds all data",
     line: ({ rate, shared, buffer = 64 * 1024 }) => [rate, buffer, shared],
     begin: ({ rate, shared }, out) => ({ at, what }) => {
       if (shared && rate > 0) return out.pass({ at: Infinity, what });
-      if (typeof what === "string") return out.pass({ at, what });
+      if (isText(what)) return out.pass({ at, what });
       const size = 10 * rate || what.length; // 10 ms each, to flow evenly
       for (let start = 0; start < what.length; start += size) {
         const piece = what.subarray(start, start + size);
@@ -664,23 +618,20 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       }
     },
   }),
-
   slow_close: define({
     attributes: { delay: ms },
     inWords: ({ delay }) => `ends ${delay} ms late`,
     begin: ({ delay }, out) => ({ at, what }) =>
       out.pass({ at: what === "end" ? at + delay : at, what }),
   }),
-
   timeout: define({
     attributes: { timeout: ms },
     inWords: ({ timeout }) =>
-      "nothing gets through" +
-      (timeout > 0 ? `, closed after ${timeout} ms` : ""),
+      `nothing gets through${timeout ? `, closed after ${timeout} ms` : ""}`,
     begin({ timeout }, out) {
       out.cut(out.opened + (timeout || Infinity), "close");
       return ({ at, what }) => {
-        if (typeof what !== "string") return;
+        if (!isText(what)) return;
         // With timeout 0 the end passes, or the other side would stay open.
         const passes = what === "close" || timeout === 0;
         out.pass({ at: passes ? at : Infinity, what });
@@ -689,36 +640,32 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     // As in Toxiproxy: it closes, because data may have been lost.
     end: (at, out) => out.pass({ at, what: "close" }),
   }),
-
   reset_peer: define({
     attributes: { timeout: ms },
     inWords: ({ timeout }) => `reset ${timeout} ms after the first data`,
     begin: ({ timeout }, out) => ({ at, what }) => {
-      const isFirst = out.last < Infinity; // all is held at Infinity
-      if (isFirst) out.cut(at + timeout, "reset");
+      if (out.last < Infinity) out.cut(at + timeout, "reset"); // the first
       out.pass({ at: Infinity, what });
     },
   }),
-
   slicer: define({
     attributes: {
-      average_size: { guard: integer(1, Number.MAX_SAFE_INTEGER) },
-      size_variation: whole,
-      delay: whole,
+      average_size: { guard: bytes(1) },
+      size_variation: { guard: bytes(0), default: 0 },
+      delay: { guard: inUnit("µs", fromZero), default: 0 },
     },
     inWords: ({ average_size, size_variation, delay }) =>
       `in pieces of ${average_size}${plusMinus(size_variation)} B` +
       (delay > 0 ? `, ${delay} µs apart` : ""),
     begin({ average_size, size_variation, delay }, out) {
+      const nextSize = () =>
+        Math.round(average_size + size_variation * SPREADS.uniform(out.random));
       let left = 0; // bytes up to the next cut, also across chunks
       return ({ at, what }) => {
         const due = () => Math.max(at, out.last + delay / 1000);
-        if (typeof what === "string") return out.pass({ at: due(), what });
+        if (isText(what)) return out.pass({ at: due(), what });
         for (let start = 0; start < what.length;) {
-          if (left === 0) {
-            const size = average_size + (2 * out.random() - 1) * size_variation;
-            left = Math.max(1, Math.round(size));
-          }
+          left ||= Math.max(1, nextSize());
           const piece = what.subarray(start, start + left);
           out.pass({ at: due(), what: piece });
           start += piece.length;
@@ -727,23 +674,20 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       };
     },
   }),
-
   limit_data: define({
-    attributes: { bytes: whole },
+    attributes: { bytes: { guard: bytes(0), default: 0 } },
     inWords: ({ bytes }) => `closed after ${bytes} B`,
     begin({ bytes }, out) {
       const isReached = () => out.passed > 0 && out.passed >= bytes;
       if (isReached()) out.pass({ at: out.last, what: "close" });
       return ({ at, what }) => {
         if (isReached()) return; // it has closed
-        if (typeof what === "string") return out.pass({ at, what });
-        const part = what.subarray(0, bytes - out.passed);
-        if (part.length > 0) out.pass({ at, what: part });
+        if (isText(what)) return out.pass({ at, what });
+        out.pass({ at, what: what.subarray(0, bytes - out.passed) });
         if (out.passed >= bytes) out.pass({ at, what: "close" });
       };
     },
   }),
-
   packet_loss: define({
     attributes: {
       loss_rate: share(0.1),
@@ -766,15 +710,13 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
         : [lost, loss_rate];
       let chance = loss_rate;
       return (timed) => {
-        if (typeof timed.what === "string") return out.pass(timed);
+        if (sizeOf(timed) === 0) return out.pass(timed);
         const isLost = out.random() < chance;
-        if (isLost) out.hit();
         chance = isLost ? again : anew;
-        if (!isLost) out.pass(timed);
+        return isLost ? out.hit() : out.pass(timed);
       };
     },
   }),
-
   corrupt: define({
     attributes: { rate: share(0.001) },
     byChance: true,
@@ -785,7 +727,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
         Math.floor(Math.log1p(-out.random()) / Math.log1p(-rate));
       let next = spared();
       return ({ at, what }) => {
-        if (typeof what === "string") return out.pass({ at, what });
+        if (isText(what)) return out.pass({ at, what });
         for (; next < what.length; next += 1 + spared()) {
           out.hit();
           what[next] = (what[next] ?? 0) ^ (1 << Math.floor(out.random() * 8));
@@ -795,7 +737,6 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       };
     },
   }),
-
   limit_time: define({
     attributes: { time: ms },
     inWords: ({ time }) => `closed after ${time} ms`,
@@ -804,13 +745,11 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       return out.pass;
     },
   }),
-
   stall: onPackets(
     "stalls",
-    { duration: { guard: milliseconds, default: 200 } },
+    { duration: { ...ms, default: 200 } },
     ({ at, what }, out, { duration }) => out.pass({ at: at + duration, what }),
   ),
-
   random_close: onPackets(
     "ends at",
     { reset: { guard: flag, default: 0, as: Number } },
@@ -820,15 +759,13 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       out.pass({ at: Infinity, what }); // and so all that follows
     },
   ),
-
   duplicate: onPackets("repeats", {}, (packet, out) => {
     out.kept.push({ ...packet, what: packet.what.slice() });
     out.pass(packet);
   }),
-
   inject: onPackets(
     "injects before",
-    { bytes: { guard: integer(1, 65_536), default: 16 } },
+    { bytes: { guard: bytes(1, 65_536), default: 16 } },
     (packet, out, { bytes }, draw) => {
       const random = randomStream(draw);
       const length = 1 + Math.floor(random() * bytes);
@@ -837,9 +774,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       out.pass(packet);
     },
   ),
-
   reorder: onPackets("reorders", {}, (packet, out) => out.kept.push(packet)),
-
   noop: define({
     attributes: {},
     inWords: () => "nothing",
@@ -855,8 +790,6 @@ class Queue implements ActiveToxic, ToxicOutput {
   last = -Infinity;
   /** The bytes forwarded; those held are counted again after a change. */
   passed = 0;
-  /** Finds the trigger in the next chunk; undefined once it was found. */
-  #sizeUntil: ReturnType<typeof findTrigger> | undefined;
 
   constructor(
     private readonly toxic: Toxic,
@@ -867,26 +800,22 @@ class Queue implements ActiveToxic, ToxicOutput {
     private onHit: (() => void) | undefined,
     /** When the toxic began to act. */
     public opened: number,
+    /** Finds the trigger in the next chunk; undefined once it was found. */
+    private sizeUntil = toxic.after && findTrigger(toxic.after),
   ) {
-    this.#sizeUntil = toxic.after && findTrigger(toxic.after);
     this.change(toxic.attributes, opened, this.last);
   }
 
   readonly pass = (timed: TimedChunk): void => {
+    if (isText(timed.what)) this.release();
     this.last = Math.max(this.last, timed.at);
     this.passed += sizeOf(timed);
     if (timed.what.length === 0) return; // the trigger ended its chunk
     this.out.pass({ at: this.last, what: timed.what });
   };
   take = this.pass;
-
-  cut(at: number, how: "close" | "reset"): void {
-    this.out.cut(at, how);
-  }
-
-  release(): void {
-    this.kept.splice(0).forEach(this.pass);
-  }
+  readonly cut: ToxicOutput["cut"] = (at, how) => this.out.cut(at, how);
+  readonly release = () => this.kept.splice(0).forEach(this.pass);
 
   /** Counts the fault, once. */
   hit(): void {
@@ -903,43 +832,40 @@ class Queue implements ActiveToxic, ToxicOutput {
       if (!byChance) this.hit();
       this.take = begin(attributes, this);
     };
-    const sizeUntil = this.#sizeUntil;
+    const { sizeUntil } = this;
     if (!sizeUntil) return start();
     this.take = ({ at, what }) => {
       const size = isText(what) ? Infinity : sizeUntil(what);
       if (isText(what) || size > what.length) return this.pass({ at, what });
       this.pass({ at, what: what.subarray(0, size) });
-      this.#sizeUntil = undefined;
+      this.sizeUntil = undefined;
       [this.opened, this.passed] = [at, 0];
       start();
-      if (byChance && size === what.length) return; // no byte to hit
       this.take({ at, what: what.subarray(size) });
     };
   }
 
   end(at: number): void {
     this.release();
-    if (!this.#sizeUntil) TOXICS[this.toxic.type].end?.(at, this);
+    if (!this.sizeUntil) TOXICS[this.toxic.type].end?.(at, this);
   }
 }
 
 /** Returns a function: a chunk's size up to the trigger's end, or Infinity. */
 function findTrigger({ bytes = 0, match = "" }: Trigger) {
-  const sought = latin1(bytesOf(match));
+  const sought = match && bytesOf(match).toString("latin1");
   let [left, before] = [bytes, ""];
-  return (chunk: Uint8Array<ArrayBuffer>): number => {
-    left -= chunk.length;
-    if (bytes > 0) return left > 0 ? Infinity : chunk.length + left;
-    const text = before + latin1(chunk); // faster to search than bytes
+  return ({ buffer, byteOffset, length }: Uint8Array<ArrayBuffer>): number => {
+    left -= length;
+    if (bytes > 0) return left > 0 ? Infinity : length + left;
+    const chunk = Buffer.from(buffer, byteOffset, length);
+    const text = before + chunk.toString("latin1"); // faster than bytes
     const found = text.indexOf(sought);
     const size = found + sought.length - before.length;
     before = text.slice(Math.max(0, text.length - sought.length + 1));
     return found < 0 ? Infinity : size;
   };
 }
-
-const latin1 = ({ buffer, byteOffset, length }: Uint8Array<ArrayBuffer>) =>
-  Buffer.from(buffer, byteOffset, length).toString("latin1");
 
 /** Starts a toxic at 0 without a connection. Throws {@linkcode ConfigError}. */
 export function beginToxic(
@@ -960,20 +886,15 @@ function describeToxic(toxic: Toxic, all = "every connection"): string {
   return `${stream}: ${TOXICS[type].inWords(attributes)} on ${share}${when}`;
 }
 
-/** The first and the last number of a range, and the step between them. */
-function parseRange(range: number | string): [number, number, number] {
-  const [, first, last = first, step] = RANGE.exec(`${range}`) ?? [];
-  return [Number(step ?? first), Number(last || Infinity), Number(step ?? 1)];
-}
-const RANGE = /^(?:([1-9]\d*)(?:-([1-9]\d*|))?|\*\/([1-9]\d*))$/;
-
 /** Whether a connection's number is one of these; by default, all are. */
 function isAmong(number: number, connections: Connections = "1-"): boolean {
   return [connections].flat().some((range) => {
-    const [first, last, step] = parseRange(range);
-    return number >= first && number <= last && number % step === 0;
+    const [, first, last = first, step] = RANGE.exec(`${range}`) ?? [];
+    if (step) return number % Number(step) === 0;
+    return number >= Number(first) && number <= Number(last || Infinity);
   });
 }
+const RANGE = /^(?:([1-9]\d*)(?:-([1-9]\d*|))?|\*\/([1-9]\d*))$/;
 
 /** Whether a schedule is on at a time after its start, and until when. */
 function stateAt(schedule: Schedule, time: number) {
@@ -986,8 +907,7 @@ function stateAt(schedule: Schedule, time: number) {
 }
 
 function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
-  const check = (value: unknown, i: number) => checkToxic(value, place.at(i));
-  const toxics = Array.from(values, check);
+  const toxics = [...values].map((each, i) => checkToxic(each, place.at(i)));
   for (const [index, { name }] of toxics.entries()) {
     const first = toxics.findIndex((each) => each.name === name);
     if (name === undefined || first === index) continue;
@@ -1001,19 +921,18 @@ function checkToxics(values: readonly unknown[], place: Place): Toxic[] {
 function checkToxic(value: unknown, place: Place, before: Attributes = {}) {
   const toxic = checkFields(value, place, TOXIC_FIELDS);
   const { type, stream, attributes } = toxic;
-  // What is missing has been reported.
-  if (type === undefined || attributes === undefined) return toxic as Toxic;
+  if (!type || !attributes) return toxic as Toxic; // this has been reported
   const at = place.at("attributes");
   const { attributes: fields, check } = TOXICS[type];
-  const good = checkFields({ ...before, ...attributes }, at, fields);
+  const given = { ...before, ...attributes };
+  const good: Record<string, unknown> = checkFields(given, at, fields);
   check?.(good as Attributes, at);
   for (const [name, { needs }] of Object.entries(fields)) {
     if (needs === undefined || good[name] === undefined) continue;
     const isMet = needs.split(" and ").every((need) => {
       const [other = "", value] = need.split(": ");
-      const found = good[other];
-      const isReported = other in attributes && found === undefined;
-      return isReported || (value ? `${found}` === value : found);
+      const found = good[other] ?? attributes[other]; // also if refused
+      return value ? `${found}` === value : found;
     });
     if (isMet) continue;
     // A change drops attributes that no longer apply.
@@ -1032,7 +951,7 @@ function oneOf<T extends string | number | boolean>(...choices: T[]): Guard<T> {
 const range = guard(
   'a number from 1, "1-3", "5-" or "*/3"',
   (value) => isText(value) || isNumber(value),
-  (value) => isAmong(parseRange(value)[0], value), // it is not empty
+  (each) => isAmong(parseInt(`${each}`.replace("*/", "")), each), // not empty
   { anyOf: [{ type: "integer", minimum: 1 }, like(RANGE)] },
 );
 const LIST = { type: "array", minItems: 1 };
@@ -1047,7 +966,7 @@ const CONNECTIONS: Field<Connections> = {
 };
 
 const TIMES = {
-  afterMs: ms,
+  afterMs: { guard: milliseconds, default: 0 },
   forMs: { guard: integer(1, MAX_MS) },
   everyMs: optional(integer(1, MAX_MS)),
 };
@@ -1059,14 +978,9 @@ function checkTimes({ forMs, everyMs }: Schedule, place: Place): undefined {
 }
 
 const bytesOf = (pattern: Pattern) =>
-  isText(pattern)
-    ? new TextEncoder().encode(pattern)
-    : Uint8Array.fromHex(pattern.hex);
-const hexDigits = matching(
-  "two hex digits for each of 1 to 256 bytes",
-  /^(?:[\da-fA-F]{2}){1,256}$/,
-);
-const HEX = { hex: { guard: hexDigits } };
+  isText(pattern) ? Buffer.from(pattern) : Buffer.from(pattern.hex, "hex");
+const hex = matching("1 to 256 hex digit pairs", /^(?:[\da-fA-F]{2}){1,256}$/);
+const HEX = { hex: { guard: hex } };
 const pattern = guard(
   "text of 1 to 256 bytes, or a mapping with hex",
   (value): value is Pattern => isText(value) || isRecord(value),
@@ -1074,17 +988,13 @@ const pattern = guard(
   { anyOf: [{ type: "string", minLength: 1, maxLength: 256 }, schemaOf(HEX)] },
 );
 
+const streams = oneOf<Stream>("upstream", "downstream");
 const TOXIC_FIELDS: Fields<Toxic> = {
   name: { guard: routeName, optional: true, normalize: unlessEmpty },
   type: { guard: oneOf(...Object.keys(TOXICS) as ToxicType[]) },
-  stream: {
-    guard: oneOf<Stream>("upstream", "downstream"),
-    default: "downstream",
-    normalize: lowerCase,
-  },
+  stream: { guard: streams, default: "downstream", normalize: lowerCase },
   toxicity: {
-    guard: rate,
-    default: 1,
+    ...share(1),
     normalize(toxicity, place) {
       if (typeof toxicity !== "number" || !(toxicity > 1)) return toxicity;
       place.ignore(`${toxicity} counts as 1`);
@@ -1121,19 +1031,14 @@ const TOXIC_SCHEMA = {
   allOf: Object.entries(TOXICS).map(([type, { attributes: fields }]) => {
     const attributes = schemaOf(fields);
     const required = attributes.required.length > 0 ? ["attributes"] : [];
-    return {
-      if: { properties: { type: { const: type } }, required: ["type"] },
-      then: { properties: { attributes }, required },
-    };
+    const then = { properties: { attributes }, required };
+    const properties = { type: { const: type } };
+    return { if: { properties, required: ["type"] }, then };
   }),
 };
 LEVELS.push(["in a toxic", TOXIC_FIELDS]);
-for (const { attributes } of Object.values(TOXICS)) {
-  for (const name of Object.keys(attributes)) {
-    const types = Object.entries(TOXICS)
-      .filter(([, toxic]) => name in toxic.attributes).map(([type]) => type);
-    LEVELS.push([`in the attributes of ${types.join(", ")}`, { [name]: 0 }]);
-  }
+for (const [type, { attributes }] of Object.entries(TOXICS)) {
+  LEVELS.push([`in the attributes of a toxic such as ${type}`, attributes]);
 }
 
 // ---- Config: routes, and the files they come from ---------------------------
@@ -1208,8 +1113,7 @@ export interface ConfigOptions {
 /** A configuration with every default but the seed's; `api` is `host:port`. */
 export type Config =
   & Pick<ConfigOptions, "seed">
-  & Required<Pick<ConfigOptions, "drainTimeoutMs">>
-  & { api?: string; routes: readonly Route[] };
+  & { drainTimeoutMs: number; api?: string; routes: readonly Route[] };
 
 /** Networks: KB/s down and up, and ms for a round trip and its jitter. */
 const PROFILES: Readonly<Record<string, readonly number[]>> = {
@@ -1225,8 +1129,8 @@ const PROFILES: Readonly<Record<string, readonly number[]>> = {
   offline: [0, 0],
 };
 
-/** Returns new objects: a shared line belongs to one of them. */
-function toxicsOf(profile: string): Toxic[] {
+/** A profile's toxics, or a route's own of the same names, and its others. */
+function withProfile(profile: string, own: readonly Toxic[] = []): Toxic[] {
   const [down, up, roundTrip = 0, jitter = 0] = PROFILES[profile] ?? [];
   const latency = { latency: roundTrip / 2, jitter: jitter / 2 };
   const toxics = Object.entries({ downstream: down, upstream: up })
@@ -1234,38 +1138,40 @@ function toxicsOf(profile: string): Toxic[] {
       rate < Infinity &&
       { type: "bandwidth", stream, attributes: { rate, shared: 1 } },
       roundTrip > 0 && { type: "latency", stream, attributes: latency },
-    ]);
-  return checkToxics(toxics.filter((each) => each), new Place("", []));
-}
-
-/** A profile's toxics, or a route's own of the same names, and its others. */
-function withProfile(profile: string, own: readonly Toxic[]): Toxic[] {
-  const all = [...toxicsOf(profile), ...own];
+    ]).filter((each) => each);
+  // They are new objects: a shared line belongs to one of them.
+  const all = [...checkToxics(toxics, new Place("", [])), ...own];
   return [...new Map(all.map((toxic) => [toxic.name, toxic])).values()];
 }
 
+/** A route's toxics without those for which its profile stands. */
+function ownToxics({ profile, toxics }: Route): Toxic[] {
+  const all = withProfile(profile);
+  const isOwn = (toxic: Toxic) =>
+    !all.some((each) => isDeepStrictEqual(each, toxic));
+  return toxics.filter(isOwn);
+}
+
+function checkCount({ toxics }: Pick<Route, "toxics">, place: Place): void {
+  if (toxics.length <= MAX_TOXICS) return;
+  const most = `${MAX_TOXICS} at most with those of the profile`;
+  place.at("toxics").refuse(`expected ${most}, found ${toxics.length}`);
+}
+
 const MAX_CONFIG_BYTES = 1024 * 1024;
-const MAX_TOXICS_IN_ALL = 10_000;
+const MAX_ALL_TOXICS = 10_000;
 const MAX_TOXICS = 500; // each calls the next: 2,000 overflowed the stack
 
 const host = "a host name or an IP address";
 const listenHost = guard(host, isText, isHost, like(HOST));
-const address = (expected: string, host?: string) =>
-  guard(expected, isText, (text) => !!splitAddress(text, host), like(ADDRESS));
-const upstreamAddress = address(
-  "host:port or [ipv6]:port, the port from 1 to 65535",
-);
-/** Toxiproxy takes an upstream without a port; its connections then fail. */
-const lacksPort = (upstream: string) => upstreamAddress.is(`${upstream}:1`);
-const proxyUpstream = guard(
-  upstreamAddress.expected,
-  isText,
-  (address) => upstreamAddress.is(address) || lacksPort(address),
-);
-const listenAddress = address(
-  "host:port, [ipv6]:port or :port, the port from 0 to 65535",
-  ALL_ADDRESSES,
-);
+function address(forms: string, host?: string) {
+  const expected = `${forms}, the port from ${host ? 0 : 1} to 65535`;
+  const isGood = (text: string) => splitAddress(text, host) !== undefined;
+  return guard(expected, isText, isGood, like(ADDRESS));
+}
+const upstreamAddress = address("host:port or [ipv6]:port");
+const splitApi = (address?: number | string) =>
+  splitAddress(`${address}`.replace(/^\d+$/, ":$&"), LOOPBACK);
 const apiAddress = guard(
   "a port or host:port, the port from 0 to 65535",
   (value) => isText(value) || isNumber(value),
@@ -1277,9 +1183,6 @@ function listOf(what: string, most: number, items: object) {
   const schema = { type: "array", maxItems: most, items };
   return guard(expected, Array.isArray, ({ length }) => length <= most, schema);
 }
-
-const splitApi = (address?: number | string) =>
-  splitAddress(`${address}`.replace(/^\d+$/, ":$&"), LOOPBACK);
 
 const OUTAGE: Fields<Outage> = {
   ...TIMES,
@@ -1337,17 +1240,19 @@ const { localPort: _port, host: _host, ...SHARED_FIELDS } = ROUTE_FIELDS;
 const PROXY_FIELDS = {
   ...SHARED_FIELDS,
   upstream: {
-    guard: proxyUpstream,
-    normalize(upstream: unknown, place: Place) {
-      if (!isText(upstream)) return upstream;
-      if (lacksPort(upstream)) {
+    guard: { ...upstreamAddress, is: isText },
+    as(text: string, place: Place) {
+      const upstream = text.replace(/^:(?=\d+$)/, "localhost:");
+      if (upstreamAddress.is(`${upstream}:1`)) { // Toxiproxy takes it
         place.ignore(`${upstream} has no port; its connections fail`);
+      } else if (!upstreamAddress.is(upstream)) {
+        place.refuse(mismatch(upstreamAddress, upstream));
       }
-      return upstream.replace(/^:(?=\d+$)/, "localhost:");
+      return upstream;
     },
   },
   listen: {
-    guard: listenAddress,
+    guard: address("host:port, [ipv6]:port or :port", ALL_ADDRESSES),
     default: `${LOOPBACK}:0`,
     normalize: unlessEmpty,
   },
@@ -1386,30 +1291,25 @@ export function parseConfig(
   path = "config.yaml",
   given: Omit<ConfigOptions, "routes"> = {},
 ): Config {
-  if (new TextEncoder().encode(text).length > MAX_CONFIG_BYTES) {
-    throw new ConfigError(path, ["expected at most 1 MiB of text, found more"]);
-  }
-  if (text.trim() === "") { // which takes a byte order mark for white space
-    throw new ConfigError(path, ["the file is empty; expected routes"]);
-  }
+  const problem = new TextEncoder().encode(text).length > MAX_CONFIG_BYTES
+    ? "expected at most 1 MiB of text, found more"
+    : text.trim() === "" && "the file is empty; expected routes";
+  if (problem) throw new ConfigError(path, [problem]);
   const read = /\.json$/i.test(path) ? readJson : readYaml;
   return checkConfig(read(text.replace(/^\uFEFF/, ""), path), path, given);
 }
 
 const LINE_END = /\r\n|\r|\n/;
+const TAB = "a tab in the indentation; write spaces";
 
 function readYaml(text: string, path: string): unknown {
   const lines = text.split(LINE_END);
   try {
     let depth = 0; // of brackets, within which indentation means nothing
-    const tab = lines.findIndex((line) => {
+    for (const [i, line] of lines.entries()) {
       const isTab = depth <= 0 && /^ *\t\s*[^\s#]/.test(line);
+      if (isTab) throw new SyntaxError(`${TAB} at line ${i + 1}, column 1`);
       depth += line.split(/[[{]/).length - line.split(/[\]}]/).length;
-      return isTab;
-    });
-    if (tab >= 0) {
-      const place = `at line ${tab + 1}, column 1`;
-      throw new SyntaxError(`a tab in the indentation; write spaces ${place}`);
     }
     // Each alias may copy all keys of the text, 5 million of them in a second.
     const copies = text.includes("<<") ? text.split("*").length - 1 : 0;
@@ -1417,14 +1317,10 @@ function readYaml(text: string, path: string): unknown {
       const hint = "write out what they stand for";
       throw new SyntaxError(`${copies} merge keys (<<) are too many; ${hint}`);
     }
-    const value = parseYaml(text);
     const asText = { schema: "failsafe", allowDuplicateKeys: true } as const;
-    keepOddNumbers(value, parseYaml(text, asText));
-    return value;
+    return keepOddNumbers(parseYaml(text), parseYaml(text, asText));
   } catch (error) {
-    const message = error instanceof RangeError // the parser's stack overflowed
-      ? "nested too deeply"
-      : (error as Error).message;
+    const { message } = error as Error;
     const [, reason, line, column] =
       /^(.*?)(?: at line (\d+), column (-?\d+)|\n|$)/.exec(message) ?? [];
     const at = line && `line ${line}, column ${Math.max(1, Number(column))}: `;
@@ -1437,13 +1333,12 @@ function readYaml(text: string, path: string): unknown {
 }
 
 const PLAIN_NUMBER = /^[-+]?(?:0|[1-9]\d*)?(?:\.\d*)?(?:e-\d+)?$/i;
-
 const isTree = (value: unknown): value is Record<string, unknown> =>
   Array.isArray(value) || isRecord(value);
 
 /** Puts back the text of numbers such as `0755` and `1:30`, from `texts`. */
 function keepOddNumbers(tree: unknown, texts: unknown, seen = new Set()) {
-  if (!isTree(tree) || !isTree(texts) || seen.has(tree)) return;
+  if (!isTree(tree) || !isTree(texts) || seen.has(tree)) return tree;
   seen.add(tree);
   const sources = [texts, ...[texts["<<"]].flat()].filter(isTree);
   for (const [key, each] of Object.entries(tree)) {
@@ -1451,19 +1346,23 @@ function keepOddNumbers(tree: unknown, texts: unknown, seen = new Set()) {
     if (typeof each !== "number") keepOddNumbers(each, text, seen);
     else if (isText(text) && !PLAIN_NUMBER.test(text)) tree[key] = text;
   }
+  return tree;
 }
-
-/** How V8 ends a message, except that of an unexpected token. */
-const JSON_POSITION = /(?: in JSON)? at position (\d+)(?: \(.*\))?$/;
 
 /** Reads JSON; refuses a repeated key, which `JSON.parse` lets pass. */
 function readJson(text: string, path: string): unknown {
   const message = errorInJson(text) ?? repeatedKeyIn(text);
   if (message === undefined) return JSON.parse(text);
-  const [end, position] = JSON_POSITION.exec(message) ?? [];
-  const offset = Number(position ?? findUnexpectedToken(text));
+  const [end, position = 0] =
+    /(?: in JSON)? at position (\d+)(?: \(.*\))?$/.exec(message) ?? [];
+  let offset = Number(position);
+  // V8 names no position of a token, but refuses each longer prefix for it.
+  for (let step = end ? 0 : MAX_CONFIG_BYTES; step >= 1; step /= 2) {
+    const error = errorInJson(text.slice(0, offset + step));
+    if (!error?.endsWith("is not valid JSON")) offset += step;
+  }
   const [before, after] = [text.slice(0, offset), text.slice(offset)];
-  const found = after === "" ? "end" : JSON.stringify(after.at(0));
+  const found = after === "" ? "end" : JSON.stringify(after[0]);
   const reason = end ? message.replace(end, "") : `unexpected ${found}`;
   const lines = before.split(LINE_END);
   const at = `line ${lines.length}, column ${lines.at(-1)!.length + 1}`;
@@ -1485,28 +1384,15 @@ function errorInJson(text: string): string | undefined {
   }
 }
 
-/** The token's offset, by bisection: V8 refuses each longer prefix for it. */
-function findUnexpectedToken(text: string): number {
-  let offset = 0;
-  for (let step = MAX_CONFIG_BYTES; step >= 1; step /= 2) {
-    const error = errorInJson(text.slice(0, offset + step));
-    if (!error?.endsWith("is not valid JSON")) offset += step;
-  }
-  return Math.min(offset, text.length);
-}
-
-/** A brace, or a string; a key includes its colon. */
-const JSON_TOKEN = /[{}]|"[^"\\]*(?:\\.[^"\\]*)*"(?:\s*:)?/g;
-
 /** The message about a repeated key in valid JSON, in V8's form. */
 function repeatedKeyIn(text: string): string | undefined {
   const open: Set<string>[] = []; // the keys of each object
-  for (const { 0: token, index } of text.matchAll(JSON_TOKEN)) {
+  const tokens = text.matchAll(/[{}]|"[^"\\]*(?:\\.[^"\\]*)*"(?:\s*:)?/g);
+  for (const { 0: token, index } of tokens) {
     if (token === "{") open.push(new Set());
     if (token === "}") open.pop();
     if (!token.endsWith(":")) continue;
-    const key = JSON.parse(token.replace(/\s*:$/, ""));
-    const keys = open.at(-1);
+    const [keys, key] = [open.at(-1), JSON.parse(token.slice(0, -1))];
     if (keys?.has(key)) {
       return `${describe(key)} is repeated at position ${index}`;
     }
@@ -1522,22 +1408,18 @@ function checkConfig(
 ): Config {
   return validate(source, (place) => {
     const key = keyOfRoutes(value);
-    const whole = key === "" ? { [key]: value } : value;
-    const { [key]: list = [], ...rest } = isRecord(whole) ? whole : {};
+    const all = key === "" ? { [key]: value } : value;
+    const { [key]: list = [], ...rest } = isRecord(all) ? all : {};
     for (const [name, each] of Object.entries({ ...rest, ...given })) {
       if (IGNORED_KEYS.test(name)) delete rest[name];
       else if (each !== undefined) rest[name] = each;
     }
-    const all = isRecord(whole) ? rest : whole;
-    const config = checkFields(all, place, CONFIG_FIELDS);
+    const good = checkFields(isRecord(all) ? rest : all, place, CONFIG_FIELDS);
     const ignored = key === "routes" ? undefined : [];
     const at = new Place(key, place.problems, ignored);
-    const api = splitApi(config.api);
-    const routes = checkRoutes(list, at, api);
-    if (given && !api && isTree(list) && Object.keys(list).length === 0) {
-      at.refuse("expected at least one route");
-    }
-    return { ...config, routes, ...(api && { api: addressOf(api) }) } as Config;
+    const api = splitApi(good.api);
+    const routes = checkRoutes(list, at, api, given && !api ? 1 : 0);
+    return { ...good, routes, ...(api && { api: addressOf(api) }) } as Config;
   });
 }
 
@@ -1546,7 +1428,7 @@ function keyOfRoutes(value: unknown): "routes" | "proxies" | "" {
   if (!isTree(value)) return "routes";
   // A proxy that is named like a key of the config says so in its `name`.
   const key = ["routes", "proxies", ...Object.keys(CONFIG_FIELDS)].find(
-    (key) => key in value && (value[key] as Draft<Route> | null)?.name !== key,
+    (key) => key in value && (value[key] as Route | null)?.name !== key,
   );
   if (key === "proxies") return key;
   const items = [...new Set(Object.values(value))].filter(isRecord);
@@ -1557,14 +1439,14 @@ function keyOfRoutes(value: unknown): "routes" | "proxies" | "" {
 }
 
 /** Checks routes; names and addresses must be unique, also beside the API's. */
-function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
-  const isByName = place.ignored && isRecord(list);
-  const names = isByName ? Object.keys(list) : [];
-  const values = isByName ? Object.values(list) : list;
+function checkRoutes(list: unknown, place: Place, api?: Address, least = 0) {
+  const names = place.ignored && isRecord(list) ? Object.keys(list) : [];
+  const values = place.ignored && isRecord(list) ? Object.values(list) : list;
   if (!routeList.is(values)) {
     place.refuse(mismatch(routeList, list));
     return [];
   }
+  if (values.length < least) place.refuse("expected at least one route");
   const places = new Map<Partial<Route>, Place>();
   let toxics = 0; // YAML's aliases can make many from little text
   for (const [index, value] of values.entries()) {
@@ -1572,11 +1454,10 @@ function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
     const route = checkRoute(value, own, names[index]);
     places.set(route, own);
     toxics += route.toxics?.length ?? 0;
-    if (toxics > MAX_TOXICS_IN_ALL) {
-      place.refuse(`expected at most ${MAX_TOXICS_IN_ALL} toxics in all`);
-      break;
-    }
-    if (place.problems.length >= MAX_PROBLEMS) break;
+    if (toxics > MAX_ALL_TOXICS || place.problems.length >= MAX_PROBLEMS) break;
+  }
+  if (toxics > MAX_ALL_TOXICS) {
+    place.refuse(`expected at most ${MAX_ALL_TOXICS} toxics in all`);
   }
   checkUnique(places, api);
   const routes = [...places.keys()];
@@ -1586,11 +1467,11 @@ function checkRoutes(list: unknown, place: Place, api?: Address): Route[] {
 }
 
 /** Checks a route, in Toxiproxy's form if the place has `ignored`. */
-function checkRoute(value: unknown, place: Place, name?: string): Draft<Route> {
+function checkRoute(value: unknown, place: Place, name?: string) {
   if (fromToxiproxy.has(value as object)) return value as Route; // is checked
   const before = place.ignored?.length;
   const named = { guard: routeName, default: name };
-  const fields: Draft<RouteOptions & { listen: string }> = place.ignored
+  const fields: Partial<RouteOptions & { listen: string }> = place.ignored
     ? checkFields(value, place, { ...PROXY_FIELDS, name: named })
     : checkFields(value, place, ROUTE_FIELDS);
   const { listen, toxics: written = [], ...rest } = fields;
@@ -1598,6 +1479,7 @@ function checkRoute(value: unknown, place: Place, name?: string): Draft<Route> {
   const own = checkToxics(written, place.at("toxics"));
   const toxics = withProfile(rest.profile ?? "", own);
   const route = { ...rest, ...(listen && hostAndPort(listen)), toxics };
+  checkCount(route, place);
   if (place.ignored) fromToxiproxy.set(route, place.ignored.slice(before));
   return route;
 }
@@ -1651,9 +1533,8 @@ function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
   const byPort = Map.groupBy(routes, ({ localPort }) => localPort);
   const next = new Map(routes.map((route) => {
     const to = splitAddress(route.upstream ?? "");
-    const there = byPort.get(to?.port)?.find(({ host = LOOPBACK }) =>
-      to && reaches(to.hostname, host)
-    );
+    const there = to && byPort.get(to.port)
+      ?.find(({ host = LOOPBACK }) => reaches(to.hostname, host));
     return [route, there];
   }));
   for (const route of routes) {
@@ -1666,6 +1547,45 @@ function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
     const problem = `connections would go in a circle, ${names}; ${hint}`;
     return { route, problem };
   }
+}
+
+/** Leaves out what is the default of its field, at any depth. */
+function withoutDefaults(value: unknown, of: Partial<Field<unknown>>): unknown {
+  const { fields, items } = of;
+  if (items && Array.isArray(value)) {
+    return value.map((each) => withoutDefaults(each, items));
+  }
+  if (!fields || !isRecord(value)) return value;
+  const kept = Object.entries(value).flatMap(([key, each]) => {
+    const short = withoutDefaults(each, fields[key] ?? {});
+    const isDefault = isDeepStrictEqual(short, fields[key]?.default);
+    return isDefault ? [] : [[key, short]];
+  });
+  return Object.fromEntries(kept);
+}
+
+/** A config as YAML, without what is the default. */
+function toYaml(config: Config): string {
+  const routes = config.routes.map((route) => {
+    const own = ownToxics(route);
+    // Once one of its toxics was removed, a profile does not stand for the rest.
+    const all = withProfile(route.profile, own);
+    const isWhole = isDeepStrictEqual(all, route.toxics);
+    const profile = isWhole ? route.profile : "";
+    const toxics = (isWhole ? own : route.toxics).map((toxic) => {
+      const { type, stream } = toxic;
+      const name = { guard: routeName, default: `${type}_${stream}` };
+      const { attributes: fields } = TOXICS[type];
+      const attributes = { ...TOXIC_FIELDS.attributes, fields };
+      const all = { ...TOXIC_FIELDS, name, attributes };
+      return withoutDefaults(toxic, { fields: all });
+    });
+    const name = { guard: routeName, default: `${route.localPort}` };
+    const fields = { ...ROUTE_FIELDS, name };
+    return withoutDefaults({ ...route, profile, toxics }, { fields });
+  });
+  const all = { ...config, routes };
+  return stringify(withoutDefaults(all, { fields: CONFIG_FIELDS }));
 }
 
 // ---- Link: one direction of one connection ----------------------------------
@@ -1682,7 +1602,6 @@ class Stage {
   /** What it holds, as a list: `shift` of a long array moves all the rest. */
   first?: Held;
   last?: Held;
-  /** When it ends the connection. */
   cut?: { readonly at: number; readonly how: "close" | "reset" };
   lastLeft = -Infinity; // when the chunk that left last was due
   bytes = 0; // that it holds
@@ -1704,7 +1623,7 @@ const lineOf = ({ type, attributes }: Toxic) =>
 /**
  * Forwards what one side sends to the other, through the toxics that act on it.
  * Each toxic holds what is not due yet, and then forwards it to the next one.
- * `write` waits until there is room, so that a slow reader slows the sender.
+ * A write waits until there is room, so that a slow reader slows the sender.
  */
 class Link {
   /** The toxic that closes the connection once all before is delivered. */
@@ -1712,7 +1631,7 @@ class Link {
   readonly #stages: Stage[] = [];
   #stopped = false;
   #ended = false;
-  #heldBytes = 0;
+  heldBytes = 0;
   #since = 0; // when the chunk that a toxic processes now arrived there
   #nap: AbortController | undefined;
   #due = Infinity; // when `#run` looks again
@@ -1734,11 +1653,9 @@ class Link {
       this.#ended = true;
     },
   });
-  readonly #writer = this.#stream.writable.getWriter();
+  readonly writer = this.#stream.writable.getWriter();
   readonly readable = this.#stream.readable;
-  readonly write = (chunk: Bytes) => this.#writer.write(chunk);
 
-  /** `cut` is called when a toxic ends the connection. */
   constructor(
     readonly cut: (toxic: string, how: "close" | "reset") => void,
     readonly begin: (toxic: Toxic, out: ToxicOutput) => ActiveToxic,
@@ -1749,7 +1666,11 @@ class Link {
     if (this.#stopped) return;
     let last = -1;
     for (const stage of [...this.#stages]) {
-      const index = toxics.findIndex((toxic) => canBecome(stage.toxic, toxic));
+      const { name, type, after } = stage.toxic;
+      const index = toxics.findIndex((toxic) =>
+        toxic.name === name && toxic.type === type &&
+        isDeepStrictEqual(toxic.after, after)
+      );
       if (index > last) last = index;
       else this.#remove(stage); // it is gone, or has another place now
     }
@@ -1760,24 +1681,21 @@ class Link {
     });
   }
 
-  get isBuffering(): boolean {
-    return this.#heldBytes > 0 && !this.#stopped;
-  }
-
   /** Ends the stream once all that was written has been delivered. */
   end(): void {
-    this.#writer.close().catch(expectedOfDelivery);
+    this.writer.close().catch(() => {}); // `#carry` handles it
   }
 
   /** Ends the stream at once; what has not been delivered is lost. */
   abort(): void {
     this.stop();
-    this.#writer.abort().catch(expectedOfDelivery);
+    if (!this.#ended) this.writer.abort().catch(() => {}); // it has failed
   }
 
   /** Discards what it holds and what comes; no toxic can end the connection. */
   stop(): void {
     this.#stopped = true;
+    this.heldBytes = 0;
     for (const stage of this.#stages) this.#takeTurn(stage); // gives it back
     this.#nap?.abort("stopped");
     this.#room?.resolve();
@@ -1830,7 +1748,7 @@ class Link {
   /** Whether the buffer of each `bandwidth` has room for more data. */
   #hasRoom(): boolean {
     let [bytes, delay] = [0, 50]; // ms of lead, so that no line runs empty
-    return this.#heldBytes <= this.#most && this.#stages.every((stage) => {
+    return this.heldBytes <= this.#most && this.#stages.every((stage) => {
       const [rate, buffer] = lineOf(stage.toxic);
       bytes += stage.bytes;
       const isFull = bytes > buffer + rate * delay;
@@ -1847,7 +1765,7 @@ class Link {
     else stage.first = held;
     stage.last = held;
     stage.bytes += sizeOf(held);
-    this.#heldBytes += HELD_OVERHEAD_BYTES + sizeOf(held);
+    this.heldBytes += HELD_OVERHEAD_BYTES + sizeOf(held);
   }
 
   #shift(stage: Stage, first: Held): Held {
@@ -1855,7 +1773,7 @@ class Link {
     if (stage.last === first) stage.last = undefined;
     first.next = undefined; // or it would keep those behind it in memory
     stage.bytes -= sizeOf(first);
-    this.#heldBytes -= HELD_OVERHEAD_BYTES + sizeOf(first);
+    this.heldBytes -= HELD_OVERHEAD_BYTES + sizeOf(first);
     return first;
   }
 
@@ -1877,13 +1795,11 @@ class Link {
     stage.endTurn = undefined;
     const [rate, , isShared] = lineOf(toxic);
     if (!first || !isShared || rate === 0 || this.#stopped) return;
-    const line = lines.get(toxic) ?? { turns: 0, freeAt: 0 };
-    lines.set(toxic, line);
+    const line = lines.getOrInsert(toxic, { turns: 0, freeAt: 0 });
     const most = Math.ceil(rate * Math.min(10, 50 / ++line.turns));
     let left = Math.min(stage.bytes, most);
     const ms = left / rate;
-    const at = Math.max(first.since, lastLeft, line.freeAt) + ms;
-    line.freeAt = at;
+    const at = line.freeAt = Math.max(first.since, lastLeft, line.freeAt) + ms;
     stage.endTurn = () => {
       line.turns--;
       if (at > performance.now()) line.freeAt -= ms;
@@ -1895,7 +1811,7 @@ class Link {
         each.next = { ...each, what: bytes.subarray(left) };
         each.what = bytes.subarray(0, left);
         if (stage.last === each) stage.last = each.next;
-        this.#heldBytes += HELD_OVERHEAD_BYTES;
+        this.heldBytes += HELD_OVERHEAD_BYTES;
       }
       each.at = at;
       left -= sizeOf(each);
@@ -1955,14 +1871,6 @@ class Link {
   }
 }
 
-/** Whether an active toxic can be updated to another one in place. */
-const canBecome = (from: Toxic, to: Toxic) =>
-  from.name === to.name && from.type === to.type &&
-  isDeepStrictEqual(from.after, to.after);
-
-/** Ignores an error that follows from an end which is reported elsewhere. */
-function expectedOfDelivery(): void {}
-
 /** Waits until `performance.now()` reaches a time, or the signal is aborted. */
 async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
@@ -1974,7 +1882,6 @@ async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
   }
 }
 
-/** Waits about that long, or until the signal is aborted. */
 async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, ms);
@@ -1995,23 +1902,13 @@ const MAX_READ_BYTES = 256 * 1024;
  * Without that connection they wait for turns of `setImmediate` (15 ms).
  */
 class PollGate {
-  #listeners = 0;
-  #pair: readonly Deno.TcpConn[] = [];
-  #openedAt = 0;
-  #work = 0; // what was done since the last poll, in bytes
-  #poll: Promise<void> | undefined;
-
-  /** Call it for each listener: the first one opens the connection. */
-  async retain(): Promise<void> {
-    if (++this.#listeners === 1) await this.#openPair();
-  }
-
-  release(): void {
-    if (--this.#listeners === 0) this.#closePair();
-  }
+  static #pair: readonly Deno.TcpConn[] = [];
+  static #openedAt = -Infinity;
+  static #work = 0; // what was done since the last poll, in bytes
+  static #poll: Promise<void> | undefined;
 
   /** What to wait for, if anything, after reading or before writing bytes. */
-  pass(bytes: number): Promise<void> | undefined {
+  static pass(bytes: number): Promise<void> | undefined {
     this.#work += bytes + 2 * 1024; // what a call costs besides its bytes
     if (this.#work < 1024 * 1024) return undefined; // about 0.5 ms
     // Bulk checks again, so that small requests do not queue behind it.
@@ -2022,10 +1919,13 @@ class PollGate {
     this.#poll = this.#startPoll();
   }
 
-  async #startPoll(): Promise<void> {
+  static async #startPoll(): Promise<void> {
     this.#work = 0;
+    // Not at each poll: it takes file descriptors, and may not return.
+    const mayOpen = performance.now() > this.#openedAt + 1000;
+    if (mayOpen && this.#pair.length === 0) this.#open();
     const [from, to] = this.#pair;
-    const timer = setTimeout(() => this.#closePair(), 100); // is broken then
+    const timer = setTimeout(() => this.close(), 100); // is broken then
     // After a read that fills its buffer the next does not poll: room for 2.
     const [size] = await Promise.all([
       to?.read(new Uint8Array(2)),
@@ -2033,26 +1933,24 @@ class PollGate {
     ]).catch(() => []); // it was closed, or is broken
     clearTimeout(timer);
     if (size !== 1) {
-      this.#closePair();
-      // Not at each poll: it takes file descriptors, and may not return.
-      const isDue = performance.now() > this.#openedAt + 1000;
-      if (isDue && this.#listeners > 0) this.#openPair();
+      if (to) this.close();
       for (let turn = 0; turn < 64; turn++) await setImmediate();
     }
     this.#work = 0;
     this.#poll = undefined;
   }
 
-  async #openPair(): Promise<void> {
+  static async #open(): Promise<void> {
     this.#openedAt = performance.now();
     if (!mayUseLoopback()) return;
+    const closed = this.#pair;
     try {
       using opened = new DisposableStack();
       using listener = Deno.listen({ hostname: LOOPBACK, port: 0 });
       const from = opened.use(await Deno.connect(listener.addr as Address));
       const to = opened.use(await listener.accept());
       const isOwn = to.remoteAddr.port === from.localAddr.port;
-      if (!isOwn || this.#listeners === 0 || this.#pair.length > 0) return;
+      if (!isOwn || this.#pair !== closed) return;
       this.#pair = [from, to];
       opened.move(); // or they would be closed here
     } catch {
@@ -2060,13 +1958,11 @@ class PollGate {
     }
   }
 
-  #closePair(): void {
+  static close(): void {
     for (const conn of this.#pair) conn.close();
     this.#pair = [];
   }
 }
-
-const pollGate = new PollGate();
 
 /** Whether loopback is permitted; Deno would ask for the permission. */
 const mayUseLoopback = () =>
@@ -2075,15 +1971,13 @@ const mayUseLoopback = () =>
 
 /** What a connection needs of a socket. */
 interface Socket {
-  /** The peer's address, `host:port`. */
-  readonly peer: string;
+  readonly peer: string; // its address, `host:port`
   /** The next bytes, which the caller then owns; null at the end of stream. */
   read(): Promise<Bytes | null>;
   /** Owns the bytes from then on; resolves when the system has all of them. */
   write(bytes: Bytes): Promise<void>;
   closeWrite(): Promise<void> | void;
-  /** Closes it; `reset` sends a RST, where the kind of socket can. */
-  close(how?: "close" | "reset"): void;
+  close(how?: "close" | "reset"): void; // `reset` by a RST, where it can
 }
 
 /** Used buffers of the largest size: a new one takes twice the time. */
@@ -2116,11 +2010,10 @@ function denoSocket(conn: Deno.TcpConn): Socket {
       return bytes;
     },
     async write(bytes) {
-      let written = await conn.write(bytes);
-      while (written < bytes.length) {
-        written += await conn.write(bytes.subarray(written));
-      }
-      const isSpare = bytes.length === MAX_READ_BYTES; // so all of its buffer
+      const { length } = bytes;
+      let sent = await conn.write(bytes);
+      while (sent < length) sent += await conn.write(bytes.subarray(sent));
+      const isSpare = length === MAX_READ_BYTES; // so all of its buffer
       if (isSpare && spareBuffers.length < 16) spareBuffers.push(bytes);
     },
     closeWrite: () => conn.closeWrite(),
@@ -2160,11 +2053,9 @@ function nodeSocket(socket: net.Socket): Socket {
     peer: addressOf({ hostname, port }),
     async read() {
       if (socket.readableEnded) return null;
-      if (socket.closed) {
-        const rest: Bytes | null = socket.read();
-        if (rest) return withoutBuffer(rest);
-        throw socket.errored ?? CLOSED;
-      }
+      const rest: Bytes | null = socket.closed ? socket.read() : null;
+      if (rest) return withoutBuffer(rest);
+      if (socket.closed) throw socket.errored ?? CLOSED;
       next ??= Promise.withResolvers(); // an earlier call may still wait
       socket.resume();
       return await next.promise;
@@ -2207,9 +2098,6 @@ export class ListenError extends Error {
   }
 }
 
-/** Accepts one by one. Its `close` resolves when the address is free again. */
-type Listener = Awaited<ReturnType<typeof listenOnDeno | typeof listenOnNode>>;
-
 function listenOnDeno(address: Address) {
   const listener = Deno.listen(address);
   let accepting: Promise<Socket> | undefined;
@@ -2217,7 +2105,6 @@ function listenOnDeno(address: Address) {
     addr: listener.addr as Address,
     accept: () => accepting = listener.accept().then(denoSocket),
     async close() {
-      pollGate.release();
       listener.close();
       await accepting?.catch(() => {}); // it is open until that ends
     },
@@ -2250,7 +2137,6 @@ async function listenOnNode({ hostname, port }: Address) {
       return accepted.shift()!;
     },
     close() {
-      pollGate.release();
       clearInterval(rearm);
       server.close();
       for (const socket of accepted) socket.close();
@@ -2260,20 +2146,20 @@ async function listenOnNode({ hostname, port }: Address) {
 }
 
 /** Lookups under way, by name: each takes a thread, of which there are few. */
-const lookups = new Map<string, Promise<string[]>>();
+const lookups = new Map<string, Promise<{ address: string }[]>>();
 
 async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
   signal.throwIfAborted();
   if (net.isIP(host)) return [host];
   if (host === "localhost") return [LOOPBACK, "::1"];
-  const lookup = lookups.get(host) ??
-    dns.lookup(host, { all: true })
-      .then((found) => found.map(({ address }) => address))
-      .finally(() => lookups.delete(host));
-  lookups.set(host, lookup);
+  const lookup = lookups.getOrInsertComputed(
+    host,
+    () => dns.lookup(host, { all: true }).finally(() => lookups.delete(host)),
+  );
   const { promise: aborted, reject } = Promise.withResolvers<never>();
   using _ = addAbortListener(signal, () => reject(signal.reason));
-  return await Promise.race([lookup, aborted]);
+  const found = await Promise.race([lookup, aborted]);
+  return found.map(({ address }) => address);
 }
 
 /** Listens on a route's address, with Node's sockets if `resettable`. */
@@ -2283,18 +2169,15 @@ async function listen(route: Route, resettable: boolean, signal: AbortSignal) {
     try {
       const [hostname = host] = await lookUp(host, signal);
       const listenOn = resettable ? listenOnNode : listenOnDeno;
-      const listener = await listenOn({ hostname, port });
-      await pollGate.retain();
-      return listener;
+      return await listenOn({ hostname, port });
     } catch (error) {
       signal.throwIfAborted();
-      if (!hasCode(error, "EADDRINUSE") || attempt === 20) {
-        const asked = addressOf({ hostname: host, port });
-        throw new ListenError(`route ${name}`, asked, error);
-      }
+      const asked = addressOf({ hostname: host, port });
+      const isFinal = attempt === 20 || !hasCode(error, "EADDRINUSE");
+      if (isFinal) throw new ListenError(`route ${name}`, asked, error);
+      // A process that was just started may have a copy of a closed socket.
+      await sleep(10, signal);
     }
-    // A process that was just started may still have a copy of a closed socket.
-    await sleep(10, signal);
   }
 }
 
@@ -2324,9 +2207,8 @@ const hasCode = (error: unknown, ...codes: string[]) =>
   codes.includes((error as NodeJS.ErrnoException).code ?? "");
 
 /** An error in the system's words, without its number. */
-function causeOf(error: unknown): string {
-  return (error as Error).message.replace(/^Error: | \(os error \d+\)/g, "");
-}
+const causeOf = (error: unknown) =>
+  (error as Error).message.replace(/^Error: | \(os error \d+\)/g, "");
 
 // ---- Connection: accept, decide, delay, dial, two links, one outcome --------
 
@@ -2357,11 +2239,15 @@ function actingOn(seed: number, route: Route, number: number): Toxic[] {
 }
 
 const toMicroseconds = (ms: number) => Math.round(ms * 1000) / 1000;
+const msSince = (start: number) => toMicroseconds(performance.now() - start);
+
+/** A schedule, when it began, and its next edge after that, in ms. */
+type Plan = { schedule: Schedule; start: number; time: number };
 
 /** Follows the schedules of toxics or outages, and counts what is on. */
 class Timetable {
   readonly #on = new Set<string>();
-  #followed = new Map<string, { schedule: Schedule; start: number }>();
+  #plans = new Map<string, Plan>(); // by name
   #stop: AbortController | undefined;
 
   /** `turn` is called when something goes on or off. */
@@ -2374,36 +2260,41 @@ class Timetable {
 
   /** Leaves out the toxics that are off. */
   readonly select = (toxics: readonly Toxic[]) =>
-    toxics.filter(({ name }) => this.isOn(name) || !this.#followed.has(name));
+    toxics.filter(({ name }) => this.isOn(name) || !this.#plans.has(name));
 
-  /** Follows these from now on, and no others. */
+  /** Follows these, and no others. With another start one begins anew. */
   async follow(
     all: readonly { name: string; schedule?: Schedule }[],
     epoch = 0,
     opened = epoch,
   ): Promise<void> {
-    const next = new Map(all.map(({ name, schedule = {} }) => {
+    const before = this.#plans;
+    const plans = this.#plans = new Map(all.map(({ name, schedule = {} }) => {
       const start = schedule.from === "connection" ? opened : epoch;
-      return [name, { schedule, start }];
+      const plan = { schedule, start, time: performance.now() - start };
+      const last = before.get(name) ?? plan;
+      const isSame = isDeepStrictEqual({ ...plan, time: last.time }, last);
+      return [name, isSame ? last : plan]; // keeps a late edge
     }));
-    if (isDeepStrictEqual(next, this.#followed)) return; // keeps late edges
-    this.#followed = next;
+    if (isDeepStrictEqual(plans, before)) return;
     this.#stop?.abort("changed");
     const { signal } = this.#stop = new AbortController();
-    for (const name of this.#on.difference(next)) this.#set(name, false);
-    const edges = Array.from(next, ([name, { schedule, start }]) => (
-      { name, schedule, start, time: performance.now() - start }
-    ));
+    for (const name of this.#on) {
+      const isNew = plans.get(name)?.start !== before.get(name)?.start;
+      if (isNew && !signal.aborted) this.#set(name, false);
+    }
     while (!signal.aborted) {
-      for (const edge of edges) {
-        const isDue = edge.start + edge.time <= performance.now();
-        if (!isDue || signal.aborted) continue;
-        // The state at its time, not now: a late edge could be skipped.
-        const { isOn, until } = stateAt(edge.schedule, edge.time);
-        edge.time = until;
-        this.#set(edge.name, isOn);
+      let due = Infinity;
+      for (const [name, plan] of plans) {
+        const isDue = plan.start + plan.time <= performance.now();
+        if (isDue && !signal.aborted) {
+          // The state at its time, not now: a late edge could be skipped.
+          const { isOn, until } = stateAt(plan.schedule, plan.time);
+          plan.time = until;
+          this.#set(name, isOn);
+        }
+        due = Math.min(due, plan.start + plan.time);
       }
-      const due = Math.min(...edges.map(({ start, time }) => start + time));
       if (due === Infinity) return;
       await setImmediate(); // when this is late, connections run first
       await sleepUntil(due, signal);
@@ -2423,7 +2314,6 @@ export type Side = "client" | "upstream";
 
 const OTHER = { client: "upstream", upstream: "client" } as const;
 const STREAM_OF = { client: "upstream", upstream: "downstream" } as const;
-const BYTES_OF = { client: "bytesUp", upstream: "bytesDown" } as const;
 
 /** Why a connection ended. A side alone ended its stream first. */
 export type Outcome =
@@ -2445,27 +2335,14 @@ export type ConnectionEvent =
     | { event: "dropped" }
     | { event: "timed_out"; timeoutMs: number }
     | { event: "delayed"; delayMs: number }
-    | {
-      event: "connected";
-      upstream: string;
-      address: string;
-      dialMs: number;
-      toxics: string[];
-    }
+    | { event: "connected"; upstream: string; address: string }
+      & { dialMs: number; toxics: string[] }
     | { event: "upstream_failed"; upstream: string; cause: string }
     /** The connection ended; each `accepted` has one `closed`. */
-    | Reason & {
-      event: "closed";
-      bytesUp: number;
-      bytesDown: number;
-      durationMs: number;
-    }
+    | Reason
+      & { event: "closed" }
+      & Record<"bytesUp" | "bytesDown" | "durationMs", number>
   );
-
-/** What may be injected: a fault of a route, or a toxic by its type. */
-export type FaultKind =
-  | ("dropRate" | "timeoutRate" | "latencyMs" | "outages")
-  | ToxicType;
 
 /** The statistics of a route's connections. */
 export type RouteStats = {
@@ -2473,8 +2350,8 @@ export type RouteStats = {
   connections: number;
   open: number;
   ended: Partial<Record<Outcome, number>>;
-  /** How often a fault was injected, or a toxic began to act. */
-  faults: Partial<Record<FaultKind, number>>;
+  /** How often a fault was injected, or a toxic of this type began to act. */
+  faults: Partial<Record<keyof Route | ToxicType, number>>;
   toxics: Record<string, number>;
   /** The scheduled toxics and outages that are on, or on how many connections. */
   on: Record<string, number>;
@@ -2533,11 +2410,11 @@ class Connection {
   #links: Partial<Record<Side, Link>> = {};
   toxics: readonly Toxic[] = []; // of its own, which act after the route's
   #acting: Toxic[];
-  readonly #timetable: Timetable;
+  #timetable: Timetable | undefined; // of its own schedules, if it has any
   readonly #aborted = new AbortController();
   #failure: Reason | undefined; // why it ended before both streams did
   #firstToEnd: Side | undefined;
-  #dialDeadline = Infinity;
+  #dialStart = Infinity;
   #delivered = 0;
   #hasMoved = true; // since the last look
   #movedAt = 0; // when bytes last did
@@ -2559,24 +2436,19 @@ class Connection {
     this.record = { number, decision, delayMs, toxics: [], outcome: null };
     if (number <= MAX_RECORDS) counts.first[number - 1] = this.record;
     counts.connections++;
-    this.#timetable = new Timetable(counts, (toxic, edge) => {
-      context.emit({ event: `toxic_${edge}`, ...this.id, toxic });
-      this.#act();
-    });
     this.ended = Promise.resolve().then(() => this.#run(client, decided));
   }
 
   get state() {
-    const { route, connection: number, client } = this.id;
-    const { upstream } = this.route;
-    const ageMs = toMicroseconds(performance.now() - this.#start);
+    const { number, id: { route, client }, route: { upstream } } = this;
+    const ageMs = msSince(this.#start);
     const toxics = this.acting.map(({ name }) => name);
     return { route, number, client, upstream, ...this.#bytes, ageMs, toxics };
   }
 
   get acting(): Toxic[] {
     if (!this.#sockets.upstream || this.#failure) return [];
-    return this.#timetable.select(this.#acting);
+    return this.#timetable?.select(this.#acting) ?? this.#acting;
   }
 
   /** Sets the route's and its own, which replace those of the same name. */
@@ -2592,22 +2464,29 @@ class Connection {
 
   /** Runs the connection until it has ended; never fails. */
   async #run(client: Socket, decision: Decision): Promise<void> {
-    const { kind } = decision;
-    const { upstream } = this.route;
+    const { upstream, timeoutMs } = this.route;
     this.context.emit({ event: "accepted", ...this.id, upstream });
-    if (kind === "forward") await this.#forward(client, decision.delayMs);
-    else if (kind === "timeout") await this.#hold(client);
-    else {
+    if (decision.kind === "forward") {
+      await this.#forward(client, decision.delayMs);
+    } else if (decision.kind === "drop") {
       tally(this.counts.faults, "dropRate");
       this.context.emit({ event: "dropped", ...this.id });
       this.end({ why: "fault" });
+    } else {
+      tally(this.counts.faults, "timeoutRate");
+      this.context.emit({ event: "timed_out", ...this.id, timeoutMs });
+      const read = this.#read("client", client); // and answers nothing
+      if (timeoutMs > 0) {
+        await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
+        this.end({ why: "fault" });
+      }
+      await read;
     }
     this.end();
     const reason = this.#failure ?? { why: this.#firstToEnd ?? "client" };
     tally(this.counts.ended, reason.why);
     this.record.outcome = reason;
-    const durationMs = toMicroseconds(performance.now() - this.#start);
-    const measured = { ...this.#bytes, durationMs };
+    const measured = { ...this.#bytes, durationMs: msSince(this.#start) };
     this.context.emit({ event: "closed", ...this.id, ...reason, ...measured });
   }
 
@@ -2617,27 +2496,11 @@ class Connection {
     Connection.#watched.delete(this);
     if (this.#failure) this.#aborted.abort(CLOSED);
     for (const socket of Object.values(this.#sockets)) socket.close(how);
-    for (const link of Object.values(this.#links)) {
-      if (this.#failure) link.abort();
-      else link.stop();
-    }
+    for (const link of Object.values(this.#links)) link.abort();
     // V8's Map and Set keep what was removed, and all this, until a full GC.
     this.#sockets = {};
     this.#links = {};
-    this.#timetable.follow([]);
-  }
-
-  /** Answers nothing until the timeout, also if the client ends its stream. */
-  async #hold(client: Socket): Promise<void> {
-    const { timeoutMs } = this.route;
-    tally(this.counts.faults, "timeoutRate");
-    this.context.emit({ event: "timed_out", ...this.id, timeoutMs });
-    const read = this.#read("client", client);
-    if (timeoutMs > 0) {
-      await sleepUntil(this.#start + timeoutMs, this.#aborted.signal);
-      this.end({ why: "fault" });
-    }
-    await read;
+    this.#timetable?.follow([]);
   }
 
   async #forward(client: Socket, delayMs: number): Promise<void> {
@@ -2647,9 +2510,8 @@ class Connection {
       this.context.emit({ event: "delayed", ...this.id, delayMs });
       this.#read("client", client, up).then(() => {
         // One that has sent something may be waiting for the answer.
-        if (!this.#sockets.upstream && this.#bytes.bytesUp === 0) {
-          this.end({ why: "client" });
-        }
+        const isGone = !this.#sockets.upstream && this.#bytes.bytesUp === 0;
+        if (isGone) this.end({ why: "client" });
       });
       await sleepUntil(this.#start + delayMs, this.#aborted.signal);
     }
@@ -2667,9 +2529,8 @@ class Connection {
   }
 
   async #dial(): Promise<void> {
-    const { upstream, connectTimeoutMs } = this.route;
-    const start = performance.now();
-    this.#dialDeadline = start + connectTimeoutMs;
+    const { upstream } = this.route;
+    const start = this.#dialStart = performance.now();
     this.#watch();
     try {
       const { signal } = this.#aborted;
@@ -2677,7 +2538,7 @@ class Connection {
       this.#sockets.upstream = socket;
       if (this.#failure) return; // ended meanwhile
       this.#followSchedules();
-      const dialMs = toMicroseconds(performance.now() - start);
+      const dialMs = msSince(start);
       const { dials } = this.counts;
       dials.count++;
       dials.totalMs += dialMs;
@@ -2693,9 +2554,6 @@ class Connection {
       this.#failure = { why: "upstream_failed", cause };
       const failed = { ...this.id, upstream, cause };
       this.context.emit({ event: "upstream_failed", ...failed });
-    } finally {
-      this.#dialDeadline = Infinity;
-      if (!this.#firstToEnd) Connection.#watched.delete(this);
     }
   }
 
@@ -2706,7 +2564,11 @@ class Connection {
       toxic.schedule?.from === "connection" ||
       (toxic.schedule && this.toxics.includes(toxic))
     );
-    this.#timetable.follow(own, this.context.epoch, this.#start);
+    this.#timetable ??= own[0] && new Timetable(this.counts, (toxic, edge) => {
+      this.context.emit({ event: `toxic_${edge}`, ...this.id, toxic });
+      this.#act();
+    });
+    this.#timetable?.follow(own, this.context.epoch, this.#start);
     this.#act();
   }
 
@@ -2747,7 +2609,7 @@ class Connection {
     const sink = new WritableStream<Bytes>({
       write: async (chunk) => {
         const { length } = chunk;
-        const turn = pollGate.pass(length);
+        const turn = PollGate.pass(length);
         if (turn) await turn;
         await socket.write(chunk).catch(fail);
         this.counts.sent[STREAM_OF[from]] += length;
@@ -2758,14 +2620,11 @@ class Connection {
         if (++this.#delivered < 2) await socket.closeWrite()?.catch(fail);
       },
     });
-    try {
-      await link.readable.pipeTo(sink);
-    } catch {
-      return; // it was ended, or `fail` leaves that to the other stream
-    }
+    const isBroken = await link.readable.pipeTo(sink).catch(() => true);
+    if (isBroken) return; // it was ended, or the other stream ends it
     const { closedBy: toxic } = link;
     if (toxic) this.#failure ??= { why: "fault", toxic };
-    if (!toxic && this.#failure?.why !== `${from}_reset`) return;
+    else if (this.#failure?.why !== `${from}_reset`) return;
     this.#sockets[from]?.close();
     this.#links[to]?.abort();
     // Closing a socket with unread bytes would discard what it still sends.
@@ -2778,23 +2637,23 @@ class Connection {
   async #read(from: Side, socket: Socket, link?: Link): Promise<void> {
     try {
       for (let size = 0;;) {
-        const turn = pollGate.pass(size);
+        const turn = PollGate.pass(size);
         if (turn) await turn;
         const bytes = await socket.read();
         if (bytes === null) break;
         size = bytes.length;
         this.#hasMoved = true;
-        this.#bytes[BYTES_OF[from]] += size;
+        this.#bytes[from === "client" ? "bytesUp" : "bytesDown"] += size;
         this.counts.received[STREAM_OF[from]] += size;
         if (!link) continue;
-        const written = link.write(bytes);
+        const written = link.writer.write(bytes);
         // Without an upstream it is read ahead, to notice its end.
-        if (this.#sockets.upstream || this.#bytes.bytesUp > MAX_READ_BYTES) {
-          await written;
-        } else written.catch(expectedOfDelivery);
+        const isFull = this.#bytes.bytesUp > MAX_READ_BYTES;
+        if (this.#sockets.upstream || isFull) await written;
+        else written.catch(() => {}); // `#carry` handles it
       }
       this.#firstToEnd ??= from;
-      if (this.#sockets.client && this.route.halfCloseTimeoutMs) this.#watch();
+      if (this.#sockets.client) this.#watch();
     } catch (error) {
       // If the link has failed, the reason is set, or is in its `closedBy`.
       if (!link?.closedBy) {
@@ -2820,22 +2679,22 @@ class Connection {
     Connection.#interval = undefined;
   }
 
-  /** Ends a dialling that takes too long, and a half-closed connection. */
   #checkTimeouts(): void {
     const { connectTimeoutMs, halfCloseTimeoutMs } = this.route;
     const now = performance.now();
-    if (now >= this.#dialDeadline) {
-      this.#aborted.abort(new Error(`no answer within ${connectTimeoutMs} ms`));
+    if (!this.#sockets.upstream) {
+      if (now < this.#dialStart + connectTimeoutMs) return;
+      const problem = `no answer within ${connectTimeoutMs} ms`;
+      return this.#aborted.abort(new Error(problem));
     }
-    if (this.#hasMoved) this.#movedAt = now;
+    const why = this.#firstToEnd;
+    if (!why) return void Connection.#watched.delete(this); // has been dialled
+    const holds = Object.values(this.#links).some((link) => link.heldBytes > 0);
+    if (this.#hasMoved || holds) this.#movedAt = now;
     this.#hasMoved = false;
-    if (now < this.#movedAt + halfCloseTimeoutMs) return;
-    const isWaiting = !this.#sockets.upstream ||
-      Object.values(this.#links).some((link) => link.isBuffering);
-    const why = this.#firstToEnd ?? "client";
+    if (now < this.#movedAt + (halfCloseTimeoutMs || Infinity)) return;
     const cause = `no byte from the ${OTHER[why]} for ${halfCloseTimeoutMs} ms`;
-    if (isWaiting) this.#movedAt = now;
-    else this.end({ why, cause });
+    this.end({ why, cause });
   }
 }
 
@@ -2894,19 +2753,11 @@ export interface StartOptions {
   resettable?: boolean;
 }
 
-/** A connection in flight, with the bytes so far and the toxics that act. */
-export type LiveConnection = {
-  /** Identifies it among all connections of this proxy. */
-  id: number;
-  route: string;
-  number: number;
-  client: string;
-  upstream: string;
-  bytesUp: number;
-  bytesDown: number;
-  ageMs: number;
-  toxics: string[];
-};
+/** A connection in flight. `id` is its own among all of this proxy. */
+export type LiveConnection =
+  & Record<"route" | "client" | "upstream", string>
+  & Record<"id" | "number" | "bytesUp" | "bytesDown" | "ageMs", number>
+  & { toxics: string[] };
 
 /** What has toxics: a route, by its name, or an open connection, by its id. */
 export type ToxicTarget = string | { connection: number };
@@ -2915,21 +2766,10 @@ interface ProxyContext {
   seed: number;
   epoch: number;
   lastId: number;
-  turn: Promise<unknown>; // settles when all changes of routes are done
   config: Config; // the last that was given
   readonly resettable: boolean;
   readonly stopping: AbortController; // aborts with the error for changes
   readonly emit: (event: ProxyEvent) => void;
-}
-
-/** Listening takes time: changes of routes wait for each other. */
-function inTurn<T>(context: ProxyContext, change: () => Promise<T>) {
-  const changed = context.turn.then(() => {
-    context.stopping.signal.throwIfAborted();
-    return change();
-  });
-  context.turn = changed.catch(() => {}); // the caller gets the error
-  return changed;
 }
 
 /** Serves a route, and changes it as {@linkcode ChaosProxy} decides. */
@@ -2937,10 +2777,9 @@ class LiveRoute {
   lastNumber = 0;
   readonly connections = new Map<number, Connection>(); // in flight, by id
   readonly #resettable: boolean;
-  #listener: Listener | undefined;
-  #host: string | undefined; // on which it has listened last, as an address
+  #listener: Awaited<ReturnType<typeof listen>> | undefined;
+  #serving: AbortController | undefined; // aborts when it closes
   #counts = newCounts();
-  #timed: { name: string; schedule: Outage }[] = []; // the name has the mode
   readonly #hung = new Set<Connection>(); // by an outage, until it is over
   readonly #toxics = new Timetable(this.#counts, (toxic, edge) => {
     const { name: route } = this.route;
@@ -2952,11 +2791,7 @@ class LiveRoute {
     this.context.emit({ event: `outage_${edge}`, route, outage });
     if (edge === "on") tally(this.#counts.faults, "outages");
     else for (const each of this.#hung) each.end({ why: "fault" });
-    if (this.#outage?.reset) {
-      const reason = { why: "fault", cause: "outage" } as const;
-      for (const each of this.connections.values()) each.end(reason, "reset");
-    }
-    if (outage.includes("refuse")) this.#listenUnlessRefusing();
+    this.settle();
   });
 
   constructor(public route: Route, private readonly context: ProxyContext) {
@@ -2964,67 +2799,76 @@ class LiveRoute {
   }
 
   get #outage(): Outage | undefined {
-    return this.#timed.find(({ name }) => this.#outages.isOn(name))?.schedule;
-  }
-
-  /** Whether it listens there, or will once it is enabled. */
-  isAt({ host, localPort }: Route): boolean {
-    return localPort === this.route.localPort &&
-      canonicalHost(host) === canonicalHost(this.route.host);
+    return nameOutages(this.route)
+      .find(({ name }) => this.#outages.isOn(name))?.schedule;
   }
 
   /** The route with its host as an address, to find circles. */
   get resolved(): Route {
-    return { ...this.route, host: this.#host ?? this.route.host };
+    const { host } = this.route;
+    return { ...this.route, host: this.#listener?.addr.hostname ?? host };
   }
 
   /** Listens there, and no longer where it did; nothing is accepted yet. */
-  async open(next: Route): Promise<void> {
-    const { signal } = this.context.stopping;
+  async open(next = this.route, { signal } = this.context.stopping) {
+    if (this.#outage?.mode === "refuse") return;
     const listener = await listen(next, this.#resettable, signal);
-    await this.close();
     if (signal.aborted) await listener.close();
     signal.throwIfAborted();
+    if (this.#listener) await this.close();
     this.#listener = listener;
-    this.#host = listener.addr.hostname;
-    const host = canonicalHost(next.host);
-    const { port: localPort } = listener.addr;
-    // The toxics may have changed meanwhile.
-    this.route = { ...next, host, localPort, toxics: this.route.toxics };
+    const localPort = listener.addr.port;
+    this.route = { ...this.route, host: canonicalHost(next.host), localPort };
   }
 
-  async run(): Promise<void> {
-    const listener = this.#listener;
-    if (!listener) return;
-    const { emit, stopping } = this.context;
+  /** Does what its settings and an outage want. */
+  settle(): Promise<void> | void {
+    const outage = this.#outage;
+    for (const each of outage?.reset ? this.connections.values() : []) {
+      const reason = { why: "fault", cause: "outage" } as const;
+      if (!this.#hung.has(each)) each.end(reason, "reset");
+    }
+    const { aborted } = this.context.stopping.signal;
+    const listens = this.route.enabled && outage?.mode !== "refuse";
+    if (!listens || aborted) return this.close();
+    if (!this.#serving) this.#serve();
+  }
+
+  /** Accepts until it is closed. After an outage it listens again first. */
+  async #serve(): Promise<void> {
+    const serving = this.#serving = new AbortController();
+    const { signal } = serving;
+    const { emit } = this.context;
     const { name: route, upstream } = this.route;
+    let told: string | undefined; // why it cannot listen
+    const fail = async (error: unknown) => {
+      const cause = causeOf(error);
+      const isNews = cause !== told && !signal.aborted;
+      if (isNews) emit({ event: "accept_failed", route, cause });
+      told = this.#listener ? undefined : cause;
+      // Waits for a port or file descriptors, but not when a client has left.
+      const hasLeft = hasCode(error, ...CLIENT_LEFT);
+      if (!hasLeft) await sleep(ACCEPT_PAUSE_MS, signal);
+    };
+    while (!this.#listener && !signal.aborted) {
+      await this.open(this.route, serving).catch(fail);
+    }
+    const listener = this.#listener;
+    if (!listener || signal.aborted) return;
     const address = addressOf(listener.addr);
     const faults = describeFaults(this.route);
     emit({ event: "listening", route, address, upstream, faults });
-    while (listener === this.#listener) {
-      try {
-        const client = await listener.accept();
-        if (listener === this.#listener) this.#admit(client);
-        else client.close();
-      } catch (error) {
-        if (listener !== this.#listener) return;
-        emit({ event: "accept_failed", route, cause: causeOf(error) });
-        // Waits for file descriptors, but not when a client has left again.
-        const hasLeft = hasCode(error, ...CLIENT_LEFT);
-        if (!hasLeft) await sleep(ACCEPT_PAUSE_MS, stopping.signal);
-      }
-    }
+    const admit = (client: Socket) =>
+      signal.aborted ? client.close() : this.#admit(client);
+    while (!signal.aborted) await listener.accept().then(admit).catch(fail);
   }
 
   followSchedules(): void {
-    const { toxics, outages } = this.route;
     const { epoch } = this.context;
-    const ofStart = toxics.filter(({ schedule }) => schedule?.from === "start");
+    const ofStart = this.route.toxics
+      .filter(({ schedule }) => schedule?.from === "start");
     this.#toxics.follow(ofStart, epoch);
-    this.#timed = outages.map((schedule, i) => (
-      { name: `outage ${i + 1} (${schedule.mode})`, schedule }
-    ));
-    this.#outages.follow(this.#timed, epoch);
+    this.#outages.follow(nameOutages(this.route), epoch);
     this.#act();
   }
 
@@ -3033,51 +2877,36 @@ class LiveRoute {
     for (const each of this.connections.values()) each.setToxics(toxics);
   }
 
-  #listenUnlessRefusing(): void {
-    const { emit, stopping: { signal } } = this.context;
-    inTurn(this.context, () => this.update({})).catch(async (error) => {
-      if (signal.aborted) return;
-      const { name: route } = this.route;
-      emit({ event: "accept_failed", route, cause: causeOf(error) });
-      await sleep(ACCEPT_PAUSE_MS, signal);
-      this.#listenUnlessRefusing();
-    });
-  }
-
-  /** Updates settings. With `toxics`, a restart counts connections from 1. */
-  async update(changes: Partial<Route>): Promise<Route> {
-    const wanted = { ...this.route, ...changes };
+  /** Asks `change` again once it listens: toxics may change meanwhile. */
+  async update(change: (now: Route) => Route): Promise<Route> {
+    const { route: before } = this;
+    const wanted = change(before);
     if (needsReset(wanted)) this.assertResettable();
-    const { profile: before } = this.route;
-    wanted.host = canonicalHost(wanted.host);
-    const moves = !this.isAt(wanted);
-    const restarts = moves || wanted.upstream !== this.route.upstream;
-    const listens = wanted.enabled && this.#outage?.mode !== "refuse";
-    const opens = listens && (moves || !this.#listener);
-    if (opens && wanted.localPort === this.#listener?.addr.port) {
-      await this.update({ enabled: false }); // frees its own port
+    const moves = !isSameAddress(wanted, before);
+    const restarts = moves || wanted.upstream !== before.upstream;
+    if (wanted.enabled && (moves || !before.enabled)) {
+      try {
+        const isOwnPort = wanted.localPort === before.localPort;
+        if (isOwnPort || !this.#listener) await this.close(); // makes way
+        await this.open(wanted);
+      } catch (error) {
+        this.settle(); // listens again where it did
+        throw error;
+      }
     }
-    if (!listens) await this.close();
-    if (moves) this.#host = undefined;
-    if (opens) await this.open(wanted);
-    else this.route = { ...wanted, toxics: this.route.toxics };
     const cut = restarts || !wanted.enabled ? this.cut() : undefined;
-    const { received, sent } = newCounts();
-    if (restarts) this.#counts = { ...this.#counts, received, sent };
-    if (changes.toxics) {
-      if (restarts) this.lastNumber = 0;
-      this.setToxics(changes.toxics);
-    } else if (wanted.profile !== before) {
-      const gone = toxicsOf(before);
-      const own = this.route.toxics.filter((toxic) =>
-        !gone.some((each) => isDeepStrictEqual(each, toxic))
-      );
-      this.setToxics(withProfile(wanted.profile, own));
+    if (restarts) {
+      const { received, sent } = newCounts();
+      this.#counts = { ...this.#counts, received, sent };
+      this.lastNumber = 0;
     }
-    if (opens) this.run();
-    if (changes.outages) this.followSchedules();
-    await cut;
-    if (Object.keys(changes).length > 0) this.tell("route_changed");
+    const { toxics, ...next } = change(this.route);
+    const host = canonicalHost(next.host);
+    const localPort = this.#listener?.addr.port ?? next.localPort;
+    this.route = { ...this.route, ...next, host, localPort };
+    this.setToxics(toxics);
+    await Promise.all([cut, this.settle()]);
+    this.tell("route_changed");
     return this.route;
   }
 
@@ -3097,8 +2926,15 @@ class LiveRoute {
       emit({ event, ...of, toxic: name, effect });
     }
     for (const toxic of gone) emit({ event: "toxic_removed", ...of, toxic });
-    if (!connection) return this.followSchedules();
-    connection.setToxics(this.#toxics.select(this.route.toxics), toxics);
+    const ofRoute = this.#toxics.select(this.route.toxics);
+    if (connection) connection.setToxics(ofRoute, toxics);
+    else this.followSchedules();
+    const all = [...this.route.toxics, ...toxics, ...nameOutages(this.route)];
+    const names = all.map(({ name }) => name);
+    const { on } = this.#counts;
+    for (const name in on) { // what is gone is not counted as off
+      if (on[name] === 0 && !names.includes(name)) delete on[name];
+    }
   }
 
   assertResettable(): void {
@@ -3117,6 +2953,8 @@ class LiveRoute {
 
   /** Stops listening; resolves when the address is free. */
   async close(): Promise<void> {
+    this.#serving?.abort();
+    this.#serving = undefined;
     const listener = this.#listener;
     this.#listener = undefined;
     await listener?.close();
@@ -3151,14 +2989,9 @@ class LiveRoute {
       const all = { connections: "1-", dropRate, timeoutRate: 1, timeoutMs: 0 };
       route = { ...route, ...all };
     }
-    const connection = new Connection(
-      client,
-      route,
-      ++this.lastNumber,
-      this.#resettable,
-      this.#counts,
-      this.context,
-    );
+    const settings = [this.#resettable, this.#counts, this.context] as const;
+    const number = ++this.lastNumber;
+    const connection = new Connection(client, route, number, ...settings);
     const id = ++this.context.lastId;
     this.connections.set(id, connection);
     if (outage?.mode === "hang") this.#hung.add(connection);
@@ -3168,6 +3001,15 @@ class LiveRoute {
     });
   }
 }
+
+const nameOutages = ({ outages }: Route) =>
+  outages.map((schedule, i) => (
+    { name: `outage ${i + 1} (${schedule.mode})`, schedule }
+  ));
+
+const isSameAddress = (a: Route, b: Route) =>
+  a.localPort === b.localPort &&
+  canonicalHost(a.host) === canonicalHost(b.host);
 
 /** Merges by name: `next` where it differs from `before`, else `now`. */
 function merge<T extends { name: string }>(...lists: (readonly T[])[]): T[] {
@@ -3181,11 +3023,19 @@ function merge<T extends { name: string }>(...lists: (readonly T[])[]): T[] {
 
 /** Merges the settings of a route in the same way, and its toxics. */
 function mergeRoute(next: Route, now = next, before = now): Route {
-  const changes = Object.entries(next).filter(([key, value]) =>
+  const { toxics, ...settings } = next;
+  const changes = Object.entries(settings).filter(([key, value]) =>
     !isDeepStrictEqual(value, before[key as keyof Route])
   );
-  const toxics = merge(next.toxics, now.toxics, before.toxics);
-  return { ...now, ...Object.fromEntries(changes), toxics };
+  const changed = changeRoute(now, Object.fromEntries(changes));
+  return { ...changed, toxics: merge(toxics, changed.toxics, before.toxics) };
+}
+
+/** Another profile's toxics replace the last one's, if no toxics are given. */
+function changeRoute(now: Route, changes: Partial<Route>): Route {
+  const next = { ...now, ...changes };
+  if (next.profile === now.profile) return next;
+  return { ...next, toxics: withProfile(next.profile, ownToxics(now)) };
 }
 
 const resets = ({ type, toxicity, attributes: { rate, reset } }: Toxic) =>
@@ -3206,31 +3056,36 @@ export class ChaosProxy implements AsyncDisposable {
   static #warm: Promise<void> | undefined;
   readonly #routes = new Map<string, LiveRoute>();
   readonly #start = performance.now();
+  #turn: Promise<unknown> = Promise.resolve(); // of the last change of a route
 
   private constructor(private readonly context: ProxyContext) {}
 
   /** Listens on all routes or none; {@linkcode serveApi} serves the `api`. */
   static async start(
     config: ConfigOptions,
-    { onEvent: emit = () => {}, resettable = false }: StartOptions = {},
+    { onEvent = () => {}, resettable = false }: StartOptions = {},
   ): Promise<ChaosProxy> {
+    const history = new EventHistory();
+    const emit = (event: ProxyEvent) => {
+      history.add(event);
+      onEvent(event);
+    };
     const checked = checkConfig(config, "config");
     const { seed = randomSeed(), routes } = checked;
     await (this.#warm ??= this.#warmUp(resettable));
     const stopping = new AbortController();
-    const settings = { seed, config: checked, resettable, stopping, emit };
-    const state = { epoch: 0, lastId: 0, turn: Promise.resolve() };
-    const proxy = new ChaosProxy({ ...settings, ...state });
+    const state = { seed, epoch: 0, lastId: 0, config: checked };
+    const context = { ...state, resettable, stopping, emit };
+    const proxy = new ChaosProxy(context);
     await proxy.#open(routes);
-    for (const each of routes) {
-      const warnings = firstOf(warningsOf(each));
-      const { name: route } = each;
-      if (warnings[0]) emit({ event: "config_warning", route, warnings });
-      proxy.#target(route).live.run();
+    for (const route of routes) {
+      proxy.#warn(route);
+      proxy.#target(route.name).live.settle();
     }
     emit({ event: "started", routes: routes.length, seed });
-    proxy.context.epoch = performance.now();
+    context.epoch = performance.now();
     for (const live of proxy.#routes.values()) live.followSchedules();
+    HISTORIES.set(proxy, history);
     return proxy;
   }
 
@@ -3285,6 +3140,11 @@ export class ChaosProxy implements AsyncDisposable {
     return [...this.#routes.values().map(({ route }) => route)];
   }
 
+  /** A config that starts a proxy as this one is now. */
+  toConfig(): Config {
+    return { ...this.context.config, seed: this.seed, routes: this.routes };
+  }
+
   /** How many connections are in flight. */
   get connections(): number {
     return this.#live.size;
@@ -3293,8 +3153,7 @@ export class ChaosProxy implements AsyncDisposable {
   /** Whether it accepts connections, and for how long it has run. */
   health(): { status: "ok" | "draining"; version: string; uptimeMs: number } {
     const status = this.context.stopping.signal.aborted ? "draining" : "ok";
-    const uptimeMs = toMicroseconds(performance.now() - this.#start);
-    return { status, version: deno.version, uptimeMs };
+    return { status, version: deno.version, uptimeMs: msSince(this.#start) };
   }
 
   /** A route as it stands. */
@@ -3318,12 +3177,12 @@ export class ChaosProxy implements AsyncDisposable {
   /** Adds a route, with its toxics, and listens on it. */
   async addRoute(options: RouteOptions): Promise<Route> {
     const route = validate("route", (place) => checkRoute(options, place));
-    return await inTurn(this.context, () => this.#add(route as Route));
+    return await this.#inTurn(() => this.#add(route as Route));
   }
 
   /**
    * Changes a route. Another address or upstream, or `enabled: false`, cuts its
-   * connections. If only the host changes and this throws, it stays disabled.
+   * connections, and the former counts them from 1 again.
    */
   async updateRoute(
     name: string,
@@ -3334,12 +3193,14 @@ export class ChaosProxy implements AsyncDisposable {
       `route ${name}`,
       (place) => checkFields(changes, place, fields, true),
     );
-    return await inTurn(this.context, () => this.#change(name, checked));
+    return await this.#inTurn(() =>
+      this.#change(name, (now) => changeRoute(now, checked as Partial<Route>))
+    );
   }
 
   /** Removes a route, and cuts its connections. */
   async removeRoute(name: string): Promise<void> {
-    await inTurn(this.context, () => this.#remove(name));
+    await this.#inTurn(() => this.#remove(name));
   }
 
   /**
@@ -3349,17 +3210,17 @@ export class ChaosProxy implements AsyncDisposable {
   async populate(options: readonly RouteOptions[]): Promise<Route[]> {
     const check = (place: Place) => checkRoutes(options, place.at("routes"));
     const routes = validate("routes", check);
-    return await inTurn(this.context, () =>
+    return await this.#inTurn(() =>
       Array.fromAsync(routes, (route) => {
-        const live = this.#routes.get(route.name);
-        if (!live) return this.#add(route);
+        const { route: now } = this.#routes.get(route.name) ?? {};
+        if (!now) return this.#add(route);
         // For port 0, the port that it has already will do.
-        const localPort = route.localPort || live.route.localPort;
-        const here = { ...route, localPort };
-        const isSame = live.isAt(here) &&
-          live.route.upstream === route.upstream;
-        return isSame ? live.route : this.#change(route.name, here);
-      }));
+        const here = { ...route, localPort: route.localPort || now.localPort };
+        const isSame = isSameAddress(here, now) &&
+          here.upstream === now.upstream;
+        return isSame ? now : this.#change(route.name, () => here);
+      })
+    );
   }
 
   /**
@@ -3369,22 +3230,22 @@ export class ChaosProxy implements AsyncDisposable {
    */
   async reload(config: ConfigOptions): Promise<void> {
     const checked = checkConfig(config, "config");
-    await inTurn(this.context, () => this.#reload(checked));
+    await this.#inTurn(() => this.#reload(checked));
   }
 
   /** Removes all toxics, and enables every route that can be listened on. */
   async reset(): Promise<void> {
-    await inTurn(this.context, async () => {
-      const all = await Promise.allSettled(
-        this.#routes.values().map((live) => {
-          live.route = { ...live.route, profile: "" };
-          live.setToxics([]);
-          for (const one of live.connections.values()) live.setToxics([], one);
-          if (!live.route.enabled) return live.update({ enabled: true });
-        }),
-      );
-      const failed = all.find((each) => each.status === "rejected");
-      if (failed) throw failed.reason;
+    await this.#inTurn(async () => {
+      const enabled = this.#routes.values().map((live) => {
+        live.route = { ...live.route, profile: "" };
+        live.setToxics([]);
+        for (const one of live.connections.values()) live.setToxics([], one);
+        if (live.route.enabled) return;
+        return this.#update(live, (now) => ({ ...now, enabled: true }));
+      });
+      for (const each of await Promise.allSettled(enabled)) {
+        if (each.status === "rejected") throw each.reason;
+      }
     });
   }
 
@@ -3477,8 +3338,7 @@ export class ChaosProxy implements AsyncDisposable {
     await ended;
     clearTimeout(timer);
     const cut = sum(this.stats().map(({ ended }) => ended.drain ?? 0));
-    const durationMs = toMicroseconds(performance.now() - start);
-    emit({ event: "drained", cut, durationMs });
+    emit({ event: "drained", cut, durationMs: msSince(start) });
     return cut;
   }
 
@@ -3495,6 +3355,22 @@ export class ChaosProxy implements AsyncDisposable {
   get #live() {
     const routes = this.#routes.values();
     return new Map(routes.flatMap(({ connections }) => connections));
+  }
+
+  /** Listening takes time: changes of routes wait for each other. */
+  #inTurn<T>(change: () => Promise<T>): Promise<T> {
+    const changed = this.#turn.then(() => {
+      this.context.stopping.signal.throwIfAborted();
+      return change();
+    });
+    this.#turn = changed.catch(() => {}); // the caller gets the error
+    return changed;
+  }
+
+  #warn(route: Route): void {
+    const warnings = firstOf(warningsOf(route));
+    const about = { route: route.name, warnings };
+    if (warnings[0]) this.context.emit({ event: "config_warning", ...about });
   }
 
   /** Finds a route, or an open connection and its route; and its toxics. */
@@ -3514,35 +3390,41 @@ export class ChaosProxy implements AsyncDisposable {
     if (this.#routes.has(name)) {
       throw new Deno.errors.AlreadyExists(`there is a route ${name} already`);
     }
-    await this.#open([route]);
-    const { live } = this.#target(name);
+    const [live] = await this.#open([route]) as [LiveRoute];
     live.tell("route_added");
-    live.run();
+    live.settle();
     live.followSchedules();
     return live.route;
   }
 
   /** Listens on new routes, on all or on none; nothing is accepted yet. */
-  async #open(routes: readonly Route[]): Promise<void> {
+  async #open(routes: readonly Route[]): Promise<LiveRoute[]> {
     await using failed = new AsyncDisposableStack();
     const opened = routes.map((route) => new LiveRoute(route, this.context));
     for (const live of opened) {
       failed.defer(() => live.close());
-      if (live.route.enabled) await live.open(live.route);
+      assertFree(live.route, this.routes);
+      if (live.route.enabled) await live.open();
     }
-    this.context.stopping.signal.throwIfAborted();
     const all = [...this.#routes.values(), ...opened];
     assertNoCircle(all.map(({ resolved }) => resolved));
     failed.move(); // all listen
     for (const live of opened) this.#routes.set(live.route.name, live);
+    return opened;
   }
 
-  async #change(name: string, changes: Partial<Route>): Promise<Route> {
+  async #change(name: string, change: (now: Route) => Route): Promise<Route> {
     const { live } = this.#target(name);
     const others = this.#routes.values().filter((each) => each !== live);
-    const changed = { ...live.resolved, ...changes };
+    const changed = change(live.resolved);
     assertNoCircle([...others.map(({ resolved }) => resolved), changed]);
-    return await live.update(changes);
+    validate(`route ${name}`, (place) => checkCount(changed, place));
+    return await this.#update(live, change);
+  }
+
+  async #update(live: LiveRoute, change: (now: Route) => Route) {
+    assertFree(change(live.route), this.routes);
+    return await live.update(change);
   }
 
   async #remove(name: string): Promise<void> {
@@ -3562,12 +3444,13 @@ export class ChaosProxy implements AsyncDisposable {
     const all = merge(config.routes, now, last.routes);
     const before = new Map(last.routes.map((route) => [route.name, route]));
     const liveOf = ({ name }: Route) => this.#routes.get(name);
-    const wanted = (route: Route) =>
-      mergeRoute(route, liveOf(route)?.route, before.get(route.name));
-    for (const route of all.map(wanted)) {
+    const merged = (route: Route) => (now?: Route) =>
+      mergeRoute(route, now, before.get(route.name));
+    const wanted = all.map((each) => merged(each)(liveOf(each)?.route));
+    for (const route of wanted) {
       if (needsReset(route)) liveOf(route)?.assertResettable();
     }
-    assertNoCircle(all.map(wanted));
+    assertNoCircle(wanted);
     const removed = now.map(({ name }) => name)
       .filter((name) => !all.some((each) => each.name === name));
     for (const name of removed) await this.#remove(name);
@@ -3577,14 +3460,18 @@ export class ChaosProxy implements AsyncDisposable {
     const steps = all.filter((route) => !now.includes(route))
       .sort((a, b) => isNew(a) - isNew(b)); // new ones can take freed ports
     for (const route of steps) {
+      const { name } = route;
       const live = liveOf(route);
-      await (live ? live.update(wanted(route)) : this.#add(route)).then(
-        ({ name }) => (live ? changed : added).push(name),
-        (error) => failed.set(route.name, error),
+      this.#warn(route);
+      const put = live ? this.#update(live, merged(route)) : this.#add(route);
+      await put.then(
+        () => (live ? changed : added).push(name),
+        (error) => failed.set(name, error),
       );
     }
+    // What has failed is compared with the file before once more.
     const routes = config.routes.flatMap((route) =>
-      failed.has(route.name) ? liveOf(route)?.route ?? [] : route
+      failed.has(route.name) ? before.get(route.name) ?? [] : route
     );
     const { seed = last.seed } = config;
     this.context.config = { ...config, seed, routes };
@@ -3601,9 +3488,10 @@ export class ChaosProxy implements AsyncDisposable {
     this.context.stopping.abort(error);
     const closed = this.#routes.values().map((route) => route.close());
     const ended = this.#live.values().map(({ ended }) => ended);
-    await Promise.all([this.context.turn, ...closed, ...ended]);
+    await Promise.all([this.#turn, ...closed, ...ended]);
     for (const route of this.#routes.values()) route.end();
     Connection.rest();
+    PollGate.close();
   }
 
   #cut(): void {
@@ -3616,10 +3504,22 @@ const sum = (numbers: number[]) => numbers.reduce((sum, each) => sum + each, 0);
 const randomSeed = () => Math.floor(Math.random() * 2 ** 32);
 
 function assertNoCircle(routes: readonly Route[]): void {
-  const circle = findCircle(routes);
-  if (!circle) return;
-  const { route: { name }, problem } = circle;
-  throw new ConfigError(`route ${name}`, [`upstream: ${problem}`]);
+  const { route, problem } = findCircle(routes) ?? {};
+  if (!route) return;
+  throw new ConfigError(`route ${route.name}`, [`upstream: ${problem}`]);
+}
+
+/** Refuses another route's address, also while an outage has closed it. */
+function assertFree({ name, ...route }: Route, all: readonly Route[]): void {
+  const { enabled, host: hostname, localPort: port } = route;
+  const rival = all.find((each) =>
+    each.name !== name && each.enabled && each.localPort === port &&
+    overlaps(canonicalHost(each.host), canonicalHost(hostname))
+  );
+  if (!rival || !enabled || port === 0) return;
+  const cause = `the port is already in use by route ${rival.name}`;
+  const address = addressOf({ hostname, port });
+  throw new ListenError(`route ${name}`, address, new Error(cause));
 }
 
 function describeFaults(route: Route): string {
@@ -3638,15 +3538,19 @@ function describeFaults(route: Route): string {
   return faults.filter(Boolean).join(", ") || "no faults";
 }
 
-function missedFaults({ route, connections, faults, toxics }: RouteStats) {
+function missedFaults({ route, connections, on, ...acted }: RouteStats) {
   if (connections === 0) return [`${route.name}: no connection`];
-  const rates = (["dropRate", "timeoutRate", "latencyMs"] as const)
-    .filter((kind) => route[kind] > 0 && !faults[kind])
-    .map((kind) => `${kind} ${route[kind]}`);
-  const idle = route.toxics.filter(({ name }) => !Object.hasOwn(toxics, name))
-    .map(({ name }) => `toxic ${name}`);
   const none = `acted on none of ${count(connections, "connection")}`;
-  return [...rates, ...idle].map((each) => `${route.name}: ${each}: ${none}`);
+  const missed = [
+    ...(["dropRate", "timeoutRate", "latencyMs"] as const)
+      .filter((kind) => route[kind] > 0 && !acted.faults[kind])
+      .map((kind) => `${kind} ${route[kind]}: ${none}`),
+    ...route.toxics.filter(({ name }) => !Object.hasOwn(acted.toxics, name))
+      .map(({ name }) => `toxic ${name}: ${none}`),
+    ...nameOutages(route).filter(({ name }) => !Object.hasOwn(on, name))
+      .map(({ name }) => `${name}: never began`),
+  ];
+  return missed.map((each) => `${route.name}: ${each}`);
 }
 
 const until = (timeoutMs: number) =>
@@ -3654,6 +3558,21 @@ const until = (timeoutMs: number) =>
 
 const count = (number: number, what: string) =>
   `${number} ${what}${number === 1 ? "" : "s"}`;
+
+const MAX_EVENTS = 1000;
+
+/** The last 1,000 events, by their ids from 1, modulo 1,000. */
+class EventHistory {
+  readonly events: { time: Date; event: object }[] = [];
+  lastId = 0;
+  readers = 0;
+
+  add(event: object): void {
+    this.events[++this.lastId % MAX_EVENTS] = { time: new Date(), event };
+  }
+}
+
+const HISTORIES = new WeakMap<ChaosProxy, EventHistory>();
 
 // ---- Control API: Toxiproxy's protocol, over the proxy ----------------------
 
@@ -3678,7 +3597,42 @@ export type ApiEvent =
 export interface ApiOptions {
   /** Called with each event; must not throw. */
   onEvent?: (event: ApiEvent) => void;
+  /** Whether a browser gets the page, which may then call. Default: true. */
+  page?: boolean;
 }
+
+type LogLevel = "debug" | "info" | "warn" | "error";
+
+type LogEvent =
+  | ProxyEvent
+  | ApiEvent
+  /** So many lines were lost here: the log could not be written fast enough. */
+  | { event: "log_dropped"; lines: number }
+  | { event: "report"; summary: string; warnings: string[]; file: string }
+  | { event: "reload_failed"; cause: string }
+  /** A SIGHUP came, but there is no file to read again. */
+  | { event: "sighup_ignored" };
+
+function levelOf(event: LogEvent): LogLevel {
+  const isWarning = /_(?:failed|warning|dropped|ignored)$/.test(event.event) ||
+    "ignored" in event ||
+    (event.event === "report" && event.warnings.length > 0) ||
+    ("cut" in event && event.cut > 0) ||
+    (event.event === "api_listening" && isOpen(event.address));
+  if (isWarning) return "warn";
+  return event.event === "api" ? "debug" : "info";
+}
+
+/** Whether others than this machine may reach an address. */
+const isOpen = (address: string) =>
+  !isLoopback(splitAddress(address)?.hostname ?? "");
+
+const toJson = (time: Date, event: LogEvent) =>
+  JSON.stringify({ time, level: levelOf(event), ...event });
+
+const MAX_READERS = 16;
+const BATCH_MS = 25; // in which no proxy has 1,000 events
+const STATS_MS = 1000;
 
 class Refusal extends Error {
   constructor(readonly status: number, message: string, readonly headers = {}) {
@@ -3689,6 +3643,7 @@ class Refusal extends Error {
 interface Call {
   readonly proxy: ChaosProxy;
   readonly url: URL;
+  readonly headers: Headers;
   /** What the path names: a proxy or the id of a connection, and a toxic. */
   readonly name: string;
   readonly target: ToxicTarget;
@@ -3730,10 +3685,7 @@ const CALLS: Record<string, (call: Call) => unknown> = {
     name: "chaos-proxy",
     chaosProxyVersion: deno.version,
   }),
-  "GET /metrics": ({ proxy }) =>
-    new Response(metrics(proxy.stats()), {
-      headers: { "content-type": "text/plain; version=0.0.4; charset=utf-8" },
-    }),
+  "GET /metrics": ({ proxy }) => metrics(proxy.stats()),
   "GET /connections": ({ proxy }) =>
     proxy.liveConnections()
       .map(({ route: proxy, ...rest }) => ({ proxy, ...rest })),
@@ -3749,6 +3701,10 @@ const CALLS: Record<string, (call: Call) => unknown> = {
     return Response.json(now, { status: now.status === "ok" ? 200 : 503 });
   },
   "GET /report": ({ proxy }) => proxy.report(),
+  "GET /schema": () => CONFIG_SCHEMA,
+  "GET /config": ({ proxy }) =>
+    answerAs("text/yaml; charset=utf-8", toYaml(proxy.toConfig())),
+  "GET /events": streamEvents,
   "GET /seed": ({ proxy }) => ({ seed: proxy.seed }),
   "PUT /seed"({ proxy, check }) {
     const { seed } = check(changesOf({ seed: CONFIG_FIELDS.seed }));
@@ -3759,6 +3715,75 @@ const CALLS: Record<string, (call: Call) => unknown> = {
     return { seed };
   },
 };
+
+/** Server-sent events: those after an id, and the statistics each second. */
+function streamEvents({ proxy, url: { searchParams }, headers }: Call) {
+  const history = HISTORIES.get(proxy)!;
+  if (history.readers >= MAX_READERS) {
+    throw new Refusal(503, `${MAX_READERS} others read the events already`);
+  }
+  history.readers++;
+  const most = Number(searchParams.get("max")) >>> 0 || Infinity;
+  const given = headers.get("last-event-id") ?? searchParams.get("after");
+  const after = Number(given ?? history.lastId) >>> 0;
+  const isThere = after > 0 && after <= history.lastId;
+  // A reader is a position: a slow one costs nothing, and misses some.
+  let position = isThere ? after : Math.max(0, history.lastId - MAX_EVENTS);
+  let [left, due] = [0, 0];
+  const closed = new AbortController();
+  const stream = new ReadableStream<Bytes>({
+    async pull(controller) {
+      let text = "";
+      while (text === "") {
+        if (due > 0) await sleep(BATCH_MS, closed.signal); // for several at once
+        if (closed.signal.aborted) return;
+        const now = performance.now();
+        if (now >= due) {
+          [left, due] = [most, now + STATS_MS];
+          const routes = proxy.stats().map(({ route, first: _, ...counts }) => (
+            { name: route.name, ...counts }
+          ));
+          const stats = { time: new Date(), seed: proxy.seed, routes };
+          text = `event: stats\ndata: ${JSON.stringify(stats)}\n\n`;
+        }
+        const { lastId, events } = history;
+        const next = Math.max(position, lastId - Math.min(left, MAX_EVENTS));
+        const missed = JSON.stringify({ missed: next - position });
+        if (next > position) text += `event: missed\ndata: ${missed}\n\n`;
+        for (let id = next + 1; id <= lastId; id++) {
+          const { time, event } = events[id % MAX_EVENTS]!;
+          text += `id: ${id}\ndata: ${toJson(time, event as LogEvent)}\n\n`;
+        }
+        left -= lastId - next;
+        position = lastId;
+      }
+      controller.enqueue(new TextEncoder().encode(text));
+    },
+    cancel() {
+      history.readers--;
+      closed.abort();
+    },
+  }, { highWaterMark: 0 });
+  return answerAs("text/event-stream", stream);
+}
+
+/** The page, if a browser asks for it. Only its own scripts and styles act. */
+function servePage({ method, url, headers }: Request): Response | undefined {
+  if (`${method} ${new URL(url).pathname}` !== "GET /") return;
+  if (!headers.get("accept")?.includes("text/html")) return;
+  const nonce = crypto.randomUUID();
+  const own = `'nonce-${nonce}'`;
+  const policy = `default-src 'none'; script-src ${own}; style-src ${own}; ` +
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; " +
+    "frame-ancestors 'none'";
+  const text = page.replaceAll("{nonce}", nonce);
+  return answerAs("text/html; charset=utf-8", text, {
+    "content-security-policy": policy,
+  });
+}
+
+const answerAs = (type: string, body: BodyInit, headers = {}) =>
+  new Response(body, { headers: { ...headers, "content-type": type } });
 
 async function updateProxy({ proxy, name, check }: Call): Promise<unknown> {
   const { toxics } = proxy.route(name);
@@ -3805,14 +3830,14 @@ const changesOf = <T>(fields: Fields<T>) => (body: unknown, place: Place) =>
 
 /**
  * The control API as a function, in Toxiproxy 2's protocol. It refuses requests
- * that a web page may have sent: with `loopback`, the default, also those to a
- * host name other than `localhost`, which may resolve to this machine.
+ * that a web page other than its own may have sent: with `loopback`, the
+ * default, also those to a host name other than `localhost`.
  */
 export function controlApi(
   proxy: ChaosProxy,
-  { onEvent = () => {}, loopback = true }: ApiOptions & { loopback?: boolean } =
-    {},
+  options: ApiOptions & { loopback?: boolean } = {},
 ): (request: Request) => Promise<Response> {
+  const { onEvent = () => {}, loopback = true, page = true } = options;
   return async (request) => {
     const start = performance.now();
     const id = crypto.randomUUID();
@@ -3820,14 +3845,17 @@ export function controlApi(
     let answer: Response;
     let error: string | undefined;
     try {
-      refuseForeign(request, loopback);
-      answer = await respond(request, proxy, ignored);
+      refuseForeign(request, loopback, page);
+      answer = (page && servePage(request)) ||
+        await respond(request, proxy, ignored);
     } catch (cause) {
       const { status, message, headers } = refusalFor(cause);
       error = message;
       answer = Response.json({ error, status }, { status, headers });
     }
     answer.headers.set("x-toxiproxy-request-id", id);
+    answer.headers.set("x-content-type-options", "nosniff");
+    answer.headers.set("cache-control", "no-store");
     if (ignored.length > 0) {
       const listed = firstOf(ignored).join(", ").replaceAll("…", "...")
         .replace(/[^ -~]/g, "?").slice(0, 2000); // what every client takes
@@ -3841,7 +3869,7 @@ export function controlApi(
       status: answer.status,
       ...(error && { error }),
       ...(ignored.length > 0 && { ignored: firstOf(ignored) }),
-      durationMs: toMicroseconds(performance.now() - start),
+      durationMs: msSince(start),
     });
     return answer;
   };
@@ -3872,25 +3900,36 @@ async function respond(request: Request, proxy: ChaosProxy, ignored: string[]) {
   }
   const check: Call["check"] = (check) =>
     validate("body", (place) => check(readJson(body, "body"), place), ignored);
-  const answer = await answerTo({ proxy, url, name, target, toxic, check });
+  const { headers } = request;
+  const call = { proxy, url, headers, name, target, toxic, check };
+  const answer = await answerTo(call);
   if (answer === undefined) return new Response(null, { status: 204 });
   return answer instanceof Response ? answer : Response.json(answer);
 }
 
-/** @throws {Refusal} If a web page may have sent a request. */
-function refuseForeign(request: Request, loopback: boolean): void {
+/** @throws {Refusal} If a web page may have sent a request, but for our own. */
+function refuseForeign(request: Request, loopback: boolean, page: boolean) {
+  const { method, headers } = request;
   const url = URL.parse(request.url);
   if (url === null) {
     throw new Refusal(400, "expected a Host that is a host name or an address");
   }
-  if (request.headers.get("user-agent")?.startsWith("Mozilla/")) {
-    throw new Refusal(403, "requests from browsers are refused");
-  }
-  const origin = request.headers.get("origin");
+  const isRead = /^(?:GET|HEAD)$/.test(method);
+  if (isRead && url.pathname === "/") return; // it holds no data
+  const origin = headers.get("origin");
   // A page's owner can make a name resolve to this machine, but not an address.
   const isSafe = /^(?:localhost\.?|\d+(?:\.\d+){3}|\[.*\])$/.test(url.hostname);
   if (origin !== null && (origin !== url.origin || !isSafe)) {
     throw new Refusal(403, `requests from the origin ${origin} are refused`);
+  }
+  if (headers.get("user-agent")?.startsWith("Mozilla/")) {
+    const site = headers.get("sec-fetch-site"); // over HTTP to loopback only
+    const isOwn = site === null
+      ? !/^(?:localhost|127\.|\[::1\])/.test(url.hostname)
+      : /^(?:same-origin|none)$/.test(site);
+    if (!page || !isSafe || !isOwn || !(isRead || origin)) {
+      throw new Refusal(403, "browsers are refused, but for our own page");
+    }
   }
   if (loopback && !isSafe) {
     const expected = "expected localhost or an IP address as Host";
@@ -3929,7 +3968,7 @@ const WORDS: [ours: RegExp, theirs: string][] = [
   [/^(?:route|connection) \S+ has a toxic .*/, "toxic already exists"],
   [/^there is no connection .*/, "connection not found"],
   [
-    /^route \S+: cannot listen on (\S+): the port is already in use$/,
+    /^route \S+: cannot listen on (\S+): the port is already in use/,
     "listen tcp $1: bind: address already in use",
   ],
 ];
@@ -3966,9 +4005,13 @@ export interface ApiServer extends AsyncDisposable {
 export function serveApi(
   proxy: ChaosProxy,
   address: number | string = 8474,
-  { onEvent = () => {} }: ApiOptions = {},
+  { onEvent = () => {}, page }: ApiOptions = {},
 ): ApiServer {
   checkArgument("address", address, apiAddress);
+  const tell = (event: ApiEvent) => {
+    if (levelOf(event) !== "debug") HISTORIES.get(proxy)!.add(event);
+    onEvent(event);
+  };
   const stop = new AbortController();
   const { signal } = stop;
   const serve = (at: Address) =>
@@ -3976,15 +4019,15 @@ export function serveApi(
   const server = serve(splitApi(address) as Address);
   const { addr } = server;
   const loopback = isLoopback(addr.hostname); // as it was resolved
-  const answer = controlApi(proxy, { onEvent, loopback });
-  onEvent({ event: "api_listening", address: addressOf(addr) });
+  const answer = controlApi(proxy, { onEvent: tell, loopback, page });
+  tell({ event: "api_listening", address: addressOf(addr) });
   // A server that finds no file descriptor ends for good; another one starts.
   const served = (async () => {
     for (let next = () => server; !signal.aborted; next = () => serve(addr)) {
       try {
         return await next().finished;
       } catch (error) {
-        onEvent({ event: "api_failed", cause: causeOf(error) });
+        tell({ event: "api_failed", cause: causeOf(error) });
       }
       await sleep(ACCEPT_PAUSE_MS, signal);
     }
@@ -4010,7 +4053,7 @@ function serveHttp(
   }
 }
 
-function metrics(stats: RouteStats[]): string {
+function metrics(stats: RouteStats[]): Response {
   type Counts = "ended" | "faults" | "on" | "received" | "sent";
   const counts = (of: Counts, by?: string) =>
     stats.flatMap(({ route, [of]: counted }) => {
@@ -4061,11 +4104,14 @@ function metrics(stats: RouteStats[]): string {
       [sample({ version: deno.version, deno: Deno.version.deno }, 1)],
     ],
   };
-  return Object.entries(families).map(([family, [help, samples]]) => {
-    const [type, name] = family.split(" ");
-    const lines = samples.map((each) => `${name}${each}\n`).join("");
-    return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines}`;
-  }).join("");
+  const lines = Object.entries(families).flatMap(
+    ([family, [help, samples]]) => {
+      const [type, name] = family.split(" ");
+      const all = samples.map((each) => `${name}${each}\n`);
+      return [`# HELP ${name} ${help}\n# TYPE ${name} ${type}\n`, ...all];
+    },
+  );
+  return answerAs("text/plain; version=0.0.4; charset=utf-8", lines.join(""));
 }
 
 function sample(labels: Record<string, string>, value: number, suffix = "") {
@@ -4077,96 +4123,35 @@ function sample(labels: Record<string, string>, value: number, suffix = "") {
 
 // ---- Logging: an event, a line ----------------------------------------------
 
-type LogLevel = "debug" | "info" | "warn" | "error";
-
-type LogEvent =
-  | ProxyEvent
-  | ApiEvent
-  /** So many lines were lost here: the log could not be written fast enough. */
-  | { event: "log_dropped"; lines: number }
-  | { event: "report"; summary: string; warnings: string[]; file: string }
-  | { event: "reload_failed"; cause: string }
-  /** A SIGHUP came, but there is no file to read again. */
-  | { event: "sighup_ignored" };
-
-/** What a line of text says after the name of an event. */
-const TEXTS: { [E in LogEvent as E["event"]]: (event: E) => string } = {
+/** What a line of text says after the name of an event; else its fields. */
+const TEXTS: { [E in LogEvent as E["event"]]?: (event: E) => string } = {
   listening: ({ address, upstream, faults }) =>
-    ` ${address} -> ${upstream} (${faults})`,
-  started: ({ routes, seed }) => ` ${count(routes, "route")}, seed ${seed}`,
-  accepted: ({ upstream }) => ` -> ${upstream}`,
-  dropped: () => "",
-  timed_out: ({ timeoutMs }) => until(timeoutMs),
-  delayed: ({ delayMs }) => ` ${delayMs} ms`,
-  connected: ({ upstream, address, dialMs, toxics }) =>
-    ` ${upstream} at ${address} in ${dialMs} ms` +
-    (toxics.length > 0 ? ` with ${toxics.join(", ")}` : ""),
-  upstream_failed: ({ upstream, cause }) => ` ${upstream}: ${cause}`,
-  closed({ why, cause, toxic, bytesUp, bytesDown, durationMs }) {
-    const by = toxic ?? cause;
-    return ` by ${why}${by ? ` (${by})` : ""}, ` +
-      `${bytesUp} B up, ${bytesDown} B down, ${durationMs} ms`;
-  },
-  config_warning: ({ warnings }) => ` ${warnings.join(", ")}`,
-  accept_failed: ({ cause }) => ` ${cause}`,
-  route_added: ({ upstream, faults }) => ` -> ${upstream} (${faults})`,
-  route_changed: ({ upstream, faults }) => ` -> ${upstream} (${faults})`,
-  route_removed: () => "",
-  toxic_added: ({ toxic, effect }) => ` ${toxic} (${effect})`,
-  toxic_changed: ({ toxic, effect }) => ` ${toxic} (${effect})`,
-  toxic_removed: ({ toxic }) => ` ${toxic}`,
-  toxic_on: ({ toxic }) => ` ${toxic}`,
-  toxic_off: ({ toxic }) => ` ${toxic}`,
-  outage_on: ({ outage }) => ` ${outage}`,
-  outage_off: ({ outage }) => ` ${outage}`,
-  reseeded: ({ seed }) => ` with ${seed}`,
-  reloaded: ({ added, changed, removed }) =>
-    ` added [${added}], changed [${changed}], removed [${removed}]`,
-  reload_failed: ({ cause }) => ` ${cause.replace(/\n */g, "; ")}`,
+    `${address} -> ${upstream} (${faults})`,
   api_listening: ({ address }) =>
-    ` ${address}` +
-    (isOpen(address) ? "; whoever reaches it can control it" : ""),
-  api: ({ method, path, status, error, durationMs, request, ignored }) =>
-    ` ${method} ${path}: ${status}${error ? ` ${error}` : ""}, ` +
-    `${durationMs} ms, ${request}` +
-    (ignored ? `, ignored ${ignored.join(", ")}` : ""),
-  api_failed: ({ cause }) => ` ${cause}`,
+    address + (isOpen(address) ? "; whoever reaches it can control it" : ""),
   draining: ({ connections, timeoutMs }) =>
-    ` ${count(connections, "connection")} in flight` +
+    `${count(connections, "connection")} in flight` +
     (timeoutMs > 0 ? ` for up to ${timeoutMs} ms` : "") +
     "; a second signal ends it at once",
-  drained: ({ cut, durationMs }) =>
-    cut > 0
-      ? ` ${count(cut, "connection")} cut after ${durationMs} ms`
-      : ` in ${durationMs} ms`,
-  log_dropped: ({ lines }) => ` ${count(lines, "line")}`,
-  report: ({ summary, file }) => ` ${summary}; written to ${file}`,
-  sighup_ignored: () => "; nothing was done",
 };
 
-function levelOf(event: LogEvent): LogLevel {
-  const isWarning = /_(?:failed|warning|dropped|ignored)$/.test(event.event) ||
-    "ignored" in event ||
-    (event.event === "report" && event.warnings.length > 0) ||
-    ("cut" in event && event.cut > 0) ||
-    (event.event === "api_listening" && isOpen(event.address));
-  if (isWarning) return "warn";
-  return event.event === "api" ? "debug" : "info";
-}
-
-/** Whether others than this machine may reach an address. */
-const isOpen = (address: string) =>
-  !isLoopback(splitAddress(address)?.hostname ?? "");
+/** As text, in quotes where it would not be seen as one word. */
+const quoted = (value: unknown) =>
+  /^[^\s"=]+$/.test(`${value}`)
+    ? value
+    : JSON.stringify(value).replace(/\\n */g, "; ");
 
 const MAX_QUEUED_LINES = 5000;
 const LINES_A_WRITE = 64;
 const WRITE_RETRY_MS = 100;
 const MAX_STALL_MS = 2000;
 
+const write = (to: typeof Deno.stdout | typeof Deno.stderr, text: string) =>
+  new Blob([text]).stream().pipeTo(to.writable, { preventClose: true });
+
 /** Writes a problem to standard error; waits at most 2 s if nobody reads it. */
 async function complain(problem: string): Promise<void> {
-  const text = new Blob([`chaos-proxy: ${problem}\n`]).stream();
-  const written = text.pipeTo(Deno.stderr.writable, { preventClose: true })
+  const written = write(Deno.stderr, `chaos-proxy: ${problem}\n`)
     .catch(() => {}); // there is nowhere else to say it
   await Promise.race([written, sleep(MAX_STALL_MS)]);
 }
@@ -4178,31 +4163,39 @@ async function complain(problem: string): Promise<void> {
  */
 class EventLog extends BaseHandler implements AsyncDisposable {
   readonly add: (event: LogEvent) => void;
+  history: EventHistory | undefined;
   readonly #lines: string[] = [];
   #dropped = 0;
   #writing: Promise<void> | undefined;
   #complaint: Promise<void> | undefined;
 
   /** In text, names of routes are aligned to a width, which grows as needed. */
-  constructor(level: LogLevel, isJson: boolean, width: number) {
+  constructor(level: LogLevel = "info", isJson: boolean, width: number) {
     const formatter = ({ datetime, levelName, args }: LogRecord): string => {
       const event = args[0] as LogEvent;
+      if (isJson) return toJson(datetime, event);
       const time = datetime.toISOString();
-      const level = levelName.toLowerCase();
-      if (isJson) return JSON.stringify({ time, level, ...event });
-      const route = ("route" in event ? event.route : "").padEnd(width);
-      width = route.length;
-      const { connection, client = "" } = event as Partial<ConnectionEvent>;
+      const { event: name, route = "", connection, client = "", ...fields } =
+        event as Partial<ConnectionEvent> & LogEvent;
+      width = Math.max(width, route.length);
       const number = connection ? `#${connection}` : "";
-      const source = `${route} ${number.padEnd(6)} ${client.padEnd(21)}`;
-      const textOf = TEXTS[event.event] as (event: LogEvent) => string;
-      const text = event.event + textOf(event);
-      return `${time} ${levelName.padEnd(5)} ${source} ${text}`;
+      const source = [route.padEnd(width), number.padEnd(6), client.padEnd(21)];
+      const textOf = TEXTS[name] as ((event: LogEvent) => string) | undefined;
+      const text = textOf?.(event) ?? Object.entries(fields)
+        .map(([key, value]) => `${key}=${quoted(value)}`).join(" ");
+      return [time, levelName.padEnd(5), ...source, name, text].join(" ")
+        .trimEnd();
     };
     super("DEBUG", { formatter });
     const upper = level.toUpperCase() as Uppercase<LogLevel>;
     const logger = new Logger("chaos-proxy", upper, { handlers: [this] });
     this.add = (event) => logger[levelOf(event)](event.event, event);
+  }
+
+  /** Adds an event that is none of the proxy's, also for those who follow. */
+  tell(event: LogEvent): void {
+    this.history?.add(event);
+    this.add(event);
   }
 
   override log(line: string): void {
@@ -4226,7 +4219,7 @@ class EventLog extends BaseHandler implements AsyncDisposable {
       if (this.#dropped > 0 && this.#lines.length <= MAX_QUEUED_LINES / 2) {
         const lines = this.#dropped;
         this.#dropped = 0;
-        this.add({ event: "log_dropped", lines });
+        this.tell({ event: "log_dropped", lines });
       }
       let bytes = new TextEncoder().encode(text);
       while (bytes.length > 0) {
@@ -4247,42 +4240,12 @@ class EventLog extends BaseHandler implements AsyncDisposable {
 
 const DEMO = { hostname: LOOPBACK, port: 18000 };
 
-const HELP =
-  `chaos-proxy ${deno.version}: forwards TCP connections by local port, injecting faults
-
-Usage: chaos-proxy [options] <config> | <route>...
-  <config>             YAML, or .json; - is standard input; none with --api
-  <route>              [host:]port=upstream key=value... toxic=type,key=value...
-
-Options:
-  --api [host:]port    serve Toxiproxy's API there; so do its -host and -port
-  --check              check the config, print its routes and faults, and exit
-  --print-config       print the config as YAML, without defaults, and exit
-  --preview <n>        print what the seed decides for the first n connections
-  --schema             print the JSON Schema of a config, for editors, and exit
-  --seed <number>      use this seed instead of the config's
-  --drain-timeout <ms> wait this long for open connections; 0 waits for ever
-  --log-level <level>  debug, info (the default), warn or error
-  --log-format <form>  text (the default) or json; each event is one line
-  --report <file>      write a report there at the end; - is standard output
-  --watch              reload the config each time that its file has changed
-  --demo               serve HTTP on port ${DEMO.port}, and run the example
-  -h, --help           print this help and exit
-  -V, --version        print the version and exit
-
-Example:
-  chaos-proxy --seed 42 config.yaml
-
-SIGHUP reloads the config. SIGINT and SIGTERM wait for open connections; a later
-second one ends at once. Exit codes: 0 a clean end; 1 a failure, or connections
-were cut; 2 a wrong argument or config.`;
-
-const LOG_LEVEL = oneOf<LogLevel>("debug", "info", "warn", "error");
-/** Options of toxiproxy-server's that change nothing: metrics are always on. */
-const METRICS = ["proxy-metrics", "runtime-metrics"] as const;
 const INFO = ["help", "schema", "version"] as const;
-const MODES = ["check", "print-config"] as const;
-const FLAGS = [...MODES, "demo", "watch", ...INFO, ...METRICS] as const;
+const MODES = ["check", "print-config", "preview"] as const;
+const FLAGS = [
+  ...["check", "print-config", "demo", "no-page", "watch", ...INFO] as const,
+  ...["proxy-metrics", "runtime-metrics"] as const, // toxiproxy-server's, always on
+] as const;
 const SETTINGS = [
   ...["api", "drain-timeout", "log-format", "log-level", "report"] as const,
   ...["config", "host", "port", "seed"] as const, // also toxiproxy-server's
@@ -4300,75 +4263,76 @@ function readCommandLine(written: string[]) {
   const at = args.indexOf("--report");
   if (args[at] && args[at + 1] === "-") args.splice(at, 2, "--report=-");
   const wrong = args.find((arg) => WRONG_FLAG.test(arg));
-  if (wrong) {
-    throw new ConfigError(wrong, ["expected true or false, or no value"]);
-  }
+  if (wrong) refuse(wrong, "expected true or false, or no value");
   const flags = parseArgs(args, {
     boolean: FLAGS,
     string: SETTINGS,
     alias: { help: "h", version: "V" },
     unknown: (arg) => {
-      if (/^-./.test(arg)) {
-        const name = arg.replace(/=.*/s, "");
-        const hint = /^-\d/.test(name)
-          ? "; no option takes a negative number"
-          : hintForKey(name, OPTIONS);
-        throw new ConfigError(name, [`unknown option${hint}`]);
-      }
+      const name = arg.replace(/=.*/s, "");
+      const hint = /^-\d/.test(name)
+        ? "; no option takes a negative number"
+        : hintForKey(name, OPTIONS);
+      if (/^-./.test(arg)) refuse(name, `unknown option${hint}`);
       operands.push(arg); // as it was written: `_` has `1e3` as a number
       return false;
     },
   });
 
+  function refuse(what: string, problem: string): never {
+    throw new ConfigError(what, [problem]);
+  }
+
   function read<T>(name: typeof SETTINGS[number], guard: Guard<T>) {
     const text = flags[name];
     if (text === undefined) return undefined;
     const value = guard.is(text) || !/^\d+$/.test(text) ? text : Number(text);
-    if (guard.is(value)) return value;
-    throw new ConfigError(`--${name}`, [mismatch(guard, text)]);
+    return guard.is(value) ? value : refuse(`--${name}`, mismatch(guard, text));
   }
 
-  const { config, demo, help, schema, version, watch } = flags;
+  const { config, demo, watch } = flags;
+  const isInfo = INFO.some((name) => flags[name]);
   operands.push(...written.slice(end + 1));
   const isQuick = operands.some((each) => /^[^=/\\]+=/.test(each));
   if (config !== undefined) operands.push(config); // always a file
-  const [mode, other] = [...MODES, "preview" as const]
-    .filter((name) => flags[name]);
-  if (other) throw new ConfigError(`--${other}`, [`write this or --${mode}`]);
+  const [mode, other] = MODES.filter((name) => flags[name]);
+  if (other) refuse(`--${other}`, `write this or --${mode}`);
   const host = read("host", listenHost);
   const port = read("port", integer(0, 65535));
   let api = read("api", apiAddress);
   if (api !== undefined && (host ?? port) !== undefined) {
-    throw new ConfigError("--api", ["write either this, or --host and --port"]);
+    refuse("--api", "write either this, or --host and --port");
   }
   if ((host ?? port ?? config) !== undefined) {
     api ??= addressOf({ hostname: host ?? "localhost", port: port ?? 8474 });
   }
   const needsFile = !demo && (mode || api === undefined);
   const isWrong = operands.length > 1 || (operands.length < 1 && needsFile);
-  const isInfo = INFO.some((name) => flags[name]);
   if (isWrong && !isQuick && !isInfo) {
     const found = operands.join(" and ") ||
       "none; to run without one, write --api 8474";
-    throw new ConfigError("<config>", [`expected one file, found ${found}`]);
+    refuse("<config>", `expected one file, found ${found}`);
   }
   if (watch && (isQuick || /^-?$/.test(operands[0] ?? "")) && !isInfo) {
-    throw new ConfigError("--watch", ["write the name of a config file, too"]);
+    refuse("--watch", "write the name of a config file, too");
   }
+  const logLevel = oneOf<LogLevel>("debug", "info", "warn", "error");
+  const fileName = guard(
+    "the name of a file; - is standard output",
+    isText,
+    Boolean,
+  );
   return {
-    ...{ demo, help, schema, version, watch, mode, operands, isQuick },
-    preview: read("preview", integer(1, 100_000)),
+    ...{ ...flags, mode, operands, isQuick },
     isDriven: operands.length === 0 && !demo, // by the API alone
     given: { // takes precedence over the config
       seed: read("seed", CONFIG_FIELDS.seed.guard),
       drainTimeoutMs: read("drain-timeout", milliseconds),
       api,
     },
-    report: read(
-      "report",
-      guard("the name of a file; - is standard output", isText, Boolean),
-    ),
-    logLevel: read("log-level", LOG_LEVEL) ?? "info",
+    total: read("preview", integer(1, 100_000)) ?? 0,
+    report: read("report", fileName),
+    logLevel: read("log-level", logLevel) ?? "info",
     isJson: read("log-format", oneOf("text", "json")) === "json",
   };
 }
@@ -4401,7 +4365,8 @@ function readRoutes(operands: readonly string[], source: string) {
       const last = keys.pop() ?? "";
       const of = (comma && toxics.at(-1)) || route;
       const at = keys.reduce((at, key) => at[key] = { ...Object(at[key]) }, of);
-      at[last] = errorInJson(text) ? text : readJson(text, source);
+      const isText = /^(?:name|match|hex)$/.test(last) && !/^["{]/.test(text);
+      at[last] = isText || errorInJson(text) ? text : readJson(text, source);
     }
   }
   return { routes };
@@ -4419,71 +4384,67 @@ async function readFile(name: string, path = name): Promise<string> {
   }
 }
 
-/** Removes what `check` fills in again. */
-function removeDefaults(tree: object, check: () => unknown, all = check()) {
-  for (const [key, value] of Object.entries(tree)) {
-    const index = Array.isArray(tree) ? tree.indexOf(value) : -1;
-    if (Array.isArray(tree)) tree.splice(index, 1);
-    else Reflect.deleteProperty(tree, key);
-    if (isDeepStrictEqual(check(), all)) continue;
-    if (Array.isArray(tree)) tree.splice(index, 0, value);
-    else Reflect.set(tree, key, value);
-    if (isTree(value)) removeDefaults(value, check, all);
-  }
-}
-
-/** A config as YAML. Throws if a proxy of Toxiproxy's is not a valid route. */
-function toYaml(config: Config, path: string): string {
-  const { routes, ...rest } = checkConfig(structuredClone(config), path);
-  const place = new Place("", []);
-  removeDefaults(rest, () => checkFields(rest, place, CONFIG_FIELDS));
+/** What the seed decides for the first connections, 1,000 at a time. */
+function* preview({ routes, seed = randomSeed() }: Config, line: Line) {
   for (const route of routes) {
-    removeDefaults(route, () => checkRoute(route, place));
+    const { name, latencyMs, jitterMs } = route;
+    const delayWidth = `${Math.ceil(latencyMs + jitterMs)}.000`.length;
+    const widths = [6, 8, Math.max(7, delayWidth)];
+    const heads = inColumns(
+      ["NUMBER", "DECISION", "DELAYMS", "TOXICS"],
+      widths,
+    );
+    let text = line.isJson
+      ? `{"seed":${seed},"route":${JSON.stringify(name)},"connections":[`
+      : `${name}: seed ${seed}\n${heads}`;
+    for (let number = 1; number <= line.total; number++) {
+      const { kind: decision, ...more } = decide(seed, route, number);
+      const { delayMs, toxics: acting } = { delayMs: 0, toxics: [], ...more };
+      const toxics = acting.map(({ name }) => name);
+      const record = { number, decision, delayMs, toxics };
+      text += line.isJson
+        ? JSON.stringify(record) + (number < line.total ? "," : "]}\n")
+        : inColumns(Object.values(record), widths);
+      if (number % 1000 > 0 && number < line.total) continue;
+      yield text;
+      text = "";
+    }
   }
-  return stringify({ ...rest, routes }).slice(0, -1);
 }
 
-/** What the seed decides for the first connections of a route. */
-function preview(route: Route, seed: number, length = 0, isJson = false) {
-  const connections = Array.from({ length }, (_, i) => {
-    const { kind: decision, ...more } = decide(seed, route, i + 1);
-    const { delayMs, toxics: acting } = { delayMs: 0, toxics: [], ...more };
-    const toxics = acting.map(({ name }) => name);
-    return { number: i + 1, decision, delayMs, toxics };
-  });
-  if (isJson) return JSON.stringify({ seed, route: route.name, connections });
-  return [`${route.name}: seed ${seed}`, ...tableOf(connections)].join("\n");
-}
-
-/** A table with a line for each object, and a column for each field. */
-function tableOf(rows: readonly object[]): string[] {
-  const heads = Object.keys(rows[0] ?? {}).map((key) => key.toUpperCase());
-  const lines = [heads, ...rows.map((row) => Object.values(row).map(String))];
-  const widths = heads.map((_, i) =>
-    lines.reduce((most, line) => Math.max(most, line[i]?.length ?? 0), 0)
-  );
-  return lines.map((line) =>
-    line.map((cell, i) => cell.padEnd(widths[i] ?? 0)).join("  ").trimEnd()
-  );
-}
+const inColumns = (cells: readonly unknown[], widths: readonly number[]) =>
+  cells.map((cell, i) => `${cell}`.padEnd(widths[i] ?? 0)).join("  ")
+    .trimEnd() +
+  "\n";
 
 function summarize(config: Config, path: string): string {
-  const { routes, seed, drainTimeoutMs, api } = config;
-  const limit = drainTimeoutMs > 0
-    ? `within ${drainTimeoutMs} ms`
-    : "without a limit";
-  const summary = `${path}: ${count(routes.length, "route")}, ` +
-    `${seed === undefined ? "a random seed" : `seed ${seed}`}, drain ${limit}` +
-    (api === undefined ? "" : `, api ${api}`);
-  const table = tableOf(routes.map((route) => ({
-    route: route.name,
-    listen: asProxy(route).listen,
-    upstream: route.upstream,
-    faults: describeFaults(route),
-  })));
-  const warnings = firstOf(routes.flatMap(warningsOf))
-    .map((each) => `warning: ${each}`);
-  return [summary, ...table, ...warnings].filter(Boolean).join("\n");
+  const { routes, seed = "a random seed", drainTimeoutMs: ms, api } = config;
+  const rows = routes.map((route) => [
+    ...[route.name, asProxy(route).listen, route.upstream],
+    describeFaults(route),
+  ]);
+  if (rows[0]) rows.unshift(["ROUTE", "LISTEN", "UPSTREAM", "FAULTS"]);
+  const widths = [0, 1, 2]
+    .map((i) => Math.max(...rows.map((row) => row[i]?.length ?? 0)));
+  const warnings = firstOf(routes.flatMap(warningsOf));
+  return `${path}: ${count(routes.length, "route")}, ` +
+    (isText(seed) ? seed : `seed ${seed}`) +
+    `, drain ${ms > 0 ? `within ${ms} ms` : "without a limit"}` +
+    (api === undefined ? "\n" : `, api ${api}\n`) +
+    rows.map((row) => inColumns(row, widths)).join("") +
+    warnings.map((each) => `warning: ${each}\n`).join("");
+}
+
+/** Writes to standard output; returns the exit code. */
+async function print(texts: Iterable<string>): Promise<number> {
+  try {
+    for (const text of texts) await write(Deno.stdout, text);
+    return 0;
+  } catch (error) {
+    if (hasCode(error, "EPIPE")) return 0; // the reader has seen enough
+    await complain(`cannot write the output: ${causeOf(error)}`);
+    return 1;
+  }
 }
 
 /** Writes a report in one step; without one, tries whether it could. */
@@ -4510,19 +4471,28 @@ async function run(config: Config, line: Line, state: string) {
   const stop = signal();
   const { api, routes } = config;
   const width = Math.max(0, ...routes.map(({ name }) => name.length));
-  await using log = new EventLog(line.logLevel, line.isJson, width);
+  await using log = new EventLog(
+    line.logLevel,
+    line.isJson,
+    width,
+  );
   const onEvent = log.add;
-  let onHangUp = () => onEvent({ event: "sighup_ignored" });
+  let onHangUp = () => log.tell({ event: "sighup_ignored" });
   if (!IS_WINDOWS) Deno.addSignalListener("SIGHUP", () => onHangUp());
   const { report: file } = line;
   if (file && file !== "-") await writeReport(file);
-  if (line.demo && routes.some((each) => each.upstream === addressOf(DEMO))) {
+  if (
+    line.demo && routes.some((each) => each.upstream === addressOf(DEMO))
+  ) {
     const hello = "Hello from behind the proxy!\n";
     serveHttp("demo upstream", DEMO, ({ body }) => new Response(body ?? hello));
   }
   const resettable = api !== undefined || line.watch; // for a later `reset_peer`
   await using proxy = await ChaosProxy.start(config, { onEvent, resettable });
-  await using server = api ? serveApi(proxy, api, { onEvent }) : null;
+  log.history = HISTORIES.get(proxy);
+  await using server = api
+    ? serveApi(proxy, api, { onEvent, page: !line["no-page"] })
+    : null;
   const end = async () => {
     if (!file) return;
     const report = proxy.report();
@@ -4535,7 +4505,7 @@ async function run(config: Config, line: Line, state: string) {
       `${count(connections, "connection")}, ` +
       `${count(faults, "fault")} injected, ` +
       count(warnings.length, "warning");
-    onEvent({ event: "report", summary, warnings, file });
+    log.tell({ event: "report", summary, warnings, file });
     if (file === "-") log.log(JSON.stringify(report));
     await log[Symbol.asyncDispose]();
   };
@@ -4550,7 +4520,7 @@ async function run(config: Config, line: Line, state: string) {
     try {
       await proxy.reload(parseConfig(await readFile(path), path, line.given));
     } catch (error) {
-      onEvent({ event: "reload_failed", cause: causeOf(error) });
+      log.tell({ event: "reload_failed", cause: causeOf(error) });
     }
   };
   if (path !== "-") onHangUp = () => void look(true);
@@ -4588,27 +4558,25 @@ const signal = () =>
 async function main(args: string[]): Promise<number> {
   try {
     const line = readCommandLine(args);
-    if (line.help || line.schema || line.version) {
-      const schema = line.schema && JSON.stringify(CONFIG_SCHEMA, null, 2);
-      console.log(line.help ? HELP : schema || `chaos-proxy ${deno.version}`);
-      return 0;
-    }
+    const schema = line.schema && JSON.stringify(CONFIG_SCHEMA, null, 2);
+    const name = `chaos-proxy ${deno.version}`;
+    if (line.help) return await print([help.replace("{name}", name)]);
+    if (schema || line.version) return await print([schema || name, "\n"]);
     const { operands: [file], isQuick, given, mode } = line;
-    const name = file?.replace(/^-$/, "standard input");
-    const path = isQuick ? "command line" : name ?? "config.example.yaml";
+    const fileName = file?.replace(/^-$/, "standard input");
+    const path = isQuick ? "command line" : fileName ?? "config.example.yaml";
     const builtIn = line.isDriven ? "drainTimeoutMs: 1000" : example;
     const state = line.watch ? await stateOf(path) : "";
     const config = isQuick
       ? checkConfig(readRoutes(line.operands, path), path, given)
       : parseConfig(file ? await readFile(file, path) : builtIn, path, given);
-    if (mode === undefined) return await run(config, line, state);
-    if (mode === "check") console.log(summarize(config, path));
-    if (mode === "print-config") console.log(toYaml(config, path));
-    const { seed = randomSeed() } = config;
-    for (const route of mode === "preview" ? config.routes : []) {
-      console.log(preview(route, seed, line.preview, line.isJson));
-    }
-    return 0;
+    const outputs = {
+      check: () => [summarize(config, path)],
+      "print-config":
+        () => [toYaml(checkConfig(structuredClone(config), path))],
+      preview: () => preview(config, line),
+    };
+    return await (mode ? print(outputs[mode]()) : run(config, line, state));
   } catch (error) {
     const isConfig = error instanceof ConfigError;
     if (!isConfig && !(error instanceof ListenError)) throw error;

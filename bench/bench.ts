@@ -128,8 +128,9 @@ const toxics: Partial<Record<Service, Record<string, unknown>[]>> = {
     [{ type: "bandwidth", attributes: { rate } }],
   ])),
 };
-const haveToxics = ["chaos-proxy", "with --api", "toxiproxy"];
-const isOwn = (name: string) => [chaosProxy.name, withApi.name].includes(name);
+const haveToxics = ["chaos-proxy", "with --api", "page open", "toxiproxy"];
+const isOwn = (name: string) =>
+  [chaosProxy, withApi, withPage].some((each) => each.name === name);
 const hasToxics = (contender: string) => haveToxics.includes(contender);
 
 const notes = new Set<string>();
@@ -139,6 +140,21 @@ const notes = new Set<string>();
 const chaosProxy = chaosProxyAs("chaos-proxy");
 /** On sockets that can be reset, as the control API may have to ask for it. */
 const withApi = chaosProxyAs("with --api", "--api", "0");
+/** The same, while a browser shows its page. */
+const withPage: Contender = {
+  name: "page open",
+  version: deno.version,
+  async start(routes) {
+    const port = freePort();
+    const [proxy] = await chaosProxyAs("", "--api", `${port}`).start(routes);
+    await ready(proxy!, port);
+    const browser = start("chromium", [
+      ...["--headless=new", "--no-sandbox", "--remote-debugging-port=0"],
+      ...[`--user-data-dir=${await tempDir()}`, `http://127.0.0.1:${port}/`],
+    ], { stdout: "null", stderr: "null" });
+    return [proxy!, browser];
+  },
+};
 
 function chaosProxyAs(name: string, ...args: string[]): Contender {
   return {
@@ -537,9 +553,10 @@ async function firstAnswerMilliseconds(args: string[]): Promise<number> {
 /** In a process of its own, whose memory no earlier load has stretched. */
 async function idleConnectionKiB(contender: Contender): Promise<number[]> {
   const port = freePort();
-  const [child] = await contender.start([
+  const processes = await contender.start([
     { name: "echo", port, upstream: upstreams.echo },
   ]);
+  const [child] = processes;
   if (!child) return [];
   await ready(child, port);
   const established = async () => {
@@ -557,7 +574,7 @@ async function idleConnectionKiB(contender: Contender): Promise<number[]> {
   const after = await residentKiB(child.pid);
 
   for (const conn of idle) conn.close();
-  await stop(child);
+  await Promise.all(processes.map(stop));
   if (before === undefined || after === undefined) return [];
   return [(after - before) / idleConnections];
 }
@@ -692,9 +709,9 @@ function rowsFor(seconds: number): Row[] {
     },
     {
       name: "first",
-      measures: isOwn,
+      measures: (contender) => isOwn(contender) && contender !== withPage.name,
       measure({ name }) {
-        const args = name === withApi.name ? ["--api", "0"] : [];
+        const args = name === chaosProxy.name ? [] : ["--api", "0"];
         return inLanes(5, 1, () => firstAnswerMilliseconds(args));
       },
       figures: [
@@ -851,11 +868,12 @@ const usage = `Usage: deno task bench [options]
   --rounds N     how often everything is measured (default 5)
   --seconds N    how long each measurement lasts (default 2)
   --rows A,B     only these of: ${rowsFor(1).map(({ name }) => name).join(", ")}
+  --page         also measure while Chromium shows the page of the control API
   --help`;
 
 async function measureAll(): Promise<number> {
   const args = parseArgs(Deno.args, {
-    boolean: ["help"],
+    boolean: ["help", "page"],
     string: ["rounds", "seconds", "rows"],
     unknown: (arg) => misused(`unknown argument ${arg}`, usage),
   });
@@ -879,7 +897,8 @@ async function measureAll(): Promise<number> {
     version: "",
     start: () => Promise.resolve([]),
   };
-  const contenders = [direct, chaosProxy, withApi, ...others];
+  const pages = args.page ? [withPage] : [];
+  const contenders = [direct, chaosProxy, withApi, ...pages, ...others];
   const portsOf = new Map([[direct, upstreams]]);
   for (const contender of contenders.slice(1)) {
     portsOf.set(contender, await launch(contender));
@@ -941,7 +960,8 @@ async function launch(contender: Contender): Promise<Ports> {
   }));
   const processes = await contender.start(routes);
   for (const [i, { port }] of routes.entries()) {
-    const process = processes[i % processes.length];
+    // One for all routes, with what it needs, or one for each.
+    const process = processes[processes.length < routes.length ? 0 : i];
     if (process) await ready(process, port);
   }
   return Object.fromEntries(

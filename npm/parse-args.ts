@@ -36,12 +36,17 @@ export function parseArgs<B extends string = never, S extends string = never>(
   { boolean, string, alias, unknown }: ParseOptions<B, S>,
 ): Args<B, S> {
   const end = args.indexOf("--");
-  // Without asking `unknown`, minimist takes `--no-x` for `x` being false, and
-  // what every object has, such as `--constructor`, for declared.
-  const kept = args.filter((arg, index) => {
-    const [, no, name = ""] = /^--?(no-)?([^=]*)/.exec(arg) ?? [];
-    const asks = no !== undefined || Object.hasOwn(Object.prototype, name);
-    return !asks || (end >= 0 && index > end) || unknown?.(arg) !== false;
+  // Without asking `unknown`, minimist takes `--no-x` for `x` being false, also
+  // where `no-x` is declared, and what every object has, such as
+  // `--constructor`, for declared.
+  const kept = args.flatMap((arg, index) => {
+    if (end >= 0 && index > end) return arg;
+    const [, no = "", name = ""] = /^--?(no-)?([^=]*)/.exec(arg) ?? [];
+    if (boolean?.some((each) => no && arg === `--${each}`)) {
+      return `${arg}=true`;
+    }
+    const asks = no || Object.hasOwn(Object.prototype, name);
+    return !asks || unknown?.(arg) !== false ? arg : [];
   });
   const parsed = minimist(kept, {
     boolean: boolean?.slice(),

@@ -106,6 +106,7 @@ Deno.test("--help fits a screen, names every option and shows an example", async
   for (const line of lines) assert(line.length <= 80, line);
   const options = ["<config>", "--api", "--check", "--seed", "--drain-timeout"]
     .concat("--log-level", "--log-format", "--report", "--watch", "--demo")
+    .concat("--no-page")
     .concat("<route>", "--print-config", "--preview", "--schema")
     .concat("-h, --help", "-V, --version");
   for (const option of options) {
@@ -129,10 +130,10 @@ Deno.test("a wrong command line is a usage error", async () => {
   const integer = "expected an integer from 0 to";
   const seed = `--seed: ${integer} 9007199254740991, found`;
   const api = "expected a port or host:port, the port from 0 to 65535";
-  const known = "known are --check, --print-config, --demo, --watch, --help, " +
-    "--schema, --version, --proxy-metrics, --runtime-metrics, --api, " +
-    "--drain-timeout, --log-format, --log-level, --report, --config, --host, " +
-    "--port, --seed, --preview";
+  const known = "known are --check, --print-config, --demo, --no-page, " +
+    "--watch, --help, --schema, --version, --proxy-metrics, " +
+    "--runtime-metrics, --api, --drain-timeout, --log-format, --log-level, " +
+    "--report, --config, --host, --port, --seed, --preview";
   const none = "found none; to run without one, write --api 8474";
   const negative = "unknown option; no option takes a negative number";
   const named = "write the name of a config file, too";
@@ -478,10 +479,10 @@ Deno.test("a text log has a line an event, aligned", async () => {
   const dead = nowhere().address;
   await using file = await TempFile.with(jsonConfig(...logged(upstream, dead)));
   await using cli = new Cli("--drain-timeout", "1234", file.path);
-  await cli.says(/started 4 routes, seed 42\n/);
+  await cli.says(/started routes=4 seed=42\n/);
   const ports = [...cli.stdout.matchAll(/listening (\S+:(\d+))/g)];
   await Promise.all(ports.map(([, , port]) => converse(Number(port))));
-  await cli.says(/(?: closed by [^]*){4}\n/);
+  await cli.says(/(?: closed why=[^]*){4}\n/);
   await assertExits(cli);
 
   const lines = cli.stdout.trimEnd().split("\n");
@@ -495,22 +496,22 @@ Deno.test("a text log has a line an event, aligned", async () => {
   }
   const said = lines.map((line) =>
     `${line.split(/ +/)[2]} ${line.slice(column)}`
-      .replace(/[\d.]+ ms$/, "T ms").replace(/(?<=listening )\S+/, "HERE")
+      .replace(/Ms=[\d.]+/, "Ms=T").replace(/(?<=listening )\S+/, "HERE")
   );
   // The first lines of each route.
   const expected = `
 a listening HERE -> ${address} (latency 2 ms)
-a accepted -> ${address}
-a delayed T ms
-a connected ${address} at ${address} in T ms
-a closed by client, 5 B up, 5 B down, T ms
+a accepted upstream=${address}
+a delayed delayMs=T
+a connected upstream=${address} address=${address} dialMs=T toxics=[]
+a closed why=client bytesUp=5 bytesDown=5 durationMs=T
 longer listening HERE -> ${address} (drop 100%)
-longer accepted -> ${address}
+longer accepted upstream=${address}
 longer dropped
-longer closed by fault, 0 B up, 0 B down, T ms
+longer closed why=fault bytesUp=0 bytesDown=0 durationMs=T
 hold listening HERE -> ${address} (time out 100% for 1 ms)
-hold accepted -> ${address}
-hold timed_out for T ms
+hold accepted upstream=${address}
+hold timed_out timeoutMs=T
 dead listening HERE -> ${dead} (drop 0.0001%, latency 1±1 ms)`.split("\n");
   for (const name of ["a", "longer", "hold", "dead"]) {
     const isOf = (line: string) => line.startsWith(`${name} `);
@@ -522,7 +523,7 @@ dead listening HERE -> ${dead} (drop 0.0001%, latency 1±1 ms)`.split("\n");
     cli.stdout,
     /draining 0 connections in flight for up to 1234 ms; a second signal ends/,
   );
-  assertMatch(cli.stdout, /drained in [\d.]+ ms\n$/);
+  assertMatch(cli.stdout, /drained cut=0 durationMs=[\d.]+\n$/);
 });
 
 /** Does something with a port as soon as it is listened on. */

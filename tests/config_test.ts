@@ -354,7 +354,7 @@ routes: [&a { localPort: 1, upstream: 'a:1', name: x }, *a]
   routes[0].listen: ${LEVEL} in a proxy of Toxiproxy's; a route has host and localPort
 {"routes": [{${ROUTE}, "toxicity": 1}]} => routes[0].toxicity: ${LEVEL} in a toxic
 {"routes": [{${ROUTE}, "toxics": [{"type": "latency", "latency": 1}]}]}
-  routes[0].toxics[0].latency: ${LEVEL} in the attributes of latency
+  routes[0].toxics[0].latency: ${LEVEL} in the attributes of a toxic such as latency
 {"routes": [{${ROUTE}, "toxics": [{"type": "noop", "attributes": {"toxicity": 1}}]}]}
   routes[0].toxics[0].attributes.toxicity: ${LEVEL} in a toxic
 `,

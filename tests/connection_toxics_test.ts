@@ -345,7 +345,7 @@ POST ${T} {"type": "slow_close", "stream": "sideways"}
 POST ${T} {"type": "slow_clos"}
   400 invalid toxic type; did you mean slow_close?
 PATCH ${ONE} {"toxicity": 2, "attributes": {"delay": -1}}
-  400 bad request body: attributes.delay: expected an integer from 0 to 2147483647, found -1
+  400 bad request body: attributes.delay: expected an integer from 0 to 2147483647, in ms, found -1
 GET ${T}/its
 GET ${T}/x
 PATCH ${T}/x {}

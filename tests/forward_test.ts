@@ -55,6 +55,17 @@ const OTHER = { client: "upstream", upstream: "client" } as const;
 const BYTES_OF = { client: "bytesUp", upstream: "bytesDown" } as const;
 const ODD_CHUNKS = [1, 7, 4095, 1, 4096, 4097, 65_537, 262_145, 3];
 
+Deno.test("with halfCloseTimeoutMs 0 a client may half-close during its delay", async () => {
+  await using upstream = new Upstream(async (conn) => {
+    await pause(100); // of silence
+    await send(conn, "an answer");
+  });
+  const route = { halfCloseTimeoutMs: 0, latencyMs: 50 };
+  await using watched = await WatchedProxy.to(upstream, route);
+  using client = await watched.connect();
+  assertEquals(text(await exchange(client, testBytes(1))), "an answer");
+});
+
 Deno.test("each local port leads to its upstream", async () => {
   await using stack = new AsyncDisposableStack();
   const open = (name: string) =>

@@ -8,7 +8,13 @@ import {
   assertStringIncludes,
   assertThrows,
 } from "@std/assert";
-import { ConfigError, type Outage, parseConfig } from "../main.ts";
+import {
+  ChaosProxy,
+  ConfigError,
+  ListenError,
+  type Outage,
+  parseConfig,
+} from "../main.ts";
 import * as h from "./helpers.ts";
 
 const LATER = { afterMs: h.LONG_MS };
@@ -97,6 +103,7 @@ for (const { sockets, resettable } of h.SOCKETS) {
     await change();
     await log.first("closed", 2);
     assertEquals(await h.readToEnd(held), 0);
+    assertEquals(h.only(route.proxy.stats()).on, {});
   });
 
   Deno.test(`outages change live, on ${sockets}`, async () => {
@@ -109,7 +116,7 @@ for (const { sockets, resettable } of h.SOCKETS) {
     await change(outage("refuse"));
     await h.untilRefused(watched.port());
     await change(outage("hang", { forMs: 700 }));
-    watched.proxy.reseed(1);
+    watched.proxy.reseed(1); // begins it anew
     await h.until(async () => {
       await meets();
       return log.of("timed_out").length > 0;
@@ -124,9 +131,9 @@ for (const { sockets, resettable } of h.SOCKETS) {
     const kinds = log.all.flatMap((each) =>
       each.event === "outage_on" && "outage" in each ? [each.outage] : []
     );
-    const modes = ["drop", "refuse", "hang", "refuse"];
+    const modes = ["drop", "refuse", "hang", "hang", "refuse"];
     assertEquals(kinds, modes.map((mode) => `outage 1 (${mode})`));
-    assertEquals(log.of("outage_off").length, 4);
+    assertEquals(log.of("outage_off").length, 5);
   });
 
   Deno.test(`a route is disabled, moved and removed in an outage, on ${sockets}`, async () => {
@@ -159,9 +166,42 @@ for (const { sockets, resettable } of h.SOCKETS) {
     await h.untilRefused(watched.port());
     const other = Deno.listen({ hostname: "127.0.0.1", port: watched.port() });
     await change();
-    const [{ cause }] = await log.first("accept_failed", 2);
+    const [{ cause }] = await log.first("accept_failed", 1);
     assertStringIncludes(cause, "the port is already in use");
+    await h.pause(500); // for one more try, at least
     other.close();
+    await untilBack();
+    assertEquals(log.of("accept_failed").length, 1);
+  });
+
+  Deno.test(`a route that waits for its port after an outage holds up no other, on ${sockets}`, async () => {
+    await using route = await begin(outage("refuse"));
+    const { log, proxy, watched } = route;
+    const more = { upstream: "a:1", outages: [outage("refuse")] };
+    await proxy.addRoute({ name: "s", localPort: h.steadyPort(), ...more });
+    await h.untilRefused(watched.port());
+    using _ = Deno.listen({ hostname: "127.0.0.1", port: watched.port() });
+    await route.change();
+    await proxy.updateRoute("s", { outages: [] });
+    const isBack = () => log.all.at(-1)?.event === "listening";
+    await h.until(isBack, "the other listens");
+    assertEquals(log.of("accept_failed"), []);
+  });
+
+  Deno.test(`no other route takes the port of one that an outage has closed, on ${sockets}`, async () => {
+    await using route = await begin(outage("refuse"));
+    const { change, proxy, untilBack, watched } = route;
+    const localPort = watched.port();
+    await h.untilRefused(localPort);
+    const upstream = "a:1";
+    await proxy.addRoute({ name: "s", localPort: 0, upstream });
+    for (
+      const take of [
+        () => proxy.addRoute({ localPort, host: "0.0.0.0", upstream }),
+        () => proxy.updateRoute("s", { localPort }),
+      ]
+    ) await assertRejects(take, ListenError, "in use by route r");
+    await change();
     await untilBack();
   });
 
@@ -181,16 +221,23 @@ for (const { sockets, resettable } of h.SOCKETS) {
 
 Deno.test("an outage with reset cuts what is open with a RST, on the route's own sockets for it", async () => {
   const reset = outage("drop", { reset: true });
-  const outages = [{ ...reset, ...LATER }];
-  await using ends = await h.openEnds({ name: "r", outages });
-  const { client, upstream, watched } = ends;
-  await h.send(client, "hello");
-  await h.assertReads(upstream, "hello");
-  await watched.proxy.updateRoute("r", { outages: [reset] });
-  for (const conn of [client, upstream]) {
-    await assertRejects(() => h.readAll(conn), Deno.errors.ConnectionReset);
+  for (const isOn of [false, true]) { // before it is given the reset
+    const outages = [{ ...reset, ...LATER }];
+    await using ends = await h.openEnds({ name: "r", outages });
+    const { client, upstream, watched: { proxy } } = ends;
+    await h.send(client, "hello");
+    await h.assertReads(upstream, "hello");
+    const others = isOn ? [{ ...reset, reset: false }] : [];
+    for (const each of [...others, reset]) {
+      assertEquals(proxy.connections, 1);
+      await proxy.updateRoute("r", { outages: [each] });
+    }
+    for (const conn of [client, upstream]) {
+      const end = () => h.soon(h.readAll(conn), "reset");
+      await assertRejects(end, Deno.errors.ConnectionReset);
+    }
+    await h.assertClosed(ends.watched, { why: "fault", cause: "outage" });
   }
-  await h.assertClosed(watched, { why: "fault", cause: "outage" });
 
   await using other = await start([]);
   using open = await other.watched.connect();
@@ -355,7 +402,7 @@ toxics: [{ type: noop, after: { match: { hex: "" } } }]
 toxics: [{ type: noop, after: { match: { hex: "0df" } } }]
 toxics: [{ type: noop, after: { match: { hex: 0g } } }]
 toxics: [{ type: noop, after: { match: { hex: "${"0".repeat(514)}" } } }]
-  after.match.hex: expected two hex digits for each of 1 to 256 bytes, found "
+  after.match.hex: expected 1 to 256 hex digit pairs, found "
 `;
 
 for (const [given, [expected = ""]] of h.casesIn(REFUSED)) {
@@ -365,6 +412,14 @@ for (const [given, [expected = ""]] of h.casesIn(REFUSED)) {
     assertStringIncludes(h.only(problems), expected);
   });
 }
+
+Deno.test("a hole in a list is refused in words", async () => {
+  const outages = Object.assign(Array(2), { 1: outage("drop") });
+  const start = () =>
+    ChaosProxy.start({ routes: [{ localPort: 0, upstream: "a:1", outages }] });
+  const problem = "outages[0]: expected a mapping, found undefined";
+  await assertRejects(start, ConfigError, problem);
+});
 
 Deno.test("a plan in words is one line", async () => {
   const after = { match: "\r\nSET" };

@@ -2,7 +2,12 @@
 
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { parse as parseYaml } from "@std/yaml";
-import { type ConfigOptions, parseConfig, type RouteOptions } from "../main.ts";
+import {
+  type ConfigOptions,
+  controlApi,
+  parseConfig,
+  type RouteOptions,
+} from "../main.ts";
 import {
   assertEchoes,
   captured,
@@ -11,6 +16,7 @@ import {
   defined,
   echo,
   exchange,
+  IS_LINUX,
   IS_WINDOWS,
   ROOT,
   runArgs,
@@ -70,6 +76,10 @@ localhost:1=a:1 latencyMs=1 latencyMs=100 name=db [::1]:2=a:1 dropRate=0.5 enabl
 1=a:1 toxic=noop,after.match=COMMIT,schedule.afterMs=5,schedule.forMs=500
   { localPort: 1, toxics: [{ type: noop, after: { match: COMMIT },
     schedule: { afterMs: 5, forMs: 500 } }] }
+1=a:1 name=5432 toxic=noop,name=true,after.match=42 2=a:1 toxic=noop,after.match.hex=10
+  { localPort: 1, name: "5432", toxics: [{ type: noop, name: "true",
+    after: { match: "42" } }] },
+  { localPort: 2, toxics: [{ type: noop, after: { match: { hex: "10" } } }] }
 1=a:1 connections=[1,"3-"] outages=[{"forMs":5}] toxic=noop,after.match="100"
   { localPort: 1, connections: [1, "3-"], outages: [{ forMs: 5 }],
     toxics: [{ type: noop, after: { match: "100" } }] }
@@ -105,6 +115,8 @@ latencyMs=5 -- 1=a:1
   command line: routes[0].latencyMs: expected an integer from 0 to 2147483647, found "100ms"; write 100
 1=a:1 toxic=latency,latencyMs=5
   command line: routes[0].toxics[0].attributes.latencyMs: unknown key on this level; it belongs in a route
+1=a:1 toxic=noop,zzz=5
+  command line: routes[0].toxics[0].attributes.zzz: unknown key; known are none
 1=a:1 upstream.x=5
   command line: routes[0].upstream: expected host:port or [ipv6]:port, the port from 1 to 65535, found a mapping
 1=a:1 2=a:1 1=b:1
@@ -201,10 +213,19 @@ Deno.test("--print-config prints what means the same, without defaults", async (
     return parseYaml(printed) as ConfigOptions;
   }));
   const [{ routes = [] } = {}, , third] = outputs;
-  assertEquals<unknown>(third, { api: "127.0.0.1:8474", routes: [] });
+  assertEquals<unknown>(third, { api: "127.0.0.1:8474" });
   assertEquals<unknown>(routes[1], { localPort: 2, upstream: "[::1]:5" });
   const toxics = routes[2]?.toxics?.map(({ name, type }) => name ?? type);
   assertEquals(toxics, ["latency", "cut"]);
+  const stopped = ROUTES.map((route) => ({ ...route, enabled: false }));
+  await using watched = await WatchedProxy.start({
+    ...settings,
+    routes: stopped as RouteOptions[],
+  });
+  const answerTo = controlApi(watched.proxy);
+  const answer = await answerTo(new Request("http://localhost/config"));
+  const config = parseConfig(JSON.stringify({ ...settings, routes: stopped }));
+  assertEquals(parseConfig(await answer.text()), config);
 });
 
 Deno.test("--preview decides what a run with that seed decides", async () => {
@@ -267,6 +288,36 @@ Deno.test("a reader that leaves early is no failure", { ignore }, async () => {
     "{ chaos-proxy --preview 100000 --seed 1 1=a:1; echo $? >&2; } | head -1",
   );
   assertEquals(printed.trim().split("\n").sort(), ["0", "1: seed 1"]);
+});
+
+Deno.test("what cannot be written is a failure, and told", {
+  ignore: !IS_LINUX,
+}, async () => {
+  const args = ["--help", "--schema", "--version", "--check 1=a:1"]
+    .concat("--print-config 1=a:1", "--preview 2000 1=a:1");
+  const problem =
+    "chaos-proxy: cannot write the output: No space left on device\n";
+  await Promise.all(args.map(async (line) => {
+    const command = `chaos-proxy ${line} 2>&1 >/dev/full; echo $?`;
+    assertEquals(await runInShell(command), `${problem}1\n`, line);
+  }));
+});
+
+Deno.test("--preview in parts is as one", async () => {
+  const args = ["--preview", "2001", "--seed", "1", "1=a:1", "latencyMs=1e9"];
+  const [table, json] = await Promise.all([
+    print("", ...args),
+    print("", "--log-format", "json", ...args),
+  ]);
+  const lines = table.trim().split("\n").slice(2);
+  const { connections } = JSON.parse(json);
+  const numbers = Array.from({ length: 2001 }, (_, i) => i + 1);
+  assertEquals(lines.map((line) => parseInt(line)), numbers);
+  assertEquals(
+    connections.map(({ number }: { number: number }) => number),
+    numbers,
+  );
+  assertEquals(new Set(lines.map((line) => line.indexOf("forward"))).size, 1);
 });
 
 Deno.test("the outputs in the page are real", { ignore }, async () => {

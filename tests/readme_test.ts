@@ -18,7 +18,7 @@ import {
 const DOCS = Array.from(
   Deno.readDirSync(new URL("docs", ROOT)),
   ({ name }) => `docs/${name}`,
-);
+).filter((name) => name.endsWith(".md"));
 const TEXTS = new Map(
   ["README.md", "CONTRIBUTING.md", ...DOCS]
     .map((page) => [page, Deno.readTextFileSync(new URL(page, ROOT))]),

@@ -177,6 +177,49 @@ for (const [what, next] of Object.entries(REPLACED)) {
   });
 }
 
+Deno.test("a toxic that the API adds while a route waits for its port stays", async () => {
+  await using stage = await open([{ name: "r", toxics: toxicsOf("a1") }]);
+  const busy = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const moved = { name: "r", localPort: busy.addr.port };
+  const reloading = stage.reload([{ ...moved, toxics: toxicsOf("a2") }]);
+  await pause(); // in which it is found to be in use
+  stage.proxy.addToxic("r", defined(toxicsOf("b1")[0]));
+  busy.close();
+  await reloading;
+  const names = stage.proxy.toxics("r").map(({ name }) => name);
+  assertEquals(names, ["a", "b"]);
+});
+
+for (const [before, after] of [["", "transatlantic"], ["transatlantic", ""]]) {
+  Deno.test(`a reload replaces the API's profile, from "${before}" to "${after}"`, async () => {
+    const route = { name: "r", toxics: toxicsOf("a1") };
+    await using stage = await open([{ ...route, profile: before }]);
+    await stage.proxy.updateRoute("r", { profile: "3g" });
+    await stage.reload([{ ...route, profile: after }]);
+    const names = stage.proxy.toxics("r").map(({ name }) => name);
+    const far = ["latency_downstream", "latency_upstream"];
+    assertEquals(names, after ? [...far, "a"] : ["a"]);
+  });
+}
+
+Deno.test("what the API did to a route stands when a reload fails for it", async () => {
+  await using stage = await open([{ name: "r" }]);
+  await stage.proxy.updateRoute("r", { latencyMs: 7 });
+  using busy = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const moved = { name: "r", localPort: busy.addr.port };
+  await assertRejects(() => stage.reload([moved]), ListenError);
+  await stage.reload([{ name: "r" }]);
+  assertEquals(stage.proxy.route("r").latencyMs, 7);
+});
+
+Deno.test("a reload warns of what does nothing, where the file differs", async () => {
+  await using stage = await open([{ name: "r", timeoutMs: 1 }]);
+  const unused = [{ name: "r", timeoutMs: 1 }, { name: "s", timeoutMs: 1 }];
+  for (let i = 0; i < 2; i++) await stage.reload(unused);
+  const routes = stage.log.of("config_warning").map(({ route }) => route);
+  assertEquals(routes, ["r", "s"]);
+});
+
 const A = '{"name": "a", "localPort": 0, "upstream": "a:1"';
 /** What is refused. There is a route of the API's on port API, to route b. */
 const REFUSED = `
@@ -295,11 +338,14 @@ Deno.test("SIGHUP reloads the config", { ignore: IS_WINDOWS }, async () => {
   await using file = await openFile("--seed", "7");
   const hangUp = () => file.next("SIGHUP");
   await file.write("abc");
-  assertEquals(await hangUp(), "added [b,c], changed [], removed []");
+  assertEquals(await hangUp(), "added=b,c changed=[] removed=[]");
   await Deno.writeTextFile(file.path, "drainTimeoutMs: x\nroutes: []");
-  assertMatch(await hangUp(), /^FILE: 2 problems; drain\w+: .*; routes: /);
+  assertMatch(
+    await hangUp(),
+    /^cause="FILE: 2 problems; drain\w+: .*; routes: /,
+  );
   await file.drain(async () => {
-    assertEquals(await hangUp(), "the proxy is shutting down");
+    assertEquals(await hangUp(), 'cause="the proxy is shutting down"');
   });
   assertMatch(file.cli.stdout, /^(?!.* reseeded ).*WARN .* reload_failed /s);
 });
@@ -309,7 +355,7 @@ Deno.test("--watch reloads the config", { ignore: IS_WINDOWS }, async () => {
   const { path, write } = file;
   await write("ab", `${path}.new`);
   await Deno.rename(`${path}.new`, path);
-  assertEquals(await file.next(), "added [b], changed [], removed []");
+  assertEquals(await file.next(), "added=b changed=[] removed=[]");
   let longest = 0;
   for (let size = 1; size < 100; size++) {
     const start = performance.now();
@@ -319,13 +365,16 @@ Deno.test("--watch reloads the config", { ignore: IS_WINDOWS }, async () => {
   }
   if (longest > 250) return console.warn("this machine is too busy for this");
   await write("ac");
-  assertEquals(await file.next(), "added [c], changed [], removed [b]");
+  assertEquals(await file.next(), "added=c changed=[] removed=b");
   await Deno.remove(path);
-  assertMatch(await file.next(), /^FILE: No such file/);
+  assertMatch(await file.next(), /^cause="FILE: No such file/);
   await pause(1200); // for two looks
   await write("ad", path, -9);
-  assertMatch(await file.next(), /^FILE: line 2, column 1: invalid YAML: /);
+  assertMatch(
+    await file.next(),
+    /^cause="FILE: line 2, column 1: invalid YAML: /,
+  );
   await write("ad");
-  assertEquals(await file.next(), "added [d], changed [], removed [c]");
+  assertEquals(await file.next(), "added=d changed=[] removed=c");
   await file.drain(() => pause(1200));
 });

@@ -219,14 +219,15 @@ Deno.test("a fault that acted on no connection is warned of; one by chance acts 
       { ...route, name: "plain" },
       { ...route, name: "chance", toxics: byChance },
       { ...route, name: "unused", ...rates, toxics },
+      { ...route, name: "later", outages: [{ afterMs: LONG_MS, forMs: 1 }] },
       { ...route, name: "off", enabled: false, ...rates },
     ],
   });
-  for (const index of [0, 0, 1, 2, 3, 4]) {
+  for (const index of [0, 0, 1, 2, 3, 4, 6]) {
     using client = await watched.connect(index);
     await exchange(client, testBytes(5000)).catch(unlessDisconnected);
   }
-  await watched.log.first("closed", 6);
+  await watched.log.first("closed", 7);
   const { routes, warnings } = watched.proxy.report();
   assertEquals(warnings, [
     "a: dropRate 1e-9: acted on none of 2 connections",
@@ -237,6 +238,7 @@ Deno.test("a fault that acted on no connection is warned of; one by chance acts 
     "chance: toxic packet_loss_upstream: acted on none of 1 connection",
     "chance: toxic duplicate_downstream: acted on none of 1 connection",
     "unused: no connection",
+    "later: outage 1 (refuse): never began",
     "off: no connection",
   ]);
   const { faults, first } = defined(routes[4]);
@@ -387,8 +389,9 @@ test("in a text log the last line sums the report up", async () => {
   const last = defined(cli.stdout.trimEnd().split("\n").at(-1));
   assertMatch(last, /Z WARN /);
   const summary = "2 routes, 0 connections, 0 faults injected, 2 warnings";
-  const text = ` report ${summary}; written to ${folder.file}`;
-  assert(last.endsWith(text), last);
+  const path = JSON.stringify(folder.file);
+  assert(last.includes(` report summary="${summary}" warnings=[`), last);
+  assert(last.endsWith(` file=${path}`), last);
 });
 
 Deno.test("a report that cannot be written is told before it listens, and asks nothing", async () => {

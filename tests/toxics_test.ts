@@ -567,7 +567,7 @@ latency phase=0
 latency wave=sine amplitude=5 period=5 phase=2
   attributes.phase: expected a number from 0 to 1, found 2
 latency wave=sine amplitude=5 period=0.5
-  attributes.period: expected an integer from 1 to 2147483647, found 0.5
+  attributes.period: expected an integer from 1 to 2147483647, in ms, found 0.5
 packet_loss burst=0.5
   attributes.burst: expected a number from 1 to 1000000, found 0.5
 packet_loss burst=3 correlation=0.5
@@ -577,10 +577,10 @@ packet_loss loss_rate=0.9 burst=2
 random_close reset=2
   attributes.reset: expected true or false or 1 or 0, found 2
 inject bytes=0
-  attributes.bytes: expected an integer from 1 to 65536, found 0
+  attributes.bytes: expected an integer from 1 to 65536, in bytes, found 0
 slicer
   attributes.average_size: missing; expected an integer
-  from 1 to 9007199254740991
+  from 1 to 9007199254740991, in bytes
 bandwidth
   attributes.rate: missing; expected an integer from 0, in KB/s
 latency toxicity=2
