@@ -1320,7 +1320,8 @@ function readYaml(text: string, path: string): unknown {
     const asText = { schema: "failsafe", allowDuplicateKeys: true } as const;
     return keepOddNumbers(parseYaml(text), parseYaml(text, asText));
   } catch (error) {
-    const { message } = error as Error;
+    const isDeep = error instanceof RangeError; // the stack overflowed
+    const message = isDeep ? "nested too deeply" : (error as Error).message;
     const [, reason, line, column] =
       /^(.*?)(?: at line (\d+), column (-?\d+)|\n|$)/.exec(message) ?? [];
     const at = line && `line ${line}, column ${Math.max(1, Number(column))}: `;
@@ -2250,17 +2251,16 @@ class Timetable {
   #plans = new Map<string, Plan>(); // by name
   #stop: AbortController | undefined;
 
-  /** `turn` is called when something goes on or off. */
   constructor(
     private readonly counts: Pick<RouteStats, "on">,
     private readonly turn: (name: string, edge: "on" | "off") => void,
   ) {}
 
-  readonly isOn = (name: string) => this.#on.has(name);
+  readonly isOn = ({ name }: { name: string }) => this.#on.has(name);
 
   /** Leaves out the toxics that are off. */
   readonly select = (toxics: readonly Toxic[]) =>
-    toxics.filter(({ name }) => this.isOn(name) || !this.#plans.has(name));
+    toxics.filter((each) => this.isOn(each) || !this.#plans.has(each.name));
 
   /** Follows these, and no others. With another start one begins anew. */
   async follow(
@@ -2302,7 +2302,7 @@ class Timetable {
   }
 
   #set(name: string, isOn: boolean): void {
-    if (isOn === this.isOn(name)) return;
+    if (isOn === this.#on.has(name)) return;
     this.#on[isOn ? "add" : "delete"](name);
     this.counts.on[name] = (this.counts.on[name] ?? 0) + (isOn ? 1 : -1);
     this.turn(name, isOn ? "on" : "off");
@@ -2701,49 +2701,40 @@ class Connection {
 // ---- Proxy: listeners and open connections ----------------------------------
 
 const ACCEPT_PAUSE_MS = 100;
-const CLIENT_LEFT = ["ENOTCONN", "ECONNRESET", "ECONNABORTED"];
 const MAX_WARM_UP_MS = 1000;
-
-/** What happens to a route and its toxics, or to those of a `connection`. */
-export type RouteEvent =
-  & { route: string; connection?: number; client?: string }
-  & (
-    | { event: "listening"; address: string; upstream: string; faults: string }
-    | { event: "config_warning"; warnings: string[] }
-    | { event: "accept_failed"; cause: string }
-    | {
-      event: "route_added" | "route_changed";
-      upstream: string;
-      enabled: boolean;
-      faults: string;
-    }
-    | { event: "route_removed" }
-    | { event: "toxic_added" | "toxic_changed"; toxic: string; effect: string }
-    | { event: "toxic_removed"; toxic: string }
-    | { event: "toxic_on" | "toxic_off"; toxic: string }
-    | { event: "outage_on" | "outage_off"; outage: string }
-  );
+const MAX_EVENTS = 1000;
 
 /** What happens to the proxy, its routes and connections. */
 export type ProxyEvent =
   | ConnectionEvent
-  | RouteEvent
+  /** What happens to a route and its toxics, or to those of a `connection`. */
+  | { route: string; connection?: number; client?: string }
+    & (
+      | { event: "listening" }
+        & Record<"address" | "upstream" | "faults", string>
+      | { event: "config_warning"; warnings: string[] }
+      | { event: "accept_failed"; cause: string }
+      | { event: "route_added" | "route_changed"; enabled: boolean }
+        & Record<"upstream" | "faults", string>
+      | { event: "route_removed" }
+      | { event: "toxic_added" | "toxic_changed" }
+        & Record<"toxic" | "effect", string>
+      | { event: "toxic_removed"; toxic: string }
+      | { event: "toxic_on" | "toxic_off"; toxic: string }
+      | { event: "outage_on" | "outage_off"; outage: string }
+    )
   /** All routes listen; the seed repeats this run's decisions. */
   | { event: "started"; routes: number; seed: number }
   | { event: "reseeded"; seed: number }
-  | { event: "reloaded"; added: string[]; changed: string[]; removed: string[] }
+  | { event: "reloaded" } & Record<"added" | "changed" | "removed", string[]>
   /** Waits for the connections in flight, for so long; 0: for ever. */
   | { event: "draining"; connections: number; timeoutMs: number }
   | { event: "drained"; cut: number; durationMs: number };
 
 /** What the connections met. A warning names a fault without effect. */
-export type Report = {
-  version: string;
-  seed: number;
-  durationMs: number;
-  warnings: string[];
-  routes: RouteStats[];
-};
+export type Report =
+  & { version: string; seed: number; durationMs: number }
+  & { warnings: string[]; routes: RouteStats[] };
 
 /** How to start a {@linkcode ChaosProxy}. */
 export interface StartOptions {
@@ -2767,6 +2758,7 @@ interface ProxyContext {
   epoch: number;
   lastId: number;
   config: Config; // the last that was given
+  readonly history: EventHistory;
   readonly resettable: boolean;
   readonly stopping: AbortController; // aborts with the error for changes
   readonly emit: (event: ProxyEvent) => void;
@@ -2799,8 +2791,7 @@ class LiveRoute {
   }
 
   get #outage(): Outage | undefined {
-    return nameOutages(this.route)
-      .find(({ name }) => this.#outages.isOn(name))?.schedule;
+    return nameOutages(this.route).find(this.#outages.isOn)?.schedule;
   }
 
   /** The route with its host as an address, to find circles. */
@@ -2810,7 +2801,7 @@ class LiveRoute {
   }
 
   /** Listens there, and no longer where it did; nothing is accepted yet. */
-  async open(next = this.route, { signal } = this.context.stopping) {
+  async open(next = this.route, signal = this.context.stopping.signal) {
     if (this.#outage?.mode === "refuse") return;
     const listener = await listen(next, this.#resettable, signal);
     if (signal.aborted) await listener.close();
@@ -2828,16 +2819,14 @@ class LiveRoute {
       const reason = { why: "fault", cause: "outage" } as const;
       if (!this.#hung.has(each)) each.end(reason, "reset");
     }
-    const { aborted } = this.context.stopping.signal;
     const listens = this.route.enabled && outage?.mode !== "refuse";
-    if (!listens || aborted) return this.close();
+    if (!listens || this.context.stopping.signal.aborted) return this.close();
     if (!this.#serving) this.#serve();
   }
 
   /** Accepts until it is closed. After an outage it listens again first. */
   async #serve(): Promise<void> {
-    const serving = this.#serving = new AbortController();
-    const { signal } = serving;
+    const { signal } = this.#serving = new AbortController();
     const { emit } = this.context;
     const { name: route, upstream } = this.route;
     let told: string | undefined; // why it cannot listen
@@ -2847,11 +2836,11 @@ class LiveRoute {
       if (isNews) emit({ event: "accept_failed", route, cause });
       told = this.#listener ? undefined : cause;
       // Waits for a port or file descriptors, but not when a client has left.
-      const hasLeft = hasCode(error, ...CLIENT_LEFT);
+      const hasLeft = hasCode(error, "ENOTCONN", "ECONNRESET", "ECONNABORTED");
       if (!hasLeft) await sleep(ACCEPT_PAUSE_MS, signal);
     };
     while (!this.#listener && !signal.aborted) {
-      await this.open(this.route, serving).catch(fail);
+      await this.open(this.route, signal).catch(fail);
     }
     const listener = this.#listener;
     if (!listener || signal.aborted) return;
@@ -2864,11 +2853,10 @@ class LiveRoute {
   }
 
   followSchedules(): void {
-    const { epoch } = this.context;
-    const ofStart = this.route.toxics
-      .filter(({ schedule }) => schedule?.from === "start");
-    this.#toxics.follow(ofStart, epoch);
-    this.#outages.follow(nameOutages(this.route), epoch);
+    const { route, context: { epoch } } = this;
+    const all = route.toxics.filter((each) => each.schedule?.from === "start");
+    this.#toxics.follow(all, epoch);
+    this.#outages.follow(nameOutages(route), epoch);
     this.#act();
   }
 
@@ -2878,10 +2866,11 @@ class LiveRoute {
   }
 
   /** Asks `change` again once it listens: toxics may change meanwhile. */
-  async update(change: (now: Route) => Route): Promise<Route> {
+  async update(change: (now: Route) => Route, all: readonly Route[]) {
     const { route: before } = this;
     const wanted = change(before);
-    if (needsReset(wanted)) this.assertResettable();
+    assertFree(wanted, all);
+    this.assertResettable(needsReset(wanted));
     const moves = !isSameAddress(wanted, before);
     const restarts = moves || wanted.upstream !== before.upstream;
     if (wanted.enabled && (moves || !before.enabled)) {
@@ -2912,18 +2901,17 @@ class LiveRoute {
 
   /** Sets its toxics, or those of one of its connections alone. */
   setToxics(toxics: readonly Toxic[], connection?: Connection): void {
-    if (toxics.some(resets)) this.assertResettable();
+    this.assertResettable(toxics.some(resets));
     const { toxics: before } = connection ?? this.route;
     const of = connection?.id ?? { route: this.route.name };
     if (!connection) this.route = { ...this.route, toxics };
     const { emit } = this.context;
     const gone = new Set(before.map(({ name }) => name));
     for (const toxic of toxics) {
-      const { name } = toxic;
-      const event = gone.delete(name) ? "toxic_changed" : "toxic_added";
+      const event = gone.delete(toxic.name) ? "toxic_changed" : "toxic_added";
       if (before.includes(toxic)) continue;
       const effect = describeToxic(toxic, connection && "this connection");
-      emit({ event, ...of, toxic: name, effect });
+      emit({ event, ...of, toxic: toxic.name, effect });
     }
     for (const toxic of gone) emit({ event: "toxic_removed", ...of, toxic });
     const ofRoute = this.#toxics.select(this.route.toxics);
@@ -2937,8 +2925,8 @@ class LiveRoute {
     }
   }
 
-  assertResettable(): void {
-    if (this.#resettable) return;
+  assertResettable(isNeeded: boolean): void {
+    if (this.#resettable || !isNeeded) return;
     throw new Deno.errors.NotSupported(
       `route ${this.route.name}: its connections cannot be reset; ` +
         "start the proxy with resettable: true, --api or --watch",
@@ -2954,23 +2942,21 @@ class LiveRoute {
   /** Stops listening; resolves when the address is free. */
   async close(): Promise<void> {
     this.#serving?.abort();
-    this.#serving = undefined;
     const listener = this.#listener;
-    this.#listener = undefined;
+    this.#serving = this.#listener = undefined;
     await listener?.close();
   }
 
   async cut(): Promise<void> {
-    const all = [...this.connections.values()];
-    for (const connection of all) connection.end({ why: "cut" });
-    await Promise.all(all.map(({ ended }) => ended));
+    for (const each of this.connections.values()) each.end({ why: "cut" });
+    await Promise.all(this.connections.values().map(({ ended }) => ended));
   }
 
   stats(): RouteStats {
     const { route, connections: { size: open } } = this;
-    const { first, ...counts } = this.#counts;
-    const records = first.slice(0, this.lastNumber);
-    return { route, open, ...structuredClone(counts), first: records };
+    const { first: all, ...counts } = this.#counts;
+    const first = all.slice(0, this.lastNumber);
+    return { route, open, ...structuredClone(counts), first };
   }
 
   async end(): Promise<void> {
@@ -2981,20 +2967,17 @@ class LiveRoute {
   /** Not inlined: the accept loop would keep the last connection in memory. */
   #admit(client: Socket): void {
     const toxics = this.#toxics.select(this.route.toxics);
-    let route = { ...this.route, toxics };
-    const outage = this.#outage;
-    if (outage) {
-      if (outage.mode === "reset") client.close("reset");
-      const dropRate = outage.mode === "hang" ? 0 : 1;
-      const all = { connections: "1-", dropRate, timeoutRate: 1, timeoutMs: 0 };
-      route = { ...route, ...all };
-    }
+    const { mode } = this.#outage ?? {};
+    if (mode === "reset") client.close("reset");
+    const dropRate = mode === "hang" ? 0 : 1;
+    const all = { connections: "1-", dropRate, timeoutRate: 1, timeoutMs: 0 };
+    const route = { ...this.route, toxics, ...(mode && all) };
     const settings = [this.#resettable, this.#counts, this.context] as const;
     const number = ++this.lastNumber;
     const connection = new Connection(client, route, number, ...settings);
     const id = ++this.context.lastId;
     this.connections.set(id, connection);
-    if (outage?.mode === "hang") this.#hung.add(connection);
+    if (mode === "hang") this.#hung.add(connection);
     connection.ended.then(() => {
       this.connections.delete(id);
       this.#hung.delete(connection);
@@ -3066,16 +3049,17 @@ export class ChaosProxy implements AsyncDisposable {
     { onEvent = () => {}, resettable = false }: StartOptions = {},
   ): Promise<ChaosProxy> {
     const history = new EventHistory();
-    const emit = (event: ProxyEvent) => {
-      history.add(event);
-      onEvent(event);
-    };
+    const emit = (event: ProxyEvent) => onEvent(history.add(event));
     const checked = checkConfig(config, "config");
     const { seed = randomSeed(), routes } = checked;
     await (this.#warm ??= this.#warmUp(resettable));
-    const stopping = new AbortController();
-    const state = { seed, epoch: 0, lastId: 0, config: checked };
-    const context = { ...state, resettable, stopping, emit };
+    const state = { seed, epoch: 0, lastId: 0, config: checked, resettable };
+    const context = {
+      ...state,
+      history,
+      emit,
+      stopping: new AbortController(),
+    };
     const proxy = new ChaosProxy(context);
     await proxy.#open(routes);
     for (const route of routes) {
@@ -3085,7 +3069,6 @@ export class ChaosProxy implements AsyncDisposable {
     emit({ event: "started", routes: routes.length, seed });
     context.epoch = performance.now();
     for (const live of proxy.#routes.values()) live.followSchedules();
-    HISTORIES.set(proxy, history);
     return proxy;
   }
 
@@ -3150,10 +3133,17 @@ export class ChaosProxy implements AsyncDisposable {
     return this.#live.size;
   }
 
-  /** Whether it accepts connections, and for how long it has run. */
-  health(): { status: "ok" | "draining"; version: string; uptimeMs: number } {
-    const status = this.context.stopping.signal.aborted ? "draining" : "ok";
-    return { status, version: deno.version, uptimeMs: msSince(this.#start) };
+  /** Whether it accepts, and the time since the start, and the last seed. */
+  health(): {
+    status: "ok" | "draining";
+    version: string;
+    uptimeMs: number;
+    elapsedMs: number;
+  } {
+    const { stopping, epoch } = this.context;
+    const status = stopping.signal.aborted ? "draining" : "ok";
+    const times = { uptimeMs: msSince(this.#start), elapsedMs: msSince(epoch) };
+    return { status, version: deno.version, ...times };
   }
 
   /** A route as it stands. */
@@ -3189,13 +3179,11 @@ export class ChaosProxy implements AsyncDisposable {
     changes: Partial<Omit<RouteOptions, "name" | "toxics">>,
   ): Promise<Route> {
     const { name: _, toxics: __, ...fields } = ROUTE_FIELDS;
-    const checked = fromToxiproxy.has(changes) ? changes : validate(
-      `route ${name}`,
-      (place) => checkFields(changes, place, fields, true),
-    );
-    return await this.#inTurn(() =>
-      this.#change(name, (now) => changeRoute(now, checked as Partial<Route>))
-    );
+    const check = (place: Place) => checkFields(changes, place, fields, true);
+    const isChecked = fromToxiproxy.has(changes);
+    const checked = isChecked ? changes : validate(`route ${name}`, check);
+    const change = (now: Route) => changeRoute(now, checked as Partial<Route>);
+    return await this.#inTurn(() => this.#change(name, change));
   }
 
   /** Removes a route, and cuts its connections. */
@@ -3210,17 +3198,15 @@ export class ChaosProxy implements AsyncDisposable {
   async populate(options: readonly RouteOptions[]): Promise<Route[]> {
     const check = (place: Place) => checkRoutes(options, place.at("routes"));
     const routes = validate("routes", check);
-    return await this.#inTurn(() =>
-      Array.fromAsync(routes, (route) => {
-        const { route: now } = this.#routes.get(route.name) ?? {};
-        if (!now) return this.#add(route);
-        // For port 0, the port that it has already will do.
-        const here = { ...route, localPort: route.localPort || now.localPort };
-        const isSame = isSameAddress(here, now) &&
-          here.upstream === now.upstream;
-        return isSame ? now : this.#change(route.name, () => here);
-      })
-    );
+    const put = (route: Route) => {
+      const { route: now } = this.#routes.get(route.name) ?? {};
+      if (!now) return this.#add(route);
+      // For port 0, the port that it has already will do.
+      const here = { ...route, localPort: route.localPort || now.localPort };
+      const isSame = isSameAddress(here, now) && here.upstream === now.upstream;
+      return isSame ? now : this.#change(route.name, () => here);
+    };
+    return await this.#inTurn(() => Array.fromAsync(routes, put));
   }
 
   /**
@@ -3241,7 +3227,7 @@ export class ChaosProxy implements AsyncDisposable {
         live.setToxics([]);
         for (const one of live.connections.values()) live.setToxics([], one);
         if (live.route.enabled) return;
-        return this.#update(live, (now) => ({ ...now, enabled: true }));
+        return live.update((now) => ({ ...now, enabled: true }), this.routes);
       });
       for (const each of await Promise.allSettled(enabled)) {
         if (each.status === "rejected") throw each.reason;
@@ -3258,10 +3244,7 @@ export class ChaosProxy implements AsyncDisposable {
       const problem = `${what} has a toxic ${toxic.name} already`;
       throw new Deno.errors.AlreadyExists(problem);
     }
-    if (all.length >= MAX_TOXICS) {
-      const most = `${MAX_TOXICS} toxics, the most that it may have`;
-      throw new ConfigError("toxic", [`${what} has ${most}`]);
-    }
+    validate(what, (place) => checkCount({ toxics: [...all, toxic] }, place));
     live.setToxics([...toxics, toxic], connection);
     return toxic;
   }
@@ -3298,7 +3281,7 @@ export class ChaosProxy implements AsyncDisposable {
   /** Cuts a connection; `reset` sends a RST to both sides. */
   cutConnection(id: number, how: "close" | "reset" = "close"): void {
     const { live, connection } = this.#target({ connection: id });
-    if (how === "reset") live.assertResettable();
+    live.assertResettable(how === "reset");
     connection?.end({ why: "cut" }, how);
   }
 
@@ -3348,9 +3331,7 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /** Stops at once, as {@linkcode ChaosProxy.stop} does. */
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.stop();
-  }
+  readonly [Symbol.asyncDispose]: () => Promise<void> = this.stop;
 
   get #live() {
     const routes = this.#routes.values();
@@ -3359,10 +3340,8 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Listening takes time: changes of routes wait for each other. */
   #inTurn<T>(change: () => Promise<T>): Promise<T> {
-    const changed = this.#turn.then(() => {
-      this.context.stopping.signal.throwIfAborted();
-      return change();
-    });
+    const { signal } = this.context.stopping;
+    const changed = this.#turn.then(() => signal.throwIfAborted()).then(change);
     this.#turn = changed.catch(() => {}); // the caller gets the error
     return changed;
   }
@@ -3417,14 +3396,9 @@ export class ChaosProxy implements AsyncDisposable {
     const { live } = this.#target(name);
     const others = this.#routes.values().filter((each) => each !== live);
     const changed = change(live.resolved);
-    assertNoCircle([...others.map(({ resolved }) => resolved), changed]);
+    assertNoCircle([changed, ...others.map(({ resolved }) => resolved)]);
     validate(`route ${name}`, (place) => checkCount(changed, place));
-    return await this.#update(live, change);
-  }
-
-  async #update(live: LiveRoute, change: (now: Route) => Route) {
-    assertFree(change(live.route), this.routes);
-    return await live.update(change);
+    return await live.update(change, this.routes);
   }
 
   async #remove(name: string): Promise<void> {
@@ -3438,8 +3412,9 @@ export class ChaosProxy implements AsyncDisposable {
   async #reload(config: Config): Promise<void> {
     const { context: { config: last, emit }, routes: now } = this;
     if (config.api !== last.api) {
-      const problem = "api: cannot change; restart the proxy";
-      throw new ConfigError("config", [problem]);
+      throw new ConfigError("config", [
+        "api: cannot change; restart the proxy",
+      ]);
     }
     const all = merge(config.routes, now, last.routes);
     const before = new Map(last.routes.map((route) => [route.name, route]));
@@ -3447,9 +3422,7 @@ export class ChaosProxy implements AsyncDisposable {
     const merged = (route: Route) => (now?: Route) =>
       mergeRoute(route, now, before.get(route.name));
     const wanted = all.map((each) => merged(each)(liveOf(each)?.route));
-    for (const route of wanted) {
-      if (needsReset(route)) liveOf(route)?.assertResettable();
-    }
+    for (const each of wanted) liveOf(each)?.assertResettable(needsReset(each));
     assertNoCircle(wanted);
     const removed = now.map(({ name }) => name)
       .filter((name) => !all.some((each) => each.name === name));
@@ -3463,7 +3436,7 @@ export class ChaosProxy implements AsyncDisposable {
       const { name } = route;
       const live = liveOf(route);
       this.#warn(route);
-      const put = live ? this.#update(live, merged(route)) : this.#add(route);
+      const put = live?.update(merged(route), this.routes) ?? this.#add(route);
       await put.then(
         () => (live ? changed : added).push(name),
         (error) => failed.set(name, error),
@@ -3500,7 +3473,6 @@ export class ChaosProxy implements AsyncDisposable {
 }
 
 const sum = (numbers: number[]) => numbers.reduce((sum, each) => sum + each, 0);
-
 const randomSeed = () => Math.floor(Math.random() * 2 ** 32);
 
 function assertNoCircle(routes: readonly Route[]): void {
@@ -3510,56 +3482,47 @@ function assertNoCircle(routes: readonly Route[]): void {
 }
 
 /** Refuses another route's address, also while an outage has closed it. */
-function assertFree({ name, ...route }: Route, all: readonly Route[]): void {
-  const { enabled, host: hostname, localPort: port } = route;
+function assertFree(route: Route, all: readonly Route[]): void {
+  const { name, enabled, host: hostname, localPort: port } = route;
   const rival = all.find((each) =>
     each.name !== name && each.enabled && each.localPort === port &&
     overlaps(canonicalHost(each.host), canonicalHost(hostname))
   );
   if (!rival || !enabled || port === 0) return;
-  const cause = `the port is already in use by route ${rival.name}`;
-  const address = addressOf({ hostname, port });
-  throw new ListenError(`route ${name}`, address, new Error(cause));
+  const cause = new Error(`the port is already in use by route ${rival.name}`);
+  throw new ListenError(`route ${name}`, addressOf({ hostname, port }), cause);
 }
 
-function describeFaults(route: Route): string {
+function describeFaults({ enabled, outages, toxics, ...route }: Route): string {
   const { dropRate, timeoutRate, timeoutMs, latencyMs, jitterMs } = route;
+  const times = { dropRate, timeoutRate, timeoutMs, latencyMs, jitterMs };
+  const connections = route.connections !== "1-" && route.connections;
   const faults = [
-    !route.enabled && "disabled",
-    dropRate > 0 && `drop ${percent(dropRate)}`,
-    timeoutRate > 0 && `time out ${percent(timeoutRate)}${until(timeoutMs)}`,
-    (latencyMs > 0 || jitterMs > 0) &&
-    `latency ${latencyMs}${plusMinus(jitterMs)} ms`,
-    route.connections !== "1-" && `these on connections ${route.connections}`,
-    route.profile && `profile ${route.profile}`,
-    ...route.outages.map((outage) => `outage${listed(outage)}`),
-    ...route.toxics.map((toxic) => describeToxic(toxic)),
+    enabled ? "" : ", disabled",
+    listed({ ...times, connections, profile: route.profile }),
+    ...outages.map((outage) => `, outage${listed(outage)}`),
+    ...toxics.map((toxic) => `, ${describeToxic(toxic)}`),
   ];
-  return faults.filter(Boolean).join(", ") || "no faults";
+  return faults.join("").slice(2) || "no faults";
 }
 
 function missedFaults({ route, connections, on, ...acted }: RouteStats) {
-  if (connections === 0) return [`${route.name}: no connection`];
+  const { name, toxics, dropRate, timeoutRate, latencyMs } = route;
+  if (connections === 0) return [`${name}: no connection`];
   const none = `acted on none of ${count(connections, "connection")}`;
-  const missed = [
-    ...(["dropRate", "timeoutRate", "latencyMs"] as const)
-      .filter((kind) => route[kind] > 0 && !acted.faults[kind])
-      .map((kind) => `${kind} ${route[kind]}: ${none}`),
-    ...route.toxics.filter(({ name }) => !Object.hasOwn(acted.toxics, name))
-      .map(({ name }) => `toxic ${name}: ${none}`),
-    ...nameOutages(route).filter(({ name }) => !Object.hasOwn(on, name))
-      .map(({ name }) => `${name}: never began`),
-  ];
-  return missed.map((each) => `${route.name}: ${each}`);
+  return [
+    ...Object.entries({ dropRate, timeoutRate, latencyMs })
+      .filter(([kind, set]) => set > 0 && !Object.hasOwn(acted.faults, kind))
+      .map((fault) => `${fault.join(" ")}: ${none}`),
+    ...toxics.filter((toxic) => !Object.hasOwn(acted.toxics, toxic.name))
+      .map((toxic) => `toxic ${toxic.name}: ${none}`),
+    ...nameOutages(route).filter((outage) => !Object.hasOwn(on, outage.name))
+      .map((outage) => `${outage.name}: never began`),
+  ].map((missed) => `${name}: ${missed}`);
 }
-
-const until = (timeoutMs: number) =>
-  timeoutMs > 0 ? ` for ${timeoutMs} ms` : " until the client leaves";
 
 const count = (number: number, what: string) =>
   `${number} ${what}${number === 1 ? "" : "s"}`;
-
-const MAX_EVENTS = 1000;
 
 /** The last 1,000 events, by their ids from 1, modulo 1,000. */
 class EventHistory {
@@ -3567,18 +3530,17 @@ class EventHistory {
   lastId = 0;
   readers = 0;
 
-  add(event: object): void {
+  add<E extends object>(event: E): E {
     this.events[++this.lastId % MAX_EVENTS] = { time: new Date(), event };
+    return event;
   }
 }
-
-const HISTORIES = new WeakMap<ChaosProxy, EventHistory>();
 
 // ---- Control API: Toxiproxy's protocol, over the proxy ----------------------
 
 /** An event of the control API. */
 export type ApiEvent =
-  | { event: "api_listening"; address: string }
+  | { event: "api_listening"; address: string; warning?: string }
   | {
     event: "api";
     /** The answer's `X-Toxiproxy-Request-Id`. */
@@ -3606,26 +3568,19 @@ type LogLevel = "debug" | "info" | "warn" | "error";
 type LogEvent =
   | ProxyEvent
   | ApiEvent
-  /** So many lines were lost here: the log could not be written fast enough. */
   | { event: "log_dropped"; lines: number }
   | { event: "report"; summary: string; warnings: string[]; file: string }
   | { event: "reload_failed"; cause: string }
-  /** A SIGHUP came, but there is no file to read again. */
   | { event: "sighup_ignored" };
 
 function levelOf(event: LogEvent): LogLevel {
   const isWarning = /_(?:failed|warning|dropped|ignored)$/.test(event.event) ||
-    "ignored" in event ||
-    (event.event === "report" && event.warnings.length > 0) ||
-    ("cut" in event && event.cut > 0) ||
-    (event.event === "api_listening" && isOpen(event.address));
+    "ignored" in event || "warning" in event ||
+    ("warnings" in event && event.warnings.length > 0) ||
+    ("cut" in event && event.cut > 0);
   if (isWarning) return "warn";
   return event.event === "api" ? "debug" : "info";
 }
-
-/** Whether others than this machine may reach an address. */
-const isOpen = (address: string) =>
-  !isLoopback(splitAddress(address)?.hostname ?? "");
 
 const toJson = (time: Date, event: LogEvent) =>
   JSON.stringify({ time, level: levelOf(event), ...event });
@@ -3691,9 +3646,8 @@ const CALLS: Record<string, (call: Call) => unknown> = {
       .map(({ route: proxy, ...rest }) => ({ proxy, ...rest })),
   "DELETE /connections/*"({ proxy, url, name }) {
     const reset = url.searchParams.get("reset") ?? "0";
-    if (!/^[01]$/.test(reset)) {
-      throw new Refusal(400, `expected reset=0 or 1, found ${describe(reset)}`);
-    }
+    const problem = `expected reset=0 or 1, found ${describe(reset)}`;
+    if (!/^[01]$/.test(reset)) throw new Refusal(400, problem);
     proxy.cutConnection(Number(name), reset === "1" ? "reset" : "close");
   },
   "GET /health"({ proxy }) {
@@ -3708,9 +3662,8 @@ const CALLS: Record<string, (call: Call) => unknown> = {
   "GET /seed": ({ proxy }) => ({ seed: proxy.seed }),
   "PUT /seed"({ proxy, check }) {
     const { seed } = check(changesOf({ seed: CONFIG_FIELDS.seed }));
-    if (seed === undefined) {
-      throw new Refusal(400, "missing required field: seed");
-    }
+    const problem = "missing required field: seed";
+    if (seed === undefined) throw new Refusal(400, problem);
     proxy.reseed(seed);
     return { seed };
   },
@@ -3718,10 +3671,9 @@ const CALLS: Record<string, (call: Call) => unknown> = {
 
 /** Server-sent events: those after an id, and the statistics each second. */
 function streamEvents({ proxy, url: { searchParams }, headers }: Call) {
-  const history = HISTORIES.get(proxy)!;
-  if (history.readers >= MAX_READERS) {
-    throw new Refusal(503, `${MAX_READERS} others read the events already`);
-  }
+  const { history } = proxy["context"];
+  const problem = `${MAX_READERS} others read the events already`;
+  if (history.readers >= MAX_READERS) throw new Refusal(503, problem);
   history.readers++;
   const most = Number(searchParams.get("max")) >>> 0 || Infinity;
   const given = headers.get("last-event-id") ?? searchParams.get("after");
@@ -3733,31 +3685,29 @@ function streamEvents({ proxy, url: { searchParams }, headers }: Call) {
   const closed = new AbortController();
   const stream = new ReadableStream<Bytes>({
     async pull(controller) {
+      if (due > 0) await sleep(BATCH_MS, closed.signal); // for several at once
+      if (closed.signal.aborted) return;
       let text = "";
-      while (text === "") {
-        if (due > 0) await sleep(BATCH_MS, closed.signal); // for several at once
-        if (closed.signal.aborted) return;
-        const now = performance.now();
-        if (now >= due) {
-          [left, due] = [most, now + STATS_MS];
-          const routes = proxy.stats().map(({ route, first: _, ...counts }) => (
-            { name: route.name, ...counts }
-          ));
-          const stats = { time: new Date(), seed: proxy.seed, routes };
-          text = `event: stats\ndata: ${JSON.stringify(stats)}\n\n`;
-        }
-        const { lastId, events } = history;
-        const next = Math.max(position, lastId - Math.min(left, MAX_EVENTS));
-        const missed = JSON.stringify({ missed: next - position });
-        if (next > position) text += `event: missed\ndata: ${missed}\n\n`;
-        for (let id = next + 1; id <= lastId; id++) {
-          const { time, event } = events[id % MAX_EVENTS]!;
-          text += `id: ${id}\ndata: ${toJson(time, event as LogEvent)}\n\n`;
-        }
-        left -= lastId - next;
-        position = lastId;
+      const now = performance.now();
+      if (now >= due) {
+        [left, due] = [most, now + STATS_MS];
+        const routes = proxy.stats()
+          .map(({ route: { name }, first: _, ...rest }) => ({ name, ...rest }));
+        const { elapsedMs } = proxy.health();
+        const stats = { time: new Date(), seed: proxy.seed, elapsedMs, routes };
+        text = `event: stats\ndata: ${JSON.stringify(stats)}\n\n`;
       }
-      controller.enqueue(new TextEncoder().encode(text));
+      const lastId = left > 0 ? history.lastId : position; // or a second later
+      const next = Math.max(position, lastId - Math.min(left, MAX_EVENTS));
+      const missed = JSON.stringify({ missed: next - position });
+      if (next > position) text += `event: missed\ndata: ${missed}\n\n`;
+      for (let id = next + 1; id <= lastId; id++) {
+        const { time, event } = history.events[id % MAX_EVENTS]!;
+        text += `id: ${id}\ndata: ${toJson(time, event as LogEvent)}\n\n`;
+      }
+      left -= lastId - next;
+      position = lastId;
+      controller.enqueue(new TextEncoder().encode(text)); // it may be empty
     },
     cancel() {
       history.readers--;
@@ -3772,14 +3722,12 @@ function servePage({ method, url, headers }: Request): Response | undefined {
   if (`${method} ${new URL(url).pathname}` !== "GET /") return;
   if (!headers.get("accept")?.includes("text/html")) return;
   const nonce = crypto.randomUUID();
-  const own = `'nonce-${nonce}'`;
-  const policy = `default-src 'none'; script-src ${own}; style-src ${own}; ` +
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; " +
-    "frame-ancestors 'none'";
+  const policy = `default-src 'none'; script-src 'nonce-${nonce}'; ` +
+    `style-src 'nonce-${nonce}'; connect-src 'self'; img-src data:; ` +
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+  const more = { "content-security-policy": policy };
   const text = page.replaceAll("{nonce}", nonce);
-  return answerAs("text/html; charset=utf-8", text, {
-    "content-security-policy": policy,
-  });
+  return answerAs("text/html; charset=utf-8", text, more);
 }
 
 const answerAs = (type: string, body: BodyInit, headers = {}) =>
@@ -3795,18 +3743,12 @@ async function updateProxy({ proxy, name, check }: Call): Promise<unknown> {
 }
 
 function updateToxic({ proxy, target, toxic, check }: Call): Toxic {
-  const now = proxy.toxic(target, toxic);
-  const fields = {
-    ...CHANGES,
-    attributes: {
-      ...TOXIC_FIELDS.attributes,
-      normalize: changesOf(TOXICS[now.type].attributes),
-    },
-    name: stays(now.name),
-    type: stays(now.type),
-    stream: stays(now.stream),
-  };
-  return proxy.updateToxic(target, toxic, check(changesOf(fields)));
+  const { name, type, stream } = proxy.toxic(target, toxic);
+  const normalize = changesOf(TOXICS[type].attributes);
+  const attributes = { ...TOXIC_FIELDS.attributes, normalize };
+  const same = { name: stays(name), type: stays(type), stream: stays(stream) };
+  const changes = check(changesOf({ ...CHANGES, attributes, ...same }));
+  return proxy.updateToxic(target, toxic, changes);
 }
 
 /** A field that no update changes. Clients send back all that they read. */
@@ -3819,10 +3761,8 @@ const stays = (now: unknown): Field<string> => ({
   },
 });
 
-function asProxy({ host, localPort, toxics, ...rest }: Route) {
-  const { name, upstream, enabled, ...beyond } = rest;
-  const listen = addressOf({ hostname: host, port: localPort });
-  return { name, listen, upstream, enabled, toxics, ...beyond };
+function asProxy({ name, host: hostname, localPort: port, ...rest }: Route) {
+  return { name, listen: addressOf({ hostname, port }), ...rest };
 }
 
 const changesOf = <T>(fields: Fields<T>) => (body: unknown, place: Place) =>
@@ -3842,65 +3782,55 @@ export function controlApi(
     const start = performance.now();
     const id = crypto.randomUUID();
     const ignored: string[] = [];
-    let answer: Response;
-    let error: string | undefined;
-    try {
+    const found = await Promise.try(() => {
       refuseForeign(request, loopback, page);
-      answer = (page && servePage(request)) ||
-        await respond(request, proxy, ignored);
-    } catch (cause) {
-      const { status, message, headers } = refusalFor(cause);
-      error = message;
-      answer = Response.json({ error, status }, { status, headers });
-    }
+      return (page && servePage(request)) || respond(request, proxy, ignored);
+    }).catch(refusalFor);
+    const { status } = found;
+    const isBad = found instanceof Refusal;
+    const error = isBad && { error: found.message };
+    const answer = isBad ? Response.json({ ...error, status }, found) : found;
     answer.headers.set("x-toxiproxy-request-id", id);
     answer.headers.set("x-content-type-options", "nosniff");
     answer.headers.set("cache-control", "no-store");
-    if (ignored.length > 0) {
-      const listed = firstOf(ignored).join(", ").replaceAll("…", "...")
+    const more = ignored.length > 0 && { ignored: firstOf(ignored) };
+    if (more) {
+      const listed = more.ignored.join(", ").replaceAll("…", "...")
         .replace(/[^ -~]/g, "?").slice(0, 2000); // what every client takes
       answer.headers.set("x-chaos-proxy-ignored", listed);
     }
-    onEvent({
-      event: "api",
-      request: id,
-      method: request.method,
-      path: request.url.replace(/^\w+:\/\/[^/]*/, ""),
-      status: answer.status,
-      ...(error && { error }),
-      ...(ignored.length > 0 && { ignored: firstOf(ignored) }),
-      durationMs: msSince(start),
-    });
+    const { method, url } = request;
+    const path = url.replace(/^\w+:\/\/[^/]*/, "");
+    const about = { request: id, method, path, status, ...error, ...more };
+    onEvent({ event: "api", ...about, durationMs: msSince(start) });
     return answer;
   };
 }
 
 async function respond(request: Request, proxy: ChaosProxy, ignored: string[]) {
+  const { method, headers } = request;
   const url = new URL(request.url);
   const { pathname } = url;
   const path = pathname.replace(/(\/[^/]+)\/[^/]+/g, "$1/*")
     .replace("/connections/*/toxics", "/proxies/*/toxics"); // the same calls
-  const method = request.method.replace("HEAD", "GET");
-  const answerTo = CALLS[`${method} ${path}`];
+  const answerTo = CALLS[`${method.replace("HEAD", "GET")} ${path}`];
   if (answerTo === undefined) {
     const allow = Object.keys(CALLS).filter((each) => each.endsWith(` ${path}`))
       .map((each) => each.split(" ", 1)).join(", ");
     // In Go's words, and as text: Toxiproxy's clients recognize it by that.
     const body = "404 page not found\n";
     if (allow === "") return new Response(body, { status: 404 });
-    const problem = `${request.method} is not for ${pathname}, which takes `;
+    const problem = `${method} is not for ${pathname}, which takes `;
     throw new Refusal(405, problem + allow, { allow });
   }
   // What is not encoded, such as `100%`, stays as it is.
   const [, kind, name = "", , toxic = ""] = pathname.split("/").map(unescape);
   const target = kind === "connections" ? { connection: Number(name) } : name;
   const body = await readText(request.body ?? new Blob().stream(), false);
-  if (new TextEncoder().encode(body).length > MAX_CONFIG_BYTES) {
-    throw new Refusal(413, "expected a body of at most 1 MiB, found more");
-  }
+  const limit = "expected a body of at most 1 MiB, found more";
+  if (Buffer.byteLength(body) > MAX_CONFIG_BYTES) throw new Refusal(413, limit);
   const check: Call["check"] = (check) =>
     validate("body", (place) => check(readJson(body, "body"), place), ignored);
-  const { headers } = request;
   const call = { proxy, url, headers, name, target, toxic, check };
   const answer = await answerTo(call);
   if (answer === undefined) return new Response(null, { status: 204 });
@@ -3911,30 +3841,28 @@ async function respond(request: Request, proxy: ChaosProxy, ignored: string[]) {
 function refuseForeign(request: Request, loopback: boolean, page: boolean) {
   const { method, headers } = request;
   const url = URL.parse(request.url);
-  if (url === null) {
-    throw new Refusal(400, "expected a Host that is a host name or an address");
-  }
+  const noHost = "expected a Host that is a host name or an address";
+  if (url === null) throw new Refusal(400, noHost);
   const isRead = /^(?:GET|HEAD)$/.test(method);
   if (isRead && url.pathname === "/") return; // it holds no data
   const origin = headers.get("origin");
   // A page's owner can make a name resolve to this machine, but not an address.
   const isSafe = /^(?:localhost\.?|\d+(?:\.\d+){3}|\[.*\])$/.test(url.hostname);
-  if (origin !== null && (origin !== url.origin || !isSafe)) {
-    throw new Refusal(403, `requests from the origin ${origin} are refused`);
-  }
+  const foreign = `requests from the origin ${origin} are refused`;
+  const isOwn = origin === url.origin && isSafe;
+  if (origin !== null && !isOwn) throw new Refusal(403, foreign);
   if (headers.get("user-agent")?.startsWith("Mozilla/")) {
-    const site = headers.get("sec-fetch-site"); // over HTTP to loopback only
-    const isOwn = site === null
-      ? !/^(?:localhost|127\.|\[::1\])/.test(url.hostname)
-      : /^(?:same-origin|none)$/.test(site);
-    if (!page || !isSafe || !isOwn || !(isRead || origin)) {
-      throw new Refusal(403, "browsers are refused, but for our own page");
-    }
+    // Browsers name the site over plain HTTP to loopback only.
+    const isLocal = /^(?:localhost|127\.|\[::1\])/.test(url.hostname);
+    const site = headers.get("sec-fetch-site") ?? (isLocal ? "" : "none");
+    const isSame = /^(?:same-origin|none)$/.test(site);
+    const problem = "browsers are refused, but for our own page";
+    const isPage = page && isSafe && isSame && (isRead || isOwn);
+    if (!isPage) throw new Refusal(403, problem);
   }
-  if (loopback && !isSafe) {
-    const expected = "expected localhost or an IP address as Host";
-    throw new Refusal(403, `${expected}, found ${describe(url.hostname)}`);
-  }
+  const host = describe(url.hostname);
+  const expected = `expected localhost or an IP address as Host, found ${host}`;
+  if (loopback && !isSafe) throw new Refusal(403, expected);
 }
 
 /** Reads text in UTF-8; of what may have no end, little more than 1 MiB. */
@@ -3967,10 +3895,7 @@ const WORDS: [ours: RegExp, theirs: string][] = [
   [/^(?:route|connection) \S+ has no toxic .*/s, "toxic not found"],
   [/^(?:route|connection) \S+ has a toxic .*/, "toxic already exists"],
   [/^there is no connection .*/, "connection not found"],
-  [
-    /^route \S+: cannot listen on (\S+): the port is already in use/,
-    "listen tcp $1: bind: address already in use",
-  ],
+  [/^.* on (\S+): the port is/, "listen tcp $1: bind: address"],
 ];
 
 function refusalFor(error: unknown): Refusal {
@@ -4009,18 +3934,20 @@ export function serveApi(
 ): ApiServer {
   checkArgument("address", address, apiAddress);
   const tell = (event: ApiEvent) => {
-    if (levelOf(event) !== "debug") HISTORIES.get(proxy)!.add(event);
+    if (levelOf(event) !== "debug") proxy["context"].history.add(event);
     onEvent(event);
   };
   const stop = new AbortController();
   const { signal } = stop;
   const serve = (at: Address) =>
-    serveHttp("control API", at, (request) => answer(request), signal);
+    serveHttp("control API", { ...at, signal }, (request) => answer(request));
   const server = serve(splitApi(address) as Address);
   const { addr } = server;
   const loopback = isLoopback(addr.hostname); // as it was resolved
   const answer = controlApi(proxy, { onEvent: tell, loopback, page });
-  tell({ event: "api_listening", address: addressOf(addr) });
+  const at = { event: "api_listening", address: addressOf(addr) } as const;
+  const warning = "whoever reaches it can control it";
+  tell(loopback ? at : { ...at, warning });
   // A server that finds no file descriptor ends for good; another one starts.
   const served = (async () => {
     for (let next = () => server; !signal.aborted; next = () => serve(addr)) {
@@ -4036,20 +3963,19 @@ export function serveApi(
     stop.abort();
     return served;
   };
-  return { address: addressOf(addr), close, [Symbol.asyncDispose]: close };
+  return { address: at.address, close, [Symbol.asyncDispose]: close };
 }
 
 function serveHttp(
   what: string,
-  address: Address,
+  at: Address & Deno.ServeTcpOptions,
   handler: Deno.ServeHandler,
-  signal?: AbortSignal,
-): Deno.HttpServer<Deno.NetAddr> {
-  const hostname = canonicalHost(address.hostname);
+) {
+  const hostname = canonicalHost(at.hostname);
   try {
-    return Deno.serve({ ...address, hostname, signal, onListen() {} }, handler);
+    return Deno.serve({ ...at, hostname, onListen() {} }, handler);
   } catch (error) {
-    throw new ListenError(what, addressOf(address), error);
+    throw new ListenError(what, addressOf(at), error);
   }
 }
 
@@ -4064,53 +3990,35 @@ function metrics(stats: RouteStats[]): Response {
       });
     });
   const bounds = [...DIAL_BOUNDS_MS.map((ms) => `${ms / 1000}`), "+Inf"];
-  const families: Record<string, [help: string, samples: string[]]> = {
-    "counter toxiproxy_proxy_received_bytes_total": [
-      "Bytes read: upstream, from clients; downstream, from the upstream.",
+  const dials = stats.flatMap(({ route: { name: proxy }, dials }) => [
+    ...bounds.map((le, i) =>
+      sample({ proxy, le }, dials.within[i] ?? dials.count, "_bucket")
+    ),
+    sample({ proxy }, dials.totalMs / 1000, "_sum"),
+    sample({ proxy }, dials.count, "_count"),
+  ]);
+  const open = stats.map((of) => sample({ proxy: of.route.name }, of.open));
+  const build = { version: deno.version, deno: Deno.version.deno };
+  const families: Record<string, string[]> = {
+    "counter toxiproxy_proxy_received_bytes_total Bytes read, by direction.":
       counts("received"),
-    ],
-    "counter toxiproxy_proxy_sent_bytes_total": [
-      "Bytes written: upstream, to the upstream; downstream, to clients.",
+    "counter toxiproxy_proxy_sent_bytes_total Bytes written, by direction.":
       counts("sent"),
-    ],
-    "counter chaos_proxy_connections_total": [
-      "Connections that have ended, by why.",
+    "counter chaos_proxy_connections_total Connections that have ended, by why.":
       counts("ended", "outcome"),
-    ],
-    "gauge chaos_proxy_connections_open": [
-      "Connections in flight.",
-      stats.map(({ route, open }) => sample({ proxy: route.name }, open)),
-    ],
-    "histogram chaos_proxy_dial_seconds": [
-      "How long it took to reach the upstream.",
-      stats.flatMap(({ route: { name: proxy }, dials }) => [
-        ...bounds.map((le, i) =>
-          sample({ proxy, le }, dials.within[i] ?? dials.count, "_bucket")
-        ),
-        sample({ proxy }, dials.totalMs / 1000, "_sum"),
-        sample({ proxy }, dials.count, "_count"),
-      ]),
-    ],
-    "counter chaos_proxy_faults_total": [
-      "How often a fault was injected into a connection, by its kind.",
+    "gauge chaos_proxy_connections_open Connections in flight.": open,
+    "histogram chaos_proxy_dial_seconds Time to reach the upstream.": dials,
+    "counter chaos_proxy_faults_total How often a fault was injected, by kind.":
       counts("faults", "kind"),
-    ],
-    "gauge chaos_proxy_scheduled_on": [
-      "Whether a toxic or an outage is on, or on how many connections.",
+    "gauge chaos_proxy_scheduled_on Whether it is on, or on how many connections.":
       counts("on", "name"),
-    ],
-    "gauge chaos_proxy_build_info": [
-      "What is running.",
-      [sample({ version: deno.version, deno: Deno.version.deno }, 1)],
-    ],
+    "gauge chaos_proxy_build_info What is running.": [sample(build, 1)],
   };
-  const lines = Object.entries(families).flatMap(
-    ([family, [help, samples]]) => {
-      const [type, name] = family.split(" ");
-      const all = samples.map((each) => `${name}${each}\n`);
-      return [`# HELP ${name} ${help}\n# TYPE ${name} ${type}\n`, ...all];
-    },
-  );
+  const lines = Object.entries(families).flatMap(([head, samples]) => {
+    const [, type, name, help] = /^(\w+) (\w+) (.*)/.exec(head) ?? [];
+    const all = samples.map((each) => `${name}${each}\n`);
+    return [`# HELP ${name} ${help}\n# TYPE ${name} ${type}\n`, ...all];
+  });
   return answerAs("text/plain; version=0.0.4; charset=utf-8", lines.join(""));
 }
 
@@ -4122,18 +4030,6 @@ function sample(labels: Record<string, string>, value: number, suffix = "") {
 }
 
 // ---- Logging: an event, a line ----------------------------------------------
-
-/** What a line of text says after the name of an event; else its fields. */
-const TEXTS: { [E in LogEvent as E["event"]]?: (event: E) => string } = {
-  listening: ({ address, upstream, faults }) =>
-    `${address} -> ${upstream} (${faults})`,
-  api_listening: ({ address }) =>
-    address + (isOpen(address) ? "; whoever reaches it can control it" : ""),
-  draining: ({ connections, timeoutMs }) =>
-    `${count(connections, "connection")} in flight` +
-    (timeoutMs > 0 ? ` for up to ${timeoutMs} ms` : "") +
-    "; a second signal ends it at once",
-};
 
 /** As text, in quotes where it would not be seen as one word. */
 const quoted = (value: unknown) =>
@@ -4180,11 +4076,14 @@ class EventLog extends BaseHandler implements AsyncDisposable {
       width = Math.max(width, route.length);
       const number = connection ? `#${connection}` : "";
       const source = [route.padEnd(width), number.padEnd(6), client.padEnd(21)];
-      const textOf = TEXTS[name] as ((event: LogEvent) => string) | undefined;
-      const text = textOf?.(event) ?? Object.entries(fields)
-        .map(([key, value]) => `${key}=${quoted(value)}`).join(" ");
-      return [time, levelName.padEnd(5), ...source, name, text].join(" ")
-        .trimEnd();
+      const text = event.event === "listening"
+        ? `${event.address} -> ${event.upstream} (${event.faults})`
+        : Object.entries(fields)
+          .map(([key, value]) => `${key}=${quoted(value)}`).join(" ");
+      const isDraining = event.event === "draining";
+      const hint = isDraining ? "; a second signal ends it at once" : "";
+      const parts = [time, levelName.padEnd(5), ...source, name, text + hint];
+      return parts.join(" ").trimEnd();
     };
     super("DEBUG", { formatter });
     const upper = level.toUpperCase() as Uppercase<LogLevel>;
@@ -4221,8 +4120,7 @@ class EventLog extends BaseHandler implements AsyncDisposable {
         this.#dropped = 0;
         this.tell({ event: "log_dropped", lines });
       }
-      let bytes = new TextEncoder().encode(text);
-      while (bytes.length > 0) {
+      for (let bytes = new TextEncoder().encode(text); bytes.length > 0;) {
         try {
           bytes = bytes.subarray(await Deno.stdout.write(bytes));
         } catch (error) {
@@ -4240,10 +4138,10 @@ class EventLog extends BaseHandler implements AsyncDisposable {
 
 const DEMO = { hostname: LOOPBACK, port: 18000 };
 
-const INFO = ["help", "schema", "version"] as const;
 const MODES = ["check", "print-config", "preview"] as const;
 const FLAGS = [
-  ...["check", "print-config", "demo", "no-page", "watch", ...INFO] as const,
+  ...["check", "print-config", "demo", "no-page", "watch", "help"] as const,
+  ...["schema", "version"] as const,
   ...["proxy-metrics", "runtime-metrics"] as const, // toxiproxy-server's, always on
 ] as const;
 const SETTINGS = [
@@ -4270,9 +4168,8 @@ function readCommandLine(written: string[]) {
     alias: { help: "h", version: "V" },
     unknown: (arg) => {
       const name = arg.replace(/=.*/s, "");
-      const hint = /^-\d/.test(name)
-        ? "; no option takes a negative number"
-        : hintForKey(name, OPTIONS);
+      const negative = "; no option takes a negative number";
+      const hint = /^-\d/.test(name) ? negative : hintForKey(name, OPTIONS);
       if (/^-./.test(arg)) refuse(name, `unknown option${hint}`);
       operands.push(arg); // as it was written: `_` has `1e3` as a number
       return false;
@@ -4291,7 +4188,7 @@ function readCommandLine(written: string[]) {
   }
 
   const { config, demo, watch } = flags;
-  const isInfo = INFO.some((name) => flags[name]);
+  const isInfo = flags.help || flags.schema || flags.version;
   operands.push(...written.slice(end + 1));
   const isQuick = operands.some((each) => /^[^=/\\]+=/.test(each));
   if (config !== undefined) operands.push(config); // always a file
@@ -4303,9 +4200,8 @@ function readCommandLine(written: string[]) {
   if (api !== undefined && (host ?? port) !== undefined) {
     refuse("--api", "write either this, or --host and --port");
   }
-  if ((host ?? port ?? config) !== undefined) {
-    api ??= addressOf({ hostname: host ?? "localhost", port: port ?? 8474 });
-  }
+  const there = { hostname: host ?? "localhost", port: port ?? 8474 };
+  if ((host ?? port ?? config) !== undefined) api ??= addressOf(there);
   const needsFile = !demo && (mode || api === undefined);
   const isWrong = operands.length > 1 || (operands.length < 1 && needsFile);
   if (isWrong && !isQuick && !isInfo) {
@@ -4316,20 +4212,14 @@ function readCommandLine(written: string[]) {
   if (watch && (isQuick || /^-?$/.test(operands[0] ?? "")) && !isInfo) {
     refuse("--watch", "write the name of a config file, too");
   }
+  const seed = read("seed", CONFIG_FIELDS.seed.guard);
+  const drainTimeoutMs = read("drain-timeout", milliseconds);
   const logLevel = oneOf<LogLevel>("debug", "info", "warn", "error");
-  const fileName = guard(
-    "the name of a file; - is standard output",
-    isText,
-    Boolean,
-  );
+  const fileName = matching("the name of a file; - is standard output", /./s);
   return {
     ...{ ...flags, mode, operands, isQuick },
     isDriven: operands.length === 0 && !demo, // by the API alone
-    given: { // takes precedence over the config
-      seed: read("seed", CONFIG_FIELDS.seed.guard),
-      drainTimeoutMs: read("drain-timeout", milliseconds),
-      api,
-    },
+    given: { seed, drainTimeoutMs, api }, // takes precedence over the config
     total: read("preview", integer(1, 100_000)) ?? 0,
     report: read("report", fileName),
     logLevel: read("log-level", logLevel) ?? "info",
@@ -4377,35 +4267,30 @@ async function readFile(name: string, path = name): Promise<string> {
     const file = name === "-" ? Deno.stdin : await Deno.open(name);
     return await readText(file.readable, true);
   } catch (error) {
-    const problem = error instanceof TypeError
-      ? "expected text in UTF-8, found other bytes"
-      : causeOf(error);
+    const other = "expected text in UTF-8, found other bytes";
+    const problem = error instanceof TypeError ? other : causeOf(error);
     throw new ConfigError(path, [problem]);
   }
 }
 
 /** What the seed decides for the first connections, 1,000 at a time. */
 function* preview({ routes, seed = randomSeed() }: Config, line: Line) {
+  const widths = [6, 8, 10];
+  const heads = ["NUMBER", "DECISION", "DELAYMS", "TOXICS"];
   for (const route of routes) {
-    const { name, latencyMs, jitterMs } = route;
-    const delayWidth = `${Math.ceil(latencyMs + jitterMs)}.000`.length;
-    const widths = [6, 8, Math.max(7, delayWidth)];
-    const heads = inColumns(
-      ["NUMBER", "DECISION", "DELAYMS", "TOXICS"],
-      widths,
-    );
     let text = line.isJson
-      ? `{"seed":${seed},"route":${JSON.stringify(name)},"connections":[`
-      : `${name}: seed ${seed}\n${heads}`;
+      ? `{"seed":${seed},"route":${JSON.stringify(route.name)},"connections":[`
+      : `${route.name}: seed ${seed}\n${inColumns(heads, widths)}`;
     for (let number = 1; number <= line.total; number++) {
       const { kind: decision, ...more } = decide(seed, route, number);
       const { delayMs, toxics: acting } = { delayMs: 0, toxics: [], ...more };
       const toxics = acting.map(({ name }) => name);
       const record = { number, decision, delayMs, toxics };
+      const isLast = number === line.total;
       text += line.isJson
-        ? JSON.stringify(record) + (number < line.total ? "," : "]}\n")
+        ? JSON.stringify(record) + (isLast ? "]}\n" : ",")
         : inColumns(Object.values(record), widths);
-      if (number % 1000 > 0 && number < line.total) continue;
+      if (number % 1000 > 0 && !isLast) continue;
       yield text;
       text = "";
     }
@@ -4414,15 +4299,13 @@ function* preview({ routes, seed = randomSeed() }: Config, line: Line) {
 
 const inColumns = (cells: readonly unknown[], widths: readonly number[]) =>
   cells.map((cell, i) => `${cell}`.padEnd(widths[i] ?? 0)).join("  ")
-    .trimEnd() +
-  "\n";
+    .replace(/ *$/, "\n");
 
 function summarize(config: Config, path: string): string {
   const { routes, seed = "a random seed", drainTimeoutMs: ms, api } = config;
-  const rows = routes.map((route) => [
-    ...[route.name, asProxy(route).listen, route.upstream],
-    describeFaults(route),
-  ]);
+  const rows = routes.map((
+    each,
+  ) => [each.name, asProxy(each).listen, each.upstream, describeFaults(each)]);
   if (rows[0]) rows.unshift(["ROUTE", "LISTEN", "UPSTREAM", "FAULTS"]);
   const widths = [0, 1, 2]
     .map((i) => Math.max(...rows.map((row) => row[i]?.length ?? 0)));
@@ -4471,28 +4354,20 @@ async function run(config: Config, line: Line, state: string) {
   const stop = signal();
   const { api, routes } = config;
   const width = Math.max(0, ...routes.map(({ name }) => name.length));
-  await using log = new EventLog(
-    line.logLevel,
-    line.isJson,
-    width,
-  );
-  const onEvent = log.add;
+  await using log = new EventLog(line.logLevel, line.isJson, width);
   let onHangUp = () => log.tell({ event: "sighup_ignored" });
   if (!IS_WINDOWS) Deno.addSignalListener("SIGHUP", () => onHangUp());
   const { report: file } = line;
   if (file && file !== "-") await writeReport(file);
-  if (
-    line.demo && routes.some((each) => each.upstream === addressOf(DEMO))
-  ) {
+  if (line.demo && routes.some((each) => each.upstream === addressOf(DEMO))) {
     const hello = "Hello from behind the proxy!\n";
     serveHttp("demo upstream", DEMO, ({ body }) => new Response(body ?? hello));
   }
   const resettable = api !== undefined || line.watch; // for a later `reset_peer`
-  await using proxy = await ChaosProxy.start(config, { onEvent, resettable });
-  log.history = HISTORIES.get(proxy);
-  await using server = api
-    ? serveApi(proxy, api, { onEvent, page: !line["no-page"] })
-    : null;
+  const options = { onEvent: log.add, resettable, page: !line["no-page"] };
+  await using proxy = await ChaosProxy.start(config, options);
+  log.history = proxy["context"].history;
+  await using server = api ? serveApi(proxy, api, options) : null;
   const end = async () => {
     if (!file) return;
     const report = proxy.report();
@@ -4501,10 +4376,8 @@ async function run(config: Config, line: Line, state: string) {
     const { routes, warnings } = report;
     const connections = sum(routes.map((each) => each.connections));
     const faults = sum(routes.flatMap((each) => Object.values(each.faults)));
-    const summary = `${count(routes.length, "route")}, ` +
-      `${count(connections, "connection")}, ` +
-      `${count(faults, "fault")} injected, ` +
-      count(warnings.length, "warning");
+    const summary = `${count(connections, "connection")}, ` +
+      `${count(faults, "fault")} injected`;
     log.tell({ event: "report", summary, warnings, file });
     if (file === "-") log.log(JSON.stringify(report));
     await log[Symbol.asyncDispose]();
@@ -4570,13 +4443,10 @@ async function main(args: string[]): Promise<number> {
     const config = isQuick
       ? checkConfig(readRoutes(line.operands, path), path, given)
       : parseConfig(file ? await readFile(file, path) : builtIn, path, given);
-    const outputs = {
-      check: () => [summarize(config, path)],
-      "print-config":
-        () => [toYaml(checkConfig(structuredClone(config), path))],
-      preview: () => preview(config, line),
-    };
-    return await (mode ? print(outputs[mode]()) : run(config, line, state));
+    if (mode === "check") return await print([summarize(config, path)]);
+    if (mode === "preview") return await print(preview(config, line));
+    if (mode === undefined) return await run(config, line, state);
+    return await print([toYaml(checkConfig(structuredClone(config), path))]);
   } catch (error) {
     const isConfig = error instanceof ConfigError;
     if (!isConfig && !(error instanceof ListenError)) throw error;

@@ -8,7 +8,7 @@ import { openBrowser } from "../tests/browser.ts";
 import { echo } from "../tests/helpers.ts";
 
 const SIZES = {
-  wide: { width: 1280, height: 860 },
+  wide: { width: 1280, height: 1000 },
   narrow: { width: 360, height: 740 },
 };
 const SCHEMES = ["light", "dark"] as const;

@@ -206,8 +206,8 @@ routes:
 `;
   const routes = `ROUTE       LISTEN           UPSTREAM        FAULTS
 15432       127.0.0.1:15432  localhost:5432  no faults
-everything  [::1]:0          [::1]:80        drop 10%, time out 2.5% for 5000 ms, latency 150±50 ms
-hang        127.0.0.1:1      a:1             time out 100% until the client leaves, latency 5 ms
+everything  [::1]:0          [::1]:80        dropRate 0.1, timeoutRate 0.025, timeoutMs 5000, latencyMs 150, jitterMs 50
+hang        127.0.0.1:1      a:1             timeoutRate 1, latencyMs 5
 `;
   const [plain, seeded, seedless] = await Promise.all([
     runOn(config, "--check"),
@@ -500,19 +500,20 @@ Deno.test("a text log has a line an event, aligned", async () => {
   );
   // The first lines of each route.
   const expected = `
-a listening HERE -> ${address} (latency 2 ms)
+a listening HERE -> ${address} (latencyMs 2)
 a accepted upstream=${address}
 a delayed delayMs=T
 a connected upstream=${address} address=${address} dialMs=T toxics=[]
 a closed why=client bytesUp=5 bytesDown=5 durationMs=T
-longer listening HERE -> ${address} (drop 100%)
+longer listening HERE -> ${address} (dropRate 1)
 longer accepted upstream=${address}
 longer dropped
 longer closed why=fault bytesUp=0 bytesDown=0 durationMs=T
-hold listening HERE -> ${address} (time out 100% for 1 ms)
+hold listening HERE -> ${address} (timeoutRate 1, timeoutMs 1)
 hold accepted upstream=${address}
 hold timed_out timeoutMs=T
-dead listening HERE -> ${dead} (drop 0.0001%, latency 1±1 ms)`.split("\n");
+dead listening HERE -> ${dead} (dropRate 0.000001, latencyMs 1, jitterMs 1)`
+    .split("\n");
   for (const name of ["a", "longer", "hold", "dead"]) {
     const isOf = (line: string) => line.startsWith(`${name} `);
     const first = expected.filter(isOf);
@@ -521,7 +522,7 @@ dead listening HERE -> ${dead} (drop 0.0001%, latency 1±1 ms)`.split("\n");
   if (IS_WINDOWS) return;
   assertMatch(
     cli.stdout,
-    /draining 0 connections in flight for up to 1234 ms; a second signal ends/,
+    /draining connections=0 timeoutMs=1234; a second signal ends/,
   );
   assertMatch(cli.stdout, /drained cut=0 durationMs=[\d.]+\n$/);
 });

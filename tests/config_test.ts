@@ -653,6 +653,8 @@ Deno.test("nesting has an end", () => {
       }
     }
   }
+  const [problem] = problems(`${"[".repeat(deep)}1${"]".repeat(deep)}`);
+  assertEquals(problem, "invalid YAML: nested too deeply");
   for (const start of ["- ", "? ", "{a: "]) problems(start.repeat(deep) + "a");
   const levels = Array.from({ length: 1000 }, (_, i) => `${" ".repeat(i)}a:`);
   problems(levels.join("\n"));

@@ -456,9 +456,10 @@ test("a connection and its route have up to 500 toxics, and bytes get through mo
     stage.proxy.addToxic(own, toxic(`noop ${name}`));
   stage.addToRoute("noop name=its");
   for (let i = 1; i < 500; i++) add(`name=own${i}`);
-  const most = "has 500 toxics, the most that it may have";
+  const most =
+    "toxics: expected 500 at most with those of the profile, found 501";
   const { message } = assertThrows(() => add("name=own500"), Error);
-  assertEquals(message, `toxic: connection ${line.id} ${most}`);
+  assertEquals(message, `connection ${line.id}: ${most}`);
   for (let i = 1; i < 500; i++) stage.addToRoute(`noop name=its${i}`);
   assertEquals(line.acting().length, 999);
   await assertIntact(line);

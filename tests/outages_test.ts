@@ -429,7 +429,7 @@ Deno.test("a plan in words is one line", async () => {
   await using watched = await h.WatchedProxy.to(h.nowhere(), route);
   assertEquals(
     watched.log.only("listening").faults,
-    "these on connections 3, outage, afterMs 1000000000, forMs 1, mode refuse, " +
+    "connections 3, outage, afterMs 1000000000, forMs 1, mode refuse, " +
       "downstream: nothing on every connection, connections 1-2, " +
       'match "\\r\\nSET"',
   );

@@ -323,7 +323,7 @@ test("--report writes a file once all has ended, and sums it up", async () => {
   const expected = {
     level: "warn",
     event: "report",
-    summary: "2 routes, 1 connection, 1 fault injected, 1 warning",
+    summary: "1 connection, 1 fault injected",
     warnings: WARNINGS,
     file: "report.json",
   };
@@ -388,10 +388,8 @@ test("in a text log the last line sums the report up", async () => {
   await assertExits(cli);
   const last = defined(cli.stdout.trimEnd().split("\n").at(-1));
   assertMatch(last, /Z WARN /);
-  const summary = "2 routes, 0 connections, 0 faults injected, 2 warnings";
-  const path = JSON.stringify(folder.file);
-  assert(last.includes(` report summary="${summary}" warnings=[`), last);
-  assert(last.endsWith(` file=${path}`), last);
+  assertMatch(last, / summary="0 connections, 0 faults injected" warnings=/);
+  assert(last.endsWith(` file=${JSON.stringify(folder.file)}`), last);
 });
 
 Deno.test("a report that cannot be written is told before it listens, and asks nothing", async () => {
@@ -467,8 +465,9 @@ Deno.test("GET /health, and the image's check, is good while it accepts, and bad
   const { watched } = at;
   await using api = Api.of(watched);
   const { status, body } = await api.get("/health");
-  const { version, uptimeMs } = body;
-  assertEquals([status, body], [200, { status: "ok", version, uptimeMs }]);
+  const { version, uptimeMs, elapsedMs } = body;
+  const times = { uptimeMs, elapsedMs };
+  assertEquals([status, body], [200, { status: "ok", version, ...times }]);
   assertEquals(version, (await api.get("/version")).body.chaosProxyVersion);
   assertEquals(await codeOf(api.port), 0);
   const drained = watched.proxy.drain(LONG_MS);
