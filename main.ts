@@ -3524,10 +3524,11 @@ function missedFaults({ route, connections, on, ...acted }: RouteStats) {
 const count = (number: number, what: string) =>
   `${number} ${what}${number === 1 ? "" : "s"}`;
 
-/** The last 1,000 events, by their ids from 1, modulo 1,000. */
+/** The last 1,000 events, by their ids, modulo 1,000. */
 class EventHistory {
   readonly events: { time: Date; event: object }[] = [];
-  lastId = 0;
+  readonly firstId = Date.now() * 1000; // not one of a run before
+  lastId = this.firstId;
   readers = 0;
 
   add<E extends object>(event: E): E {
@@ -3677,10 +3678,11 @@ function streamEvents({ proxy, url: { searchParams }, headers }: Call) {
   history.readers++;
   const most = Number(searchParams.get("max")) >>> 0 || Infinity;
   const given = headers.get("last-event-id") ?? searchParams.get("after");
-  const after = Number(given ?? history.lastId) >>> 0;
-  const isThere = after > 0 && after <= history.lastId;
+  const { firstId, lastId: present } = history;
+  const after = Number(given ?? present);
+  const isThere = after >= firstId && after <= present;
   // A reader is a position: a slow one costs nothing, and misses some.
-  let position = isThere ? after : Math.max(0, history.lastId - MAX_EVENTS);
+  let position = isThere ? after : Math.max(firstId, present - MAX_EVENTS);
   let [left, due] = [0, 0];
   const closed = new AbortController();
   const stream = new ReadableStream<Bytes>({

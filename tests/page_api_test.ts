@@ -75,16 +75,19 @@ async function withEvents(count: number) {
   const api = stack.use(Api.of(watched));
   const add = () => watched.proxy.reseed(1);
   while (watched.log.all.length < count) add();
-  return { stack, ...watched, proxy: watched.proxy, api, add };
+  const { proxy } = watched;
+  const { firstId } = proxy["context"].history;
+  return { stack, ...watched, proxy, api, add, firstId };
 }
 
-const idsOf = (messages: Message[]) =>
-  messages.flatMap(({ id }) => id === undefined ? [] : Number(id));
+/** Counted from the first one of the proxy. */
+const idsOf = (messages: Message[], firstId: number) =>
+  messages.flatMap(({ id }) => id === undefined ? [] : Number(id) - firstId);
 const missedIn = (messages: Message[]) =>
   messages.filter(({ event }) => event === "missed")
     .map(({ data }) => Number(data["missed"]));
 
-Deno.test("the events are those of the log, but for calls, with ids from 1", async () => {
+Deno.test("the events are those of the log, but for calls, with ids in order", async () => {
   await using upstream = echo();
   await using watched = await WatchedProxy.to(upstream, { timeoutMs: 1 });
   await using api = Api.of(watched);
@@ -96,9 +99,11 @@ Deno.test("the events are those of the log, but for calls, with ids from 1", asy
   const all = watched.log.all
     .filter((each) => each.event !== "api" || each.ignored);
   const messages = await open(api, "?after=0");
-  const found = (await readUntil(messages, ({ id }) => id === `${all.length}`))
+  const { firstId } = watched.proxy["context"].history;
+  const last = `${firstId + all.length}`;
+  const found = (await readUntil(messages, ({ id }) => id === last))
     .filter(({ id }) => id);
-  assertEquals(idsOf(found), all.map((_, i) => i + 1));
+  assertEquals(idsOf(found, firstId), all.map((_, i) => i + 1));
   const told = found.map(({ data: { time, level, ...event } }) => {
     assertMatch(`${time}`, /^\d{4}-\d\d-\d\dT.*Z$/);
     const { ignored } = event;
@@ -132,29 +137,31 @@ Deno.test(
 );
 
 Deno.test("they resume after an id, as far as the last 1,000 reach back", async () => {
-  const { stack, api, add } = await withEvents(1500);
+  const { stack, api, add, firstId } = await withEvents(1500);
   await using _ = stack;
+  const run = (count: number) => `${firstId + count}`;
   const cases: [
     query: string,
     lastId: string,
     missed: number,
     first: number,
   ][] = [
-    ["", "1400", 0, 1401],
-    ["", "100", 400, 501],
-    ["?after=1400", "1450", 0, 1451],
-    ["?after=1400", "", 0, 1401],
+    ["", run(1400), 0, 1401],
+    ["", run(100), 400, 501],
+    [`?after=${run(1400)}`, run(1450), 0, 1451],
+    [`?after=${run(1400)}`, "", 0, 1401],
     ["?after=0", "", 0, 501],
-    ["", "7777", 0, 501], // of a proxy before a restart
+    ["", run(7777), 0, 501],
+    ["", run(-7777), 0, 501], // of a proxy before a restart
     ["?after=0&max=200", "", 800, 1301],
   ];
   for (const [query, lastId, missed, first] of cases) {
     const headers = new Headers();
     if (lastId) headers.set("last-event-id", lastId);
     const messages = await open(api, query, headers);
-    const all = await readUntil(messages, ({ id }) => id === "1500");
+    const all = await readUntil(messages, ({ id }) => id === run(1500));
     const ids = Array.from({ length: 1501 - first }, (_, i) => first + i);
-    assertEquals(idsOf(all), ids, query + lastId);
+    assertEquals(idsOf(all, firstId), ids, query + lastId);
     assertEquals(missedIn(all), missed ? [missed] : [], query + lastId);
     const begin = all.slice(0, missed ? 2 : 1).map(({ event }) => event);
     assertEquals(begin, missed ? ["stats", "missed"] : ["stats"]);
@@ -162,11 +169,12 @@ Deno.test("they resume after an id, as far as the last 1,000 reach back", async 
   const messages = await open(api);
   await messages.next();
   add();
-  assertEquals(idsOf(await readUntil(messages, ({ id }) => !!id)), [1501]);
+  const next = await readUntil(messages, ({ id }) => !!id);
+  assertEquals(idsOf(next, firstId), [1501]);
 });
 
 Deno.test("a reader with a maximum gets no more in a second, and is told of the others", async () => {
-  const { stack, api, add } = await withEvents(0);
+  const { stack, api, add, firstId } = await withEvents(0);
   await using _ = stack;
   const messages = await open(api, "?after=0&max=5");
   const timer = setInterval(add, 10);
@@ -178,7 +186,7 @@ Deno.test("a reader with a maximum gets no more in a second, and is told of the 
     return seconds === 3;
   });
   clearInterval(timer);
-  const [ids, missed] = [idsOf(all), missedIn(all)];
+  const [ids, missed] = [idsOf(all, firstId), missedIn(all)];
   assertEquals(ids.length, 10);
   assert(missed.length <= 3, `${missed.length} messages`); // not each 25 ms
   const last = ids.length + missed.reduce((sum, each) => sum + each, 0);
@@ -247,7 +255,7 @@ Deno.test("16 may read, places are freed, and closing the API ends all", async (
 });
 
 Deno.test("a reader that does not read makes nothing wait or grow, and is told what it missed", async () => {
-  const { stack, api, proxy, log } = await withEvents(0);
+  const { stack, api, proxy, log, firstId } = await withEvents(0);
   await using _ = stack;
   await proxy.addRoute({ localPort: 0, upstream: "a:1", name: "r" });
   const messages = await open(api, "?after=0"); // 14 MB, if it gets all
@@ -260,10 +268,11 @@ Deno.test("a reader that does not read makes nothing wait or grow, and is told w
     await pause(30); // in which one that reads gets them
   }
   const last = log.all.filter(({ event }) => event !== "api").length;
-  const all = await readUntil(messages, ({ id }) => id === `${last}`);
+  const end = `${firstId + last}`;
+  const all = await readUntil(messages, ({ id }) => id === end);
   const missed = missedIn(all).reduce((sum, each) => sum + each, 0);
   assertGreater(missed, 0);
-  assertEquals(missed + idsOf(all).length, last);
+  assertEquals(missed + idsOf(all, firstId).length, last);
 });
 
 Deno.test("GET /schema is what --schema prints", async () => {

@@ -183,6 +183,7 @@ test("clicks add, change, switch off and remove a toxic on an open connection", 
 test("a problem is told where it is, and mends nothing", async ({ page, watched }) => {
   const route = await openRoute(page, "db");
   const settings = route.getByRole("form", { name: "settings of db" });
+  await settings.getByLabel("latencyMs").fill("5");
   await settings.getByLabel("dropRate").fill("7");
   await settings.getByLabel("dropRate").press("Enter");
   const alert = settings.getByRole("alert");
@@ -191,6 +192,7 @@ test("a problem is told where it is, and mends nothing", async ({ page, watched 
   await settings.getByLabel("dropRate").fill("0.5");
   await settings.getByLabel("dropRate").press("Enter");
   await until(() => watched.proxy.route("db").dropRate === 0.5, "it is set");
+  assertEquals(watched.proxy.route("db").latencyMs, 5); // it was not lost
   await alert.filter({ hasText: "expected" }).waitFor({ state: "hidden" });
 });
 
@@ -236,6 +238,48 @@ test("charts move, and the seed can be set, replayed and reset", async ({ page, 
   await page.getByText("noop_downstream").first().waitFor();
   await page.getByRole("button", { name: "Reset all" }).click();
   await watched.log.first("toxic_removed", 1);
+});
+
+test("a type that was chosen stays, and a pattern of bytes is shown as such", async ({ page, watched }) => {
+  const { proxy } = watched;
+  const after = { match: { hex: "0dff" } };
+  proxy.addToxic("db", { type: "noop", after });
+  const route = await openRoute(page, "db");
+  await route.getByLabel("Add toxic to db").click();
+  const types = route.getByLabel("Type of new toxic of db");
+  for (const type of ["timeout", "timeout", "limit_data"]) {
+    await types.selectOption(type);
+    await page.getByRole("heading", { name: "db" }).click();
+    await types.waitFor({ state: "detached" });
+    await page.getByRole("heading", { name: "db" }).click();
+    await route.getByLabel("Add toxic to db").click();
+    assertEquals(await types.inputValue(), type);
+  }
+  const form = route.getByRole("form", { name: "New toxic of db" });
+  await form.getByLabel(/^bytes/).first().fill("12");
+  await form.getByRole("button", { name: "Add" }).click();
+  await until(() => proxy.toxics("db").length === 2, "a toxic is added");
+  assertEquals(proxy.toxics("db")[1]?.attributes, { bytes: 12 });
+  const noop = route.getByRole("form", { name: "toxic noop_downstream of db" });
+  const match = noop.locator('[name="after.match"]');
+  assertEquals(await match.inputValue(), JSON.stringify(after.match));
+  await route.getByRole("button", { name: /^Remove toxic noop/ }).click();
+  await until(() => proxy.toxics("db").length === 1, "one is removed");
+  await page.locator("#routes :focus").waitFor(); // the focus is not lost
+});
+
+test("what it missed to hear it reads again", async ({ page, watched }) => {
+  const { proxy } = watched;
+  await page.getByRole("region", { name: "db" }).waitFor();
+  proxy.addToxic("db", { type: "noop", name: "unheard" });
+  for (let i = 0; i < 3000; i++) {
+    proxy.addToxic("db", { type: "noop" });
+    proxy.removeToxic("db", "noop_downstream");
+  }
+  for (let i = 0; i < 1000; i++) proxy.reseed(7);
+  await page.getByRole("region", { name: "db" }).getByText("unheard").waitFor();
+  await page.getByLabel("Filter by event").selectOption("missed");
+  await page.getByRole("cell", { name: "missed" }).first().waitFor();
 });
 
 test("connections are listed, closed and reset", async ({ page, watched }) => {
@@ -377,6 +421,7 @@ Deno.test({
     await cli.says(/api_listening/);
     await page.getByRole("region", { name: "after", exact: true }).waitFor();
     await page.getByRole("status").getByText("live").waitFor();
+    await page.getByRole("cell", { name: "started" }).nth(1).waitFor();
     await context.close();
   },
 });
