@@ -17,9 +17,10 @@ export const CHROMIUM = NAMES
 export function openBrowser(rebound = "rebound.test"): Promise<Browser> {
   const args = [
     "--no-sandbox",
+    "--disable-dev-shm-usage", // in containers it is small
     `--host-resolver-rules=MAP ${rebound} 127.0.0.1`,
   ];
-  return chromium.launch({ executablePath: CHROMIUM, args });
+  return chromium.launch({ executablePath: CHROMIUM, args, timeout: 120_000 });
 }
 
 function isFile(path: string): boolean {
