@@ -81,12 +81,8 @@ class Place {
   }
 }
 
-function validate<T>(
-  source: string,
-  check: (place: Place) => T,
-  ignored?: string[],
-): T {
-  const place = new Place("", [], ignored);
+function validate<T>(source: string, check: (place: Place) => T): T {
+  const place = new Place("", []);
   const checked = check(place);
   if (place.problems.length === 0) return checked;
   throw new ConfigError(source, place.problems);
@@ -112,18 +108,21 @@ function guard<T>(
 
 const isText = (value: unknown) => typeof value === "string";
 const isNumber = (value: unknown) => typeof value === "number";
+const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null &&
+  !(Symbol.iterator in value) && !(value instanceof Date);
 
 const inRange =
-  (article: string, type: string, isKind: (value: number) => boolean) =>
-  (minimum: number, maximum: number) =>
+  (article: string, type: string, isKind = Number.isFinite) =>
+  (minimum: number, maximum = Number.MAX_SAFE_INTEGER, inUnit = "") =>
     guard(
-      `${article} ${type} from ${minimum} to ${maximum}`,
+      `${article} ${type} from ${minimum} to ${maximum}${inUnit}`,
       isNumber,
       (value) => isKind(value) && value >= minimum && value <= maximum,
       { type, minimum, maximum },
     );
 const integer = inRange("an", "integer", Number.isSafeInteger);
-const number = inRange("a", "number", Number.isFinite);
+const number = inRange("a", "number");
 const milliseconds = integer(0, MAX_MS);
 const rate = number(0, 1);
 const like = ({ source }: RegExp) => ({ type: "string", pattern: source });
@@ -178,19 +177,17 @@ function checkFields<T>(
   for (const name of known) {
     const { guard, optional, normalize, default: fallback } = fields[name];
     const [[key, given] = [], ...others] = written.get(name) ?? [];
-    for (const [other] of others) {
-      place.at(other).refuse(`the same key as ${key}; write one`);
-    }
+    const repeated = `the same key as ${key}; write one`;
+    for (const [other] of others) place.at(other).refuse(repeated);
     const at = place.at(name);
     let found = place.ignored ? given ?? undefined : given;
     const isGiven = place.ignored && found !== undefined;
     if (isGiven && normalize) found = normalize(found, at);
     const zero = place.ignored && !optional && guard.is(0) ? 0 : undefined;
     if (found === undefined && !isChange) found = fallback ?? zero;
+    const isMissing = found === undefined && !isChange && !optional;
+    if (isMissing) at.refuse(`missing; expected ${guard.expected}`);
     if (found !== undefined) good[name] = checkValue(found, at, fields[name]);
-    else if (!isChange && !optional) {
-      at.refuse(`missing; expected ${guard.expected}`);
-    }
   }
   return good;
 }
@@ -235,7 +232,6 @@ function hintForKey(key: string, known: readonly string[]): string {
   return `; known are ${known.join(", ") || "none"}`;
 }
 
-/** The message about a value that a guard refuses. */
 function mismatch(guard: Guard<unknown>, found: unknown): string {
   const hint = hintFor(guard, found);
   return `expected ${guard.expected}, found ${describe(found)}${hint}`;
@@ -255,8 +251,7 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
   const joined = found.trim().replace(/\s+/g, "-");
   const [, server] = /^(?:[\w+.-]+:\/\/)?(?:.*@)?([^/?#]+)/s.exec(found) ?? [];
   const turned = found.replace(/^(\d+)-(\d+)$/, "$2-$1");
-  const likely = [scaled, joined, server, turned];
-  const written = likely.find((each) => guard.is(each));
+  const written = [scaled, joined, server, turned].find(guard.is);
   if (written !== undefined) return `; write ${written}`;
   const isOdd = /integer/.test(guard.expected) && /^\d+[a-z_:]/i.test(found);
   if (isOdd) return "; write it in plain decimal digits";
@@ -264,11 +259,6 @@ function hintFor(guard: Guard<unknown>, found: unknown): string {
   if (isUrl && guard.is(`${server}:1`)) return `; write ${server}:port`;
   const meant = nearest(found, guard.expected.split(" or "));
   return guard.is(meant) ? `; did you mean ${meant}?` : "";
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null &&
-    !(Symbol.iterator in value) && !(value instanceof Date);
 }
 
 /** As in `postgres://user:password@host`, also without the scheme. */
@@ -321,26 +311,23 @@ type Address = Pick<Deno.NetAddr, "hostname" | "port">;
 const ADDRESS = /^(?:\[(.*:.*)\]|([\w.-]+)):(\d{1,5})$/;
 
 /** Splits `host:port`; a default `host` also allows `:port` and the port 0. */
-function splitAddress(address: string, host?: string): Address | undefined {
-  const whole = address.replace(/^:/, `${host ?? ""}:`);
+function splitAddress(address: string, host = ""): Address | undefined {
+  const whole = address.replace(/^:/, `${host}:`);
   const [, ipv6, other = "", digits] = ADDRESS.exec(whole) ?? [];
   const [hostname, port] = [ipv6 ?? other, Number(digits)];
-  const lowest = host === undefined ? 1 : 0; // to listen on, 0 is a free port
-  const isGood = isHost(hostname) && port >= lowest && port <= 65535;
+  const isGood = isHost(hostname) && port >= (host ? 0 : 1) && port <= 65535;
   return isGood ? { hostname, port } : undefined;
 }
 
 /** A host to compare or to listen on; `localhost` is taken as 127.0.0.1. */
-function canonicalHost(host: string): string {
-  const { hostname } = new URL(`http://${inUrl(host)}`);
-  return hostname.replace(/^localhost\.?$/, LOOPBACK).replace(/[[\]]/g, "");
-}
+const canonicalHost = (host: string) =>
+  new URL(`http://${inUrl(host)}`).hostname
+    .replace(/^localhost\.?$/, LOOPBACK).replace(/[[\]]/g, "");
 
 /** Whether two canonical hosts overlap: `0.0.0.0` covers IPv4, and `::` all. */
-function overlaps(a: string, b: string): boolean {
-  return a === b || [a, b].includes("::") ||
-    ([a, b].includes(ALL_ADDRESSES) && !`${a}${b}`.includes(":"));
-}
+const overlaps = (a: string, b: string) =>
+  a === b || [a, b].includes("::") ||
+  ([a, b].includes(ALL_ADDRESSES) && !`${a}${b}`.includes(":"));
 
 /** Whether it is a loopback address, also one of IPv4 written as IPv6. */
 const isLoopback = (address: string) =>
@@ -479,27 +466,22 @@ interface ToxicDefinition<A = Attributes> {
   /** Refuses attributes that contradict each other. */
   check?(attributes: Readonly<A>, place: Place): void;
   inWords(attributes: Readonly<A>): string;
-  /** Starts it, again after each change. Returns what processes each chunk. */
-  begin(attributes: Readonly<A>, out: Queue): ActiveToxic["take"];
+  /** Starts it, again after each change. What it returns processes chunks. */
+  begin(attributes: Readonly<A>, out: Queue): ActiveToxic["take"] | undefined;
   end?(at: number, out: Queue): void;
   /** The line that it stands for: B/ms, bytes that may wait, if shared. */
   line?(of: Readonly<A>): [rate: number, buffer: number, shared: unknown];
 }
 
 /** Infers the attributes from their fields. */
-function define<A>(toxic: ToxicDefinition<A>): ToxicDefinition {
-  return toxic as unknown as ToxicDefinition;
-}
+const define = <A>(toxic: ToxicDefinition<A>) =>
+  toxic as unknown as ToxicDefinition;
 
 const share = (fallback: number) => ({ guard: rate, default: fallback });
-const inUnit = <T>(unit: string, { expected, ...guard }: Guard<T>) => (
-  { ...guard, expected: `${expected}, in ${unit}` }
-);
-const fromZero = integer(0, Number.MAX_SAFE_INTEGER);
-const kbPerS = { ...fromZero, expected: "an integer from 0, in KB/s" };
-const bytes = (minimum: number, maximum = Number.MAX_SAFE_INTEGER) =>
-  inUnit("bytes", integer(minimum, maximum));
-const ms = { guard: inUnit("ms", milliseconds), default: 0 };
+const kbPerS = { ...integer(0), expected: "an integer from 0, in KB/s" };
+const bytes = (minimum: number, maximum?: number) =>
+  integer(minimum, maximum, ", in bytes");
+const ms = { guard: integer(0, MAX_MS, ", in ms"), default: 0 };
 const flag = oneOf<boolean | 1 | 0>(true, false, 1, 0);
 const percent = (share: number) => `${Number((share * 100).toPrecision(6))}%`;
 const plusMinus = (by: number) => by > 0 ? `±${by}` : "";
@@ -558,7 +540,7 @@ function onPackets<A>(
           position += packet.what.length;
           const acts = draw < all.rate && (begins || isNext);
           if (acts) out.hit();
-          const keeps = (acts ? act : out.pass)(packet, out, all, draw);
+          const keeps = acts ? act(packet, out, all, draw) : out.pass(packet);
           // The last packet of a long read may continue in the next read.
           begins = position % PACKET_BYTES === 0 || what.length < PACKET_BYTES;
           if (begins && !keeps) out.release();
@@ -578,8 +560,8 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       shape: optional(number(1.2, 10), "distribution: pareto"),
       correlation: optional(rate, "jitter"),
       wave: optional(waves, "amplitude and period"),
-      amplitude: optional(inUnit("ms", integer(1, MAX_MS)), "wave"),
-      period: optional(inUnit("ms", integer(1, MAX_MS)), "wave"),
+      amplitude: optional(integer(1, MAX_MS, ", in ms"), "wave"),
+      period: optional(integer(1, MAX_MS, ", in ms"), "wave"),
       phase: optional(rate, "wave"),
     },
     inWords: ({ latency, jitter, ...more }) =>
@@ -629,7 +611,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     inWords: ({ timeout }) =>
       `nothing gets through${timeout ? `, closed after ${timeout} ms` : ""}`,
     begin({ timeout }, out) {
-      out.cut(out.opened + (timeout || Infinity), "close");
+      out.next.cut(out.opened + (timeout || Infinity), "close");
       return ({ at, what }) => {
         if (!isText(what)) return;
         // With timeout 0 the end passes, or the other side would stay open.
@@ -644,7 +626,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     attributes: { timeout: ms },
     inWords: ({ timeout }) => `reset ${timeout} ms after the first data`,
     begin: ({ timeout }, out) => ({ at, what }) => {
-      if (out.last < Infinity) out.cut(at + timeout, "reset"); // the first
+      if (out.last < Infinity) out.next.cut(at + timeout, "reset"); // the first
       out.pass({ at: Infinity, what });
     },
   }),
@@ -652,7 +634,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     attributes: {
       average_size: { guard: bytes(1) },
       size_variation: { guard: bytes(0), default: 0 },
-      delay: { guard: inUnit("µs", fromZero), default: 0 },
+      delay: { guard: integer(0, undefined, ", in µs"), default: 0 },
     },
     inWords: ({ average_size, size_variation, delay }) =>
       `in pieces of ${average_size}${plusMinus(size_variation)} B` +
@@ -704,10 +686,9 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     inWords: ({ loss_rate, ...more }) =>
       `loses ${percent(loss_rate)} of chunks${listed(more)}`,
     begin({ loss_rate, correlation, burst }, out) {
-      const lost = loss_rate + correlation * (1 - loss_rate);
       const [again, anew] = burst && loss_rate < 1
         ? [1 - 1 / burst, loss_rate / (1 - loss_rate) / burst]
-        : [lost, loss_rate];
+        : [loss_rate + correlation * (1 - loss_rate), loss_rate];
       let chance = loss_rate;
       return (timed) => {
         if (sizeOf(timed) === 0) return out.pass(timed);
@@ -741,8 +722,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     attributes: { time: ms },
     inWords: ({ time }) => `closed after ${time} ms`,
     begin({ time }, out) {
-      out.cut(out.opened + time, "close");
-      return out.pass;
+      out.next.cut(out.opened + time, "close");
     },
   }),
   stall: onPackets(
@@ -754,7 +734,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     "ends at",
     { reset: { guard: flag, default: 0, as: Number } },
     ({ at, what }, out, { reset }) => {
-      if (reset) out.cut(at, "reset");
+      if (reset) out.next.cut(at, "reset");
       else out.pass({ at, what: "close" });
       out.pass({ at: Infinity, what }); // and so all that follows
     },
@@ -775,25 +755,22 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     },
   ),
   reorder: onPackets("reorders", {}, (packet, out) => out.kept.push(packet)),
-  noop: define({
-    attributes: {},
-    inWords: () => "nothing",
-    begin: (_, out) => out.pass,
-  }),
+  noop: define({ attributes: {}, inWords: () => "nothing", begin: () => {} }),
 };
 
 /** A toxic at work, and its output: no chunk is due before the last one. */
-class Queue implements ActiveToxic, ToxicOutput {
+class Queue implements ActiveToxic {
   /** Chunks that leave after later ones. */
   readonly kept: TimedChunk[] = [];
   /** When the last chunk is due; after a change, when the last to leave was. */
   last = -Infinity;
   /** The bytes forwarded; those held are counted again after a change. */
   passed = 0;
+  #process!: ActiveToxic["take"];
 
   constructor(
-    private readonly toxic: Toxic,
-    private readonly out: ToxicOutput,
+    private toxic: Toxic,
+    readonly next: ToxicOutput,
     readonly random: () => number,
     /** When the proxy started or was reseeded, by `performance.now()`. */
     readonly clock: { readonly epoch: number },
@@ -801,21 +778,33 @@ class Queue implements ActiveToxic, ToxicOutput {
     /** When the toxic began to act. */
     public opened: number,
     /** Finds the trigger in the next chunk; undefined once it was found. */
-    private sizeUntil = toxic.after && findTrigger(toxic.after),
+    public sizeUntil = toxic.after && findTrigger(toxic.after),
   ) {
-    this.change(toxic.attributes, opened, this.last);
+    if (!sizeUntil) this.#start();
   }
 
-  readonly pass = (timed: TimedChunk): void => {
+  pass(timed: TimedChunk): void {
     if (isText(timed.what)) this.release();
     this.last = Math.max(this.last, timed.at);
     this.passed += sizeOf(timed);
     if (timed.what.length === 0) return; // the trigger ended its chunk
-    this.out.pass({ at: this.last, what: timed.what });
-  };
-  take = this.pass;
-  readonly cut: ToxicOutput["cut"] = (at, how) => this.out.cut(at, how);
-  readonly release = () => this.kept.splice(0).forEach(this.pass);
+    this.next.pass({ at: this.last, what: timed.what });
+  }
+
+  take({ at, what }: TimedChunk): void {
+    if (!this.sizeUntil) return this.#process({ at, what });
+    const size = isText(what) ? Infinity : this.sizeUntil(what);
+    if (isText(what) || size > what.length) return this.pass({ at, what });
+    this.pass({ at, what: what.subarray(0, size) });
+    this.sizeUntil = undefined;
+    [this.opened, this.passed] = [at, 0];
+    this.#start();
+    this.#process({ at, what: what.subarray(size) });
+  }
+
+  release(): void {
+    for (const each of this.kept.splice(0)) this.pass(each);
+  }
 
   /** Counts the fault, once. */
   hit(): void {
@@ -827,22 +816,15 @@ class Queue implements ActiveToxic, ToxicOutput {
     // What was due at Infinity is due from now on, as if it had just arrived.
     this.last = this.last === Infinity ? at : lastLeft;
     this.release();
-    const { begin, byChance } = TOXICS[this.toxic.type];
-    const start = () => {
-      if (!byChance) this.hit();
-      this.take = begin(attributes, this);
-    };
-    const { sizeUntil } = this;
-    if (!sizeUntil) return start();
-    this.take = ({ at, what }) => {
-      const size = isText(what) ? Infinity : sizeUntil(what);
-      if (isText(what) || size > what.length) return this.pass({ at, what });
-      this.pass({ at, what: what.subarray(0, size) });
-      this.sizeUntil = undefined;
-      [this.opened, this.passed] = [at, 0];
-      start();
-      this.take({ at, what: what.subarray(size) });
-    };
+    this.toxic = { ...this.toxic, attributes };
+    if (!this.sizeUntil) this.#start();
+  }
+
+  #start(): void {
+    const { type, attributes } = this.toxic;
+    const { begin, byChance } = TOXICS[type];
+    if (!byChance) this.hit();
+    this.#process = begin(attributes, this) ?? ((timed) => this.pass(timed));
   }
 
   end(at: number): void {
@@ -853,7 +835,7 @@ class Queue implements ActiveToxic, ToxicOutput {
 
 /** Returns a function: a chunk's size up to the trigger's end, or Infinity. */
 function findTrigger({ bytes = 0, match = "" }: Trigger) {
-  const sought = match && bytesOf(match).toString("latin1");
+  const sought = bytesOf(match).toString("latin1");
   let [left, before] = [bytes, ""];
   return ({ buffer, byteOffset, length }: Uint8Array<ArrayBuffer>): number => {
     left -= length;
@@ -888,6 +870,7 @@ function describeToxic(toxic: Toxic, all = "every connection"): string {
 
 /** Whether a connection's number is one of these; by default, all are. */
 function isAmong(number: number, connections: Connections = "1-"): boolean {
+  if (connections === "1-") return true; // mostly
   return [connections].flat().some((range) => {
     const [, first, last = first, step] = RANGE.exec(`${range}`) ?? [];
     if (step) return number % Number(step) === 0;
@@ -923,18 +906,16 @@ function checkToxic(value: unknown, place: Place, before: Attributes = {}) {
   const { type, stream, attributes } = toxic;
   if (!type || !attributes) return toxic as Toxic; // this has been reported
   const at = place.at("attributes");
-  const { attributes: fields, check } = TOXICS[type];
-  const given = { ...before, ...attributes };
-  const good: Record<string, unknown> = checkFields(given, at, fields);
-  check?.(good as Attributes, at);
+  const fields: Fields<Record<string, unknown>> = TOXICS[type].attributes;
+  const good = checkFields({ ...before, ...attributes }, at, fields);
+  TOXICS[type].check?.(good as Attributes, at);
   for (const [name, { needs }] of Object.entries(fields)) {
-    if (needs === undefined || good[name] === undefined) continue;
-    const isMet = needs.split(" and ").every((need) => {
+    const isMet = needs?.split(" and ").every((need) => {
       const [other = "", value] = need.split(": ");
       const found = good[other] ?? attributes[other]; // also if refused
       return value ? `${found}` === value : found;
     });
-    if (isMet) continue;
+    if (!needs || isMet || good[name] === undefined) continue;
     // A change drops attributes that no longer apply.
     if (attributes[name] === undefined && name in before) delete good[name];
     else at.at(name).refuse(`needs ${needs}; write that, or leave this out`);
@@ -955,15 +936,13 @@ const range = guard(
   { anyOf: [{ type: "integer", minimum: 1 }, like(RANGE)] },
 );
 const LIST = { type: "array", minItems: 1 };
-const CONNECTIONS: Field<Connections> = {
-  ...optional(guard(
-    `${range.expected}, or a list of these`,
-    (value): value is Connections => Array.isArray(value) || range.is(value),
-    (value) => [value].flat().length > 0,
-    { anyOf: [range.schema, { ...LIST, items: range.schema }] },
-  )),
-  items: { guard: range },
-};
+const ranges = guard(
+  `${range.expected}, or a list of these`,
+  (value): value is Connections => Array.isArray(value) || range.is(value),
+  (value) => [value].flat().length > 0,
+  { anyOf: [range.schema, { ...LIST, items: range.schema }] },
+);
+const CONNECTIONS = { ...optional(ranges), items: { guard: range } };
 
 const TIMES = {
   afterMs: { guard: milliseconds, default: 0 },
@@ -1015,7 +994,7 @@ const TOXIC_FIELDS: Fields<Toxic> = {
   after: {
     ...optional(mapping as Guard<Trigger>),
     fields: {
-      bytes: optional(integer(1, Number.MAX_SAFE_INTEGER)),
+      bytes: optional(integer(1)),
       match: { ...optional(pattern), fields: HEX },
     },
     as({ bytes, match }, place) {
@@ -1147,9 +1126,9 @@ function withProfile(profile: string, own: readonly Toxic[] = []): Toxic[] {
 /** A route's toxics without those for which its profile stands. */
 function ownToxics({ profile, toxics }: Route): Toxic[] {
   const all = withProfile(profile);
-  const isOwn = (toxic: Toxic) =>
-    !all.some((each) => isDeepStrictEqual(each, toxic));
-  return toxics.filter(isOwn);
+  return toxics.filter((toxic) =>
+    !all.some((each) => isDeepStrictEqual(each, toxic))
+  );
 }
 
 function checkCount({ toxics }: Pick<Route, "toxics">, place: Place): void {
@@ -1222,17 +1201,16 @@ const ROUTE_FIELDS: Fields<RouteOptions> = {
 const routeList = listOf("routes", 1000, schemaOf(ROUTE_FIELDS));
 
 function overlap(a: Outage, b: Outage): boolean {
-  const { afterMs = 0, forMs, everyMs } = b;
-  if (a.everyMs && everyMs) {
-    let [common, rest] = [a.everyMs, everyMs]; // greatest divisor
-    while (rest > 0) [common, rest] = [rest, common % rest];
-    const apart = (afterMs - (a.afterMs ?? 0)) % common;
-    const offset = (apart + common) % common; // the least from an `a` to a `b`
-    return offset < a.forMs || common - offset < forMs;
+  const [start, next] = [a.afterMs ?? 0, b.afterMs ?? 0];
+  if (next < start) return overlap(b, a);
+  if (!a.everyMs || !b.everyMs) {
+    const { isOn, until } = stateAt(a, next);
+    return isOn || until < next + b.forMs;
   }
-  if (everyMs) return overlap(b, a);
-  const { isOn, until } = stateAt(a, afterMs);
-  return isOn || until < afterMs + forMs;
+  let [common, rest] = [a.everyMs, b.everyMs]; // greatest divisor
+  while (rest > 0) [common, rest] = [rest, common % rest];
+  const offset = (next - start) % common; // the least from an `a` to a `b`
+  return offset < a.forMs || common - offset < b.forMs;
 }
 
 const { localPort: _port, host: _host, ...SHARED_FIELDS } = ROUTE_FIELDS;
@@ -1243,11 +1221,9 @@ const PROXY_FIELDS = {
     guard: { ...upstreamAddress, is: isText },
     as(text: string, place: Place) {
       const upstream = text.replace(/^:(?=\d+$)/, "localhost:");
-      if (upstreamAddress.is(`${upstream}:1`)) { // Toxiproxy takes it
-        place.ignore(`${upstream} has no port; its connections fail`);
-      } else if (!upstreamAddress.is(upstream)) {
-        place.refuse(mismatch(upstreamAddress, upstream));
-      }
+      const isBare = upstreamAddress.is(`${upstream}:1`); // Toxiproxy takes it
+      if (isBare) place.ignore(`${upstream} has no port; its connections fail`);
+      else checkValue(upstream, place, { guard: upstreamAddress });
       return upstream;
     },
   },
@@ -1266,7 +1242,6 @@ const CONFIG_FIELDS: Fields<ConfigOptions> = {
 };
 const IGNORED_KEYS = /^(?:\$schema$|x-)/; // an editor's, and YAML's anchors
 
-/** The JSON Schema of a config with `routes`. */
 const CONFIG_SCHEMA = {
   $schema: "https://json-schema.org/draft/2020-12/schema",
   title: "chaos-proxy",
@@ -1291,7 +1266,7 @@ export function parseConfig(
   path = "config.yaml",
   given: Omit<ConfigOptions, "routes"> = {},
 ): Config {
-  const problem = new TextEncoder().encode(text).length > MAX_CONFIG_BYTES
+  const problem = Buffer.byteLength(text) > MAX_CONFIG_BYTES
     ? "expected at most 1 MiB of text, found more"
     : text.trim() === "" && "the file is empty; expected routes";
   if (problem) throw new ConfigError(path, [problem]);
@@ -1301,6 +1276,7 @@ export function parseConfig(
 
 const LINE_END = /\r\n|\r|\n/;
 const TAB = "a tab in the indentation; write spaces";
+const MERGES = "merge keys (<<) are too many; write out what they stand for";
 
 function readYaml(text: string, path: string): unknown {
   const lines = text.split(LINE_END);
@@ -1313,10 +1289,8 @@ function readYaml(text: string, path: string): unknown {
     }
     // Each alias may copy all keys of the text, 5 million of them in a second.
     const copies = text.includes("<<") ? text.split("*").length - 1 : 0;
-    if (copies * text.split(/[:,?]/).length > 20_000_000) {
-      const hint = "write out what they stand for";
-      throw new SyntaxError(`${copies} merge keys (<<) are too many; ${hint}`);
-    }
+    const isTooMany = copies * text.split(/[:,?]/).length > 20_000_000;
+    if (isTooMany) throw new SyntaxError(`${copies} ${MERGES}`);
     const asText = { schema: "failsafe", allowDuplicateKeys: true } as const;
     return keepOddNumbers(parseYaml(text), parseYaml(text, asText));
   } catch (error) {
@@ -1367,13 +1341,11 @@ function readJson(text: string, path: string): unknown {
   const reason = end ? message.replace(end, "") : `unexpected ${found}`;
   const lines = before.split(LINE_END);
   const at = `line ${lines.length}, column ${lines.at(-1)!.length + 1}`;
-  const hint = /^(?:\/[/*]|#)/.test(after)
-    ? "; JSON has no comments"
-    : /^[\]}]/.test(after) && /,\s*$/.test(before)
-    ? "; remove the comma before it"
-    : /^\s*[\w-]/.test(text)
-    ? "; name a YAML file .yaml, not .json"
-    : "";
+  const isAfterComma = /^[\]}]/.test(after) && /,\s*$/.test(before);
+  let hint = "";
+  if (/^(?:\/[/*]|#)/.test(after)) hint = "; JSON has no comments";
+  else if (isAfterComma) hint = "; remove the comma before it";
+  else if (/^\s*[\w-]/.test(text)) hint = "; name a YAML file .yaml, not .json";
   throw new ConfigError(path, [`${at}: invalid JSON: ${reason}${hint}`]);
 }
 
@@ -1394,21 +1366,15 @@ function repeatedKeyIn(text: string): string | undefined {
     if (token === "}") open.pop();
     if (!token.endsWith(":")) continue;
     const [keys, key] = [open.at(-1), JSON.parse(token.slice(0, -1))];
-    if (keys?.has(key)) {
-      return `${describe(key)} is repeated at position ${index}`;
-    }
-    keys?.add(key);
+    if (!keys?.has(key)) keys?.add(key);
+    else return `${describe(key)} is repeated at position ${index}`;
   }
 }
 
 /** Checks a config; one from a file, with `given`, needs routes or an `api`. */
-function checkConfig(
-  value: unknown,
-  source: string,
-  given?: Omit<ConfigOptions, "routes">,
-): Config {
+function checkConfig(value: unknown, source: string, given?: ConfigOptions) {
   return validate(source, (place) => {
-    const key = keyOfRoutes(value);
+    const key = keyOfRoutes(Object(value));
     const all = key === "" ? { [key]: value } : value;
     const { [key]: list = [], ...rest } = isRecord(all) ? all : {};
     for (const [name, each] of Object.entries({ ...rest, ...given })) {
@@ -1425,41 +1391,37 @@ function checkConfig(
 }
 
 /** The key of the routes, by the config's form; "" if it is just proxies. */
-function keyOfRoutes(value: unknown): "routes" | "proxies" | "" {
-  if (!isTree(value)) return "routes";
+function keyOfRoutes(value: Record<string, unknown>) {
   // A proxy that is named like a key of the config says so in its `name`.
-  const key = ["routes", "proxies", ...Object.keys(CONFIG_FIELDS)].find(
-    (key) => key in value && (value[key] as Route | null)?.name !== key,
-  );
-  if (key === "proxies") return key;
+  const isKey = (key: string) =>
+    key in value && (value[key] as Route | null)?.name !== key;
+  if (isKey("proxies") && !isKey("routes")) return "proxies";
+  if (Object.keys(CONFIG_FIELDS).some(isKey)) return "routes";
   const items = [...new Set(Object.values(value))].filter(isRecord);
-  const keys = items.flatMap((each) => Object.keys(each));
-  if (key || keys.includes("localPort")) return "routes";
-  const isProxies = keys.some((key) => /^(?:listen|upstream)$/i.test(key));
-  return Array.isArray(value) || isProxies ? "" : "routes";
+  const keys = items.flatMap(Object.keys);
+  const isProxies = Array.isArray(value) ||
+    keys.some((key) => /^(?:listen|upstream)$/i.test(key));
+  return isProxies && !keys.includes("localPort") ? "" : "routes";
 }
 
 /** Checks routes; names and addresses must be unique, also beside the API's. */
 function checkRoutes(list: unknown, place: Place, api?: Address, least = 0) {
   const names = place.ignored && isRecord(list) ? Object.keys(list) : [];
   const values = place.ignored && isRecord(list) ? Object.values(list) : list;
-  if (!routeList.is(values)) {
-    place.refuse(mismatch(routeList, list));
-    return [];
-  }
-  if (values.length < least) place.refuse("expected at least one route");
+  const isList = routeList.is(values);
+  if (!isList) place.refuse(mismatch(routeList, list));
+  else if (values.length < least) place.refuse("expected at least one route");
   const places = new Map<Partial<Route>, Place>();
   let toxics = 0; // YAML's aliases can make many from little text
-  for (const [index, value] of values.entries()) {
+  for (const [index, value] of isList ? values.entries() : []) {
     const own = place.at(names[index] ?? index);
     const route = checkRoute(value, own, names[index]);
     places.set(route, own);
-    toxics += route.toxics?.length ?? 0;
+    toxics += route.toxics.length;
     if (toxics > MAX_ALL_TOXICS || place.problems.length >= MAX_PROBLEMS) break;
   }
-  if (toxics > MAX_ALL_TOXICS) {
-    place.refuse(`expected at most ${MAX_ALL_TOXICS} toxics in all`);
-  }
+  const problem = `expected at most ${MAX_ALL_TOXICS} toxics in all`;
+  if (toxics > MAX_ALL_TOXICS) place.refuse(problem);
   checkUnique(places, api);
   const routes = [...places.keys()];
   const circle = findCircle(routes);
@@ -1500,7 +1462,6 @@ function warningsOf(route: Route): string[] {
   ].filter((each) => each !== false);
 }
 
-/** The `host` and `localPort` of Toxiproxy's `listen`. */
 function hostAndPort(listen: string): Pick<Route, "host" | "localPort"> {
   const { hostname, port } = splitAddress(listen, ALL_ADDRESSES)!;
   return { host: hostname, localPort: port };
@@ -1550,46 +1511,43 @@ function findCircle<R extends Partial<Route>>(routes: readonly R[]) {
   }
 }
 
-/** Leaves out what is the default of its field, at any depth. */
-function withoutDefaults(value: unknown, of: Partial<Field<unknown>>): unknown {
-  const { fields, items } = of;
-  if (items && Array.isArray(value)) {
-    return value.map((each) => withoutDefaults(each, items));
+function removeDefaults(tree: unknown, of: Partial<Field<unknown>>): void {
+  if (!isTree(tree)) return;
+  for (const [key, each] of Object.entries(tree)) {
+    const field: Partial<Field<unknown>> = of.items ?? of.fields?.[key] ?? {};
+    removeDefaults(each, field);
+    if (isDeepStrictEqual(each, field.default)) delete tree[key];
   }
-  if (!fields || !isRecord(value)) return value;
-  const kept = Object.entries(value).flatMap(([key, each]) => {
-    const short = withoutDefaults(each, fields[key] ?? {});
-    const isDefault = isDeepStrictEqual(short, fields[key]?.default);
-    return isDefault ? [] : [[key, short]];
-  });
-  return Object.fromEntries(kept);
 }
 
-/** A config as YAML, without what is the default. */
 function toYaml(config: Config): string {
-  const routes = config.routes.map((route) => {
+  const all = JSON.parse(JSON.stringify(config)); // shares nothing
+  for (const route of all.routes) {
     const own = ownToxics(route);
     // Once one of its toxics was removed, a profile does not stand for the rest.
-    const all = withProfile(route.profile, own);
-    const isWhole = isDeepStrictEqual(all, route.toxics);
-    const profile = isWhole ? route.profile : "";
-    const toxics = (isWhole ? own : route.toxics).map((toxic) => {
-      const { type, stream } = toxic;
-      const name = { guard: routeName, default: `${type}_${stream}` };
-      const { attributes: fields } = TOXICS[type];
-      const attributes = { ...TOXIC_FIELDS.attributes, fields };
-      const all = { ...TOXIC_FIELDS, name, attributes };
-      return withoutDefaults(toxic, { fields: all });
-    });
-    const name = { guard: routeName, default: `${route.localPort}` };
-    const fields = { ...ROUTE_FIELDS, name };
-    return withoutDefaults({ ...route, profile, toxics }, { fields });
-  });
-  const all = { ...config, routes };
-  return stringify(withoutDefaults(all, { fields: CONFIG_FIELDS }));
+    const whole = withProfile(route.profile, own);
+    if (isDeepStrictEqual(whole, route.toxics)) route.toxics = own;
+    else route.profile = "";
+    for (const toxic of route.toxics) {
+      const { name, type, stream, attributes }: Toxic = toxic;
+      if (name === `${type}_${stream}`) delete toxic.name;
+      removeDefaults(attributes, { fields: TOXICS[type].attributes });
+      removeDefaults(toxic, { fields: TOXIC_FIELDS });
+    }
+    if (route.name === `${route.localPort}`) delete route.name;
+    removeDefaults(route, { fields: ROUTE_FIELDS });
+  }
+  removeDefaults(all, { fields: CONFIG_FIELDS });
+  return stringify(all);
 }
 
 // ---- Link: one direction of one connection ----------------------------------
+
+/** One end of a connection through the proxy. */
+export type Side = "client" | "upstream";
+
+const OTHER = { client: "upstream", upstream: "client" } as const;
+const STREAM_OF = { client: "upstream", upstream: "downstream" } as const;
 
 /** Bytes in memory that nothing else shares. */
 type Bytes = Uint8Array<ArrayBuffer>;
@@ -1599,7 +1557,7 @@ type Held = TimedChunk & { readonly since: number; next?: Held };
 
 /** A toxic at work on a link. */
 class Stage {
-  active!: ActiveToxic;
+  active!: Queue;
   /** What it holds, as a list: `shift` of a long array moves all the rest. */
   first?: Held;
   last?: Held;
@@ -1621,6 +1579,12 @@ const lines = new WeakMap<Toxic, { turns: number; freeAt: number }>();
 const lineOf = ({ type, attributes }: Toxic) =>
   TOXICS[type].line?.(attributes) ?? [0, Infinity];
 
+/** What a link asks of its connection. */
+interface LinkOwner {
+  begin(toxic: Toxic, turn: number, out: ToxicOutput): Queue;
+  end(reason: { why: "fault"; toxic?: string }, how?: "close" | "reset"): void;
+}
+
 /**
  * Forwards what one side sends to the other, through the toxics that act on it.
  * Each toxic holds what is not due yet, and then forwards it to the next one.
@@ -1630,6 +1594,7 @@ class Link {
   /** The toxic that closes the connection once all before is delivered. */
   closedBy: string | undefined;
   readonly #stages: Stage[] = [];
+  readonly #begun: Record<string, number> = Object.create(null); // by toxic
   #stopped = false;
   #ended = false;
   heldBytes = 0;
@@ -1640,7 +1605,7 @@ class Link {
   #room: PromiseWithResolvers<void> | undefined;
   #most = MAX_HELD_BYTES;
   #controller!: TransformStreamDefaultController<Bytes>;
-  readonly #stream = new TransformStream<Bytes, Bytes>({
+  readonly stream = new TransformStream<Bytes, Bytes>({
     start: (controller) => this.#controller = controller,
     transform: (chunk) => {
       if (this.#stopped) return;
@@ -1654,17 +1619,14 @@ class Link {
       this.#ended = true;
     },
   });
-  readonly writer = this.#stream.writable.getWriter();
-  readonly readable = this.#stream.readable;
+  readonly writer = this.stream.writable.getWriter();
 
-  constructor(
-    readonly cut: (toxic: string, how: "close" | "reset") => void,
-    readonly begin: (toxic: Toxic, out: ToxicOutput) => ActiveToxic,
-  ) {}
+  constructor(readonly owner: LinkOwner, readonly from: Side) {}
 
-  /** Makes these toxics act from now on, in this order, and no others. */
-  act(toxics: readonly Toxic[]): void {
+  /** Makes those of its stream act from now on, in this order, and no others. */
+  act(all: readonly Toxic[]): void {
     if (this.#stopped) return;
+    const toxics = all.filter(({ stream }) => stream === STREAM_OF[this.from]);
     let last = -1;
     for (const stage of [...this.#stages]) {
       const { name, type, after } = stage.toxic;
@@ -1680,11 +1642,6 @@ class Link {
       if (stage === undefined) this.#insert(index, toxic);
       else if (stage.toxic !== toxic) this.#change(stage, toxic);
     });
-  }
-
-  /** Ends the stream once all that was written has been delivered. */
-  end(): void {
-    this.writer.close().catch(() => {}); // `#carry` handles it
   }
 
   /** Ends the stream at once; what has not been delivered is lost. */
@@ -1704,8 +1661,12 @@ class Link {
 
   #insert(index: number, toxic: Toxic): void {
     const stage = new Stage(toxic);
-    stage.active = this.begin(toxic, {
-      pass: (timed) => this.#hold(stage, timed),
+    stage.active = this.owner.begin(toxic, tally(this.#begun, toxic.name), {
+      pass: (timed) => {
+        if (!stage.active?.sizeUntil) return this.#hold(stage, timed);
+        this.#forward(timed, stage); // it waits for its trigger
+        this.#since = timed.at;
+      },
       cut: (at, how) => {
         stage.cut = { at, how };
         this.#run();
@@ -1826,6 +1787,7 @@ class Link {
     if (next === undefined) return this.#deliver(timed.what);
     this.#since = timed.at;
     next.active.take(timed);
+    if (!next.first) return;
     this.#release(next, performance.now());
     if (next.first && next.first.at < this.#due) this.#run();
   }
@@ -1834,8 +1796,8 @@ class Link {
     if (what === "close") {
       this.stop();
       // After `terminate`, `pipeTo` never settles if an earlier write fails.
-      if (this.#ended) this.cut(this.closedBy!, "close");
-      else this.end();
+      if (this.#ended) this.owner.end({ why: "fault", toxic: this.closedBy });
+      else this.writer.close().catch(() => {}); // `#carry` handles it
     } else if (what !== "end") {
       try {
         this.#controller.enqueue(what);
@@ -1859,37 +1821,77 @@ class Link {
         const { first, cut, toxic } = stage;
         if (cut && cut.at <= now) {
           this.stop();
-          return this.cut(toxic.name, cut.how);
+          return this.owner.end({ why: "fault", toxic: toxic.name }, cut.how);
         }
         due = Math.min(due, first?.at ?? Infinity, cut?.at ?? Infinity);
       }
       if (this.#hasRoom()) this.#room?.resolve();
       this.#due = due;
       if (due === Infinity) return;
-      // When it is late, the other connections run first.
-      await (due > now ? sleepUntil(due, signal) : setImmediate());
+      await sleepUntil(due, signal);
     }
   }
 }
 
-/** Waits until `performance.now()` reaches a time, or the signal is aborted. */
-async function sleepUntil(time: number, signal: AbortSignal): Promise<void> {
-  while (!signal.aborted) {
+/** Wakes at a time. With a timer each, a connection took a tenth more CPU. */
+class Alarm implements Disposable {
+  static readonly #all = new Set<Alarm>();
+  static #next = Infinity; // when it looks which are due
+  static #timer: ReturnType<typeof setTimeout> | undefined;
+  static #poll: Promise<void> | undefined;
+
+  /** Calls `wake` at a time by `performance.now()`, unless disposed of. */
+  constructor(readonly time: number, readonly wake: () => void) {
+    if (time < Infinity) Alarm.#all.add(this);
+    if (time < Alarm.#next) Alarm.#wait(time);
+  }
+
+  [Symbol.dispose](): void {
+    Alarm.#all.delete(this);
+  }
+
+  /** Ends the timer, if nothing waits for it. */
+  static rest(): void {
+    if (this.#all.size === 0) this.#wait(Infinity);
+  }
+
+  static #wait(time: number): void {
+    this.#next = time;
+    clearTimeout(this.#timer);
     const left = time - performance.now();
-    if (left <= 0) return;
+    if (left === Infinity) return;
     // A timer is up to 1.5 ms late, and polling 0.01 ms.
-    if (left < 2.5) await setImmediate();
-    else await sleep(Math.min(left - 1.5, MAX_MS), signal);
+    const ms = Math.min(left - 1.5, MAX_MS);
+    if (left >= 2.5) this.#timer = setTimeout(() => this.#look(), ms);
+    else this.#poll ??= setImmediate().then(() => this.#look());
+  }
+
+  static #look(): void {
+    this.#poll = undefined;
+    const now = performance.now();
+    if (now < this.#next) return this.#wait(this.#next);
+    let [next, left] = [Infinity, this.#all.size]; // new ones wait a turn
+    for (const alarm of this.#all) {
+      const isDue = left-- > 0 && alarm.time <= now && this.#all.delete(alarm);
+      if (isDue) alarm.wake();
+      else next = Math.min(next, alarm.time);
+    }
+    this.#wait(next);
   }
 }
 
-async function sleep(ms: number, signal?: AbortSignal): Promise<void> {
+/** Waits for a time, or an abort. When it is late, other connections run first. */
+async function sleepUntil(time: number, signal?: AbortSignal): Promise<void> {
+  if (signal?.aborted) return;
+  if (time <= performance.now()) return await setImmediate();
   const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = setTimeout(resolve, ms);
-  using _ = signal && addAbortListener(signal, () => resolve());
+  using _alarm = new Alarm(time, resolve);
+  using _listener = signal && addAbortListener(signal, () => resolve());
   await promise;
-  clearTimeout(timer);
 }
+
+const sleep = (ms: number, signal?: AbortSignal) =>
+  sleepUntil(performance.now() + ms, signal);
 
 // ---- Sockets: two kinds, listeners, dialling, fairness ----------------------
 
@@ -1922,10 +1924,9 @@ class PollGate {
 
   static async #startPoll(): Promise<void> {
     this.#work = 0;
-    // Not at each poll: it takes file descriptors, and may not return.
-    const mayOpen = performance.now() > this.#openedAt + 1000;
-    if (mayOpen && this.#pair.length === 0) this.#open();
     const [from, to] = this.#pair;
+    // Not at each poll: it takes file descriptors, and may not return.
+    if (!to && performance.now() > this.#openedAt + 1000) this.#open();
     const timer = setTimeout(() => this.close(), 100); // is broken then
     // After a read that fills its buffer the next does not poll: room for 2.
     const [size] = await Promise.all([
@@ -1970,7 +1971,6 @@ const mayUseLoopback = () =>
   Deno.permissions.querySync({ name: "net", host: LOOPBACK }).state ===
     "granted";
 
-/** What a connection needs of a socket. */
 interface Socket {
   readonly peer: string; // its address, `host:port`
   /** The next bytes, which the caller then owns; null at the end of stream. */
@@ -2163,7 +2163,6 @@ async function lookUp(host: string, signal: AbortSignal): Promise<string[]> {
   return found.map(({ address }) => address);
 }
 
-/** Listens on a route's address, with Node's sockets if `resettable`. */
 async function listen(route: Route, resettable: boolean, signal: AbortSignal) {
   const { name, host, localPort: port } = route;
   for (let attempt = 1;; attempt++) {
@@ -2239,8 +2238,11 @@ function actingOn(seed: number, route: Route, number: number): Toxic[] {
   });
 }
 
+const sum = (numbers: number[]) => numbers.reduce((sum, each) => sum + each, 0);
 const toMicroseconds = (ms: number) => Math.round(ms * 1000) / 1000;
 const msSince = (start: number) => toMicroseconds(performance.now() - start);
+
+type Scheduled = { name: string; schedule?: Schedule };
 
 /** A schedule, when it began, and its next edge after that, in ms. */
 type Plan = { schedule: Schedule; start: number; time: number };
@@ -2249,27 +2251,23 @@ type Plan = { schedule: Schedule; start: number; time: number };
 class Timetable {
   readonly #on = new Set<string>();
   #plans = new Map<string, Plan>(); // by name
-  #stop: AbortController | undefined;
+  #alarm: Alarm | undefined;
 
   constructor(
     private readonly counts: Pick<RouteStats, "on">,
     private readonly turn: (name: string, edge: "on" | "off") => void,
   ) {}
 
-  readonly isOn = ({ name }: { name: string }) => this.#on.has(name);
+  readonly isOn = ({ name }: Scheduled) => this.#on.has(name);
 
   /** Leaves out the toxics that are off. */
   readonly select = (toxics: readonly Toxic[]) =>
     toxics.filter((each) => this.isOn(each) || !this.#plans.has(each.name));
 
   /** Follows these, and no others. With another start one begins anew. */
-  async follow(
-    all: readonly { name: string; schedule?: Schedule }[],
-    epoch = 0,
-    opened = epoch,
-  ): Promise<void> {
+  follow(all: readonly Scheduled[], epoch = 0, opened = epoch): void {
     const before = this.#plans;
-    const plans = this.#plans = new Map(all.map(({ name, schedule = {} }) => {
+    const plans = new Map(all.map(({ name, schedule = {} }) => {
       const start = schedule.from === "connection" ? opened : epoch;
       const plan = { schedule, start, time: performance.now() - start };
       const last = before.get(name) ?? plan;
@@ -2277,28 +2275,30 @@ class Timetable {
       return [name, isSame ? last : plan]; // keeps a late edge
     }));
     if (isDeepStrictEqual(plans, before)) return;
-    this.#stop?.abort("changed");
-    const { signal } = this.#stop = new AbortController();
+    this.#plans = plans;
     for (const name of this.#on) {
       const isNew = plans.get(name)?.start !== before.get(name)?.start;
-      if (isNew && !signal.aborted) this.#set(name, false);
+      if (isNew && plans === this.#plans) this.#set(name, false);
     }
-    while (!signal.aborted) {
-      let due = Infinity;
-      for (const [name, plan] of plans) {
-        const isDue = plan.start + plan.time <= performance.now();
-        if (isDue && !signal.aborted) {
-          // The state at its time, not now: a late edge could be skipped.
-          const { isOn, until } = stateAt(plan.schedule, plan.time);
-          plan.time = until;
-          this.#set(name, isOn);
-        }
-        due = Math.min(due, plan.start + plan.time);
+    if (plans === this.#plans) this.#look();
+  }
+
+  /** Takes the edges that are due, unless one of them changes the plans. */
+  #look(): void {
+    const plans = this.#plans;
+    let due = Infinity;
+    for (const [name, plan] of plans) {
+      if (plan.start + plan.time <= performance.now()) {
+        // The state at its time, not now: a late edge could be skipped.
+        const { isOn, until } = stateAt(plan.schedule, plan.time);
+        plan.time = until;
+        this.#set(name, isOn);
+        if (plans !== this.#plans) return;
       }
-      if (due === Infinity) return;
-      await setImmediate(); // when this is late, connections run first
-      await sleepUntil(due, signal);
+      due = Math.min(due, plan.start + plan.time);
     }
+    this.#alarm?.[Symbol.dispose]();
+    this.#alarm = new Alarm(due, () => this.#look());
   }
 
   #set(name: string, isOn: boolean): void {
@@ -2308,12 +2308,6 @@ class Timetable {
     this.turn(name, isOn ? "on" : "off");
   }
 }
-
-/** One end of a connection through the proxy. */
-export type Side = "client" | "upstream";
-
-const OTHER = { client: "upstream", upstream: "client" } as const;
-const STREAM_OF = { client: "upstream", upstream: "downstream" } as const;
 
 /** Why a connection ended. A side alone ended its stream first. */
 export type Outcome =
@@ -2387,18 +2381,13 @@ const newCounts = (): Omit<RouteStats, "route" | "open"> => ({
 });
 
 function tally<K extends PropertyKey>(counts: { [key in K]?: number }, key: K) {
-  counts[key] = (counts[key] ?? 0) + 1;
+  return counts[key] = (counts[key] ?? 0) + 1;
 }
 
 const MAX_RECORDS = 1000;
 const MAX_LINGER_MS = 2000;
-const CHECK_MS = 20;
 
 class Connection {
-  /** Those that dial or are half-closed. A timer each took 10 % of the CPU. */
-  static readonly #watched = new Set<Connection>();
-  static #interval: ReturnType<typeof setInterval> | undefined;
-
   readonly id: Pick<ConnectionEvent, "route" | "connection" | "client">;
   private readonly record: RouteStats["first"][number];
   /** Resolves when it has ended. It starts after the constructor returns. */
@@ -2414,10 +2403,9 @@ class Connection {
   readonly #aborted = new AbortController();
   #failure: Reason | undefined; // why it ended before both streams did
   #firstToEnd: Side | undefined;
-  #dialStart = Infinity;
   #delivered = 0;
-  #hasMoved = true; // since the last look
   #movedAt = 0; // when bytes last did
+  #silence: Alarm | undefined; // that lasts too long
 
   constructor(
     client: Socket,
@@ -2493,7 +2481,7 @@ class Connection {
   /** Closes all that is open, which ends it; the first reason stands. */
   end(reason?: Reason, how?: "close" | "reset"): void {
     this.#failure ??= reason;
-    Connection.#watched.delete(this);
+    this.#silence?.[Symbol.dispose]();
     if (this.#failure) this.#aborted.abort(CLOSED);
     for (const socket of Object.values(this.#sockets)) socket.close(how);
     for (const link of Object.values(this.#links)) link.abort();
@@ -2504,7 +2492,8 @@ class Connection {
   }
 
   async #forward(client: Socket, delayMs: number): Promise<void> {
-    const up = this.#newLink("client");
+    const up = this.#links.client = new Link(this, "client");
+    const down = this.#links.upstream = new Link(this, "upstream");
     if (delayMs > 0) {
       tally(this.counts.faults, "latencyMs");
       this.context.emit({ event: "delayed", ...this.id, delayMs });
@@ -2518,25 +2507,23 @@ class Connection {
     await this.#dial();
     const { upstream } = this.#sockets;
     if (!upstream || this.#failure) return;
-    const down = this.#newLink("upstream");
     if (delayMs === 0) this.#read("client", client, up);
     this.#read("upstream", upstream, down);
-    this.#act();
-    await Promise.all([
-      this.#carry("client", up, upstream),
-      this.#carry("upstream", down, client),
-    ]);
+    await Promise.all([this.#carry(up, upstream), this.#carry(down, client)]);
   }
 
   async #dial(): Promise<void> {
-    const { upstream } = this.route;
-    const start = this.#dialStart = performance.now();
-    this.#watch();
+    const { route: { upstream, connectTimeoutMs }, context: { emit } } = this;
+    const start = performance.now();
+    const problem = `no answer within ${connectTimeoutMs} ms`;
+    const fail = () => this.#aborted.abort(new Error(problem));
     try {
+      using _ = new Alarm(start + connectTimeoutMs, fail);
       const { signal } = this.#aborted;
       const socket = await dial(upstream, this.resettable, signal);
       this.#sockets.upstream = socket;
       if (this.#failure) return; // ended meanwhile
+      this.#movedAt = performance.now();
       this.#followSchedules();
       const dialMs = msSince(start);
       const { dials } = this.counts;
@@ -2547,13 +2534,12 @@ class Connection {
       });
       const toxics = this.acting.map(({ name }) => name);
       const reached = { upstream, address: socket.peer, dialMs, toxics };
-      this.context.emit({ event: "connected", ...this.id, ...reached });
+      emit({ event: "connected", ...this.id, ...reached });
     } catch (error) {
       if (this.#failure) return; // ended meanwhile, which aborts the dialling
       const cause = causeOf(error);
       this.#failure = { why: "upstream_failed", cause };
-      const failed = { ...this.id, upstream, cause };
-      this.context.emit({ event: "upstream_failed", ...failed });
+      emit({ event: "upstream_failed", ...this.id, upstream, cause });
     }
   }
 
@@ -2572,35 +2558,29 @@ class Connection {
     this.#act();
   }
 
-  #newLink(from: Side): Link {
-    const begun: Record<string, number> = Object.create(null); // by toxic
-    return this.#links[from] = new Link(
-      (toxic, how) => this.end({ why: "fault", toxic }, how),
-      (toxic, out) => {
-        const { name, type } = toxic;
-        const { route, number, context, counts, record } = this;
-        const key = [this.#seed, route.name, number, name];
-        const turn = begun[name] = (begun[name] ?? 0) + 1;
-        let stream: (() => number) | undefined; // a toxic may never draw
-        const random = () =>
-          (stream ??= randomStream(...key, ...(turn > 1 ? [turn] : [])))();
-        return new Queue(toxic, out, random, context, () => {
-          tally(counts.faults, type);
-          tally(counts.toxics, name);
-          if (!record.toxics.includes(name)) record.toxics.push(name);
-        }, performance.now());
-      },
-    );
+  /** Starts a toxic on one of its links, for the first time or a later one. */
+  begin(toxic: Toxic, turn: number, out: ToxicOutput): Queue {
+    const { name, type } = toxic;
+    const { route, number, context, counts, record } = this;
+    const key = [this.#seed, route.name, number, name];
+    if (turn > 1) key.push(turn);
+    let stream: (() => number) | undefined; // a toxic may never draw
+    const random = () => (stream ??= randomStream(...key))();
+    return new Queue(toxic, out, random, context, () => {
+      tally(counts.faults, type);
+      tally(counts.toxics, name);
+      if (!record.toxics.includes(name)) record.toxics.push(name);
+    }, performance.now());
   }
 
   #act(): void {
-    const acting = Map.groupBy(this.acting, ({ stream }) => stream);
-    this.#links.client?.act(acting.get("upstream") ?? []);
-    this.#links.upstream?.act(acting.get("downstream") ?? []);
+    const { acting } = this;
+    for (const link of Object.values(this.#links)) link.act(acting);
   }
 
   /** Delivers what a side sends; closes both if a reset or a toxic ended it. */
-  async #carry(from: Side, link: Link, socket: Socket): Promise<void> {
+  async #carry(link: Link, socket: Socket): Promise<void> {
+    const { from } = link;
     const to = OTHER[from];
     const fail = (error: unknown) => {
       this.#failure ??= { why: `${to}_reset`, cause: causeOf(error) };
@@ -2613,14 +2593,14 @@ class Connection {
         if (turn) await turn;
         await socket.write(chunk).catch(fail);
         this.counts.sent[STREAM_OF[from]] += length;
-        this.#hasMoved = true;
+        this.#movedAt = performance.now();
       },
       close: async () => {
         // After the second end both sockets are closed, which ends them too.
         if (++this.#delivered < 2) await socket.closeWrite()?.catch(fail);
       },
     });
-    const isBroken = await link.readable.pipeTo(sink).catch(() => true);
+    const isBroken = await link.stream.readable.pipeTo(sink).catch(() => true);
     if (isBroken) return; // it was ended, or the other stream ends it
     const { closedBy: toxic } = link;
     if (toxic) this.#failure ??= { why: "fault", toxic };
@@ -2628,9 +2608,8 @@ class Connection {
     this.#sockets[from]?.close();
     this.#links[to]?.abort();
     // Closing a socket with unread bytes would discard what it still sends.
-    const timer = setTimeout(() => this.end(), MAX_LINGER_MS);
+    using _ = new Alarm(performance.now() + MAX_LINGER_MS, () => this.end());
     await this.#read(to, socket);
-    clearTimeout(timer);
   }
 
   /** Reads what a side sends into its link, or to discard it. */
@@ -2642,7 +2621,7 @@ class Connection {
         const bytes = await socket.read();
         if (bytes === null) break;
         size = bytes.length;
-        this.#hasMoved = true;
+        this.#movedAt = performance.now();
         this.#bytes[from === "client" ? "bytesUp" : "bytesDown"] += size;
         this.counts.received[STREAM_OF[from]] += size;
         if (!link) continue;
@@ -2652,8 +2631,8 @@ class Connection {
         if (this.#sockets.upstream || isFull) await written;
         else written.catch(() => {}); // `#carry` handles it
       }
+      if (!this.#firstToEnd && this.#sockets.client) this.#limitSilence(from);
       this.#firstToEnd ??= from;
-      if (this.#sockets.client) this.#watch();
     } catch (error) {
       // If the link has failed, the reason is set, or is in its `closedBy`.
       if (!link?.closedBy) {
@@ -2661,47 +2640,26 @@ class Connection {
       }
       this.#aborted.abort(CLOSED);
     }
-    link?.end();
+    link?.writer.close().catch(() => {}); // `#carry` handles it
   }
 
-  #watch(): void {
-    Connection.#watched.add(this);
-    Connection.#interval ??= setInterval(() => {
-      for (const each of Connection.#watched) each.#checkTimeouts();
-      Connection.rest();
-    }, CHECK_MS);
-  }
-
-  /** Ends the interval now, if none is watched. */
-  static rest(): void {
-    if (Connection.#watched.size > 0) return;
-    clearInterval(Connection.#interval);
-    Connection.#interval = undefined;
-  }
-
-  #checkTimeouts(): void {
-    const { connectTimeoutMs, halfCloseTimeoutMs } = this.route;
-    const now = performance.now();
-    if (!this.#sockets.upstream) {
-      if (now < this.#dialStart + connectTimeoutMs) return;
-      const problem = `no answer within ${connectTimeoutMs} ms`;
-      return this.#aborted.abort(new Error(problem));
-    }
-    const why = this.#firstToEnd;
-    if (!why) return void Connection.#watched.delete(this); // has been dialled
-    const holds = Object.values(this.#links).some((link) => link.heldBytes > 0);
-    if (this.#hasMoved || holds) this.#movedAt = now;
-    this.#hasMoved = false;
-    if (now < this.#movedAt + (halfCloseTimeoutMs || Infinity)) return;
-    const cause = `no byte from the ${OTHER[why]} for ${halfCloseTimeoutMs} ms`;
-    this.end({ why, cause });
+  /** Ends it, half-closed, once no byte has moved for so long. */
+  #limitSilence(from: Side, since = performance.now()): void {
+    const { halfCloseTimeoutMs: ms } = this.route;
+    this.#silence = new Alarm(since + (ms || Infinity), () => {
+      const held = Object.values(this.#links).map(({ heldBytes }) => heldBytes);
+      const isBusy = !this.#sockets.upstream || sum(held) > 0;
+      if (isBusy) this.#movedAt = performance.now();
+      if (this.#movedAt > since) return this.#limitSilence(from, this.#movedAt);
+      const cause = `no byte from the ${OTHER[from]} for ${ms} ms`;
+      this.end({ why: from, cause });
+    });
   }
 }
 
 // ---- Proxy: listeners and open connections ----------------------------------
 
 const ACCEPT_PAUSE_MS = 100;
-const MAX_WARM_UP_MS = 1000;
 const MAX_EVENTS = 1000;
 
 /** What happens to the proxy, its routes and connections. */
@@ -2772,18 +2730,14 @@ class LiveRoute {
   #listener: Awaited<ReturnType<typeof listen>> | undefined;
   #serving: AbortController | undefined; // aborts when it closes
   #counts = newCounts();
-  readonly #hung = new Set<Connection>(); // by an outage, until it is over
-  readonly #toxics = new Timetable(this.#counts, (toxic, edge) => {
-    const { name: route } = this.route;
-    this.context.emit({ event: `toxic_${edge}`, route, toxic });
-    this.#act();
-  });
-  readonly #outages = new Timetable(this.#counts, (outage, edge) => {
-    const { name: route } = this.route;
-    this.context.emit({ event: `outage_${edge}`, route, outage });
-    if (edge === "on") tally(this.#counts.faults, "outages");
-    else for (const each of this.#hung) each.end({ why: "fault" });
-    this.settle();
+  readonly #hung = new WeakSet<Connection>(); // by an outage, until it is over
+  readonly #timetable = new Timetable(this.#counts, (name, edge) => {
+    const { route: { name: route }, context: { emit } } = this;
+    const isOutage = name.includes(" "); // no toxic's name has a space
+    if (isOutage) emit({ event: `outage_${edge}`, route, outage: name });
+    else emit({ event: `toxic_${edge}`, route, toxic: name });
+    if (isOutage && edge === "on") tally(this.#counts.faults, "outages");
+    return isOutage ? this.settle(edge) : this.#act();
   });
 
   constructor(public route: Route, private readonly context: ProxyContext) {
@@ -2791,7 +2745,7 @@ class LiveRoute {
   }
 
   get #outage(): Outage | undefined {
-    return nameOutages(this.route).find(this.#outages.isOn)?.schedule;
+    return nameOutages(this.route).find(this.#timetable.isOn)?.schedule;
   }
 
   /** The route with its host as an address, to find circles. */
@@ -2813,11 +2767,12 @@ class LiveRoute {
   }
 
   /** Does what its settings and an outage want. */
-  settle(): Promise<void> | void {
+  settle(edge?: "on" | "off"): Promise<void> | void {
     const outage = this.#outage;
-    for (const each of outage?.reset ? this.connections.values() : []) {
-      const reason = { why: "fault", cause: "outage" } as const;
-      if (!this.#hung.has(each)) each.end(reason, "reset");
+    for (const each of this.connections.values()) {
+      if (!this.#hung.has(each)) {
+        if (outage?.reset) each.end({ why: "fault", cause: "outage" }, "reset");
+      } else if (edge === "off") each.end({ why: "fault" });
     }
     const listens = this.route.enabled && outage?.mode !== "refuse";
     if (!listens || this.context.stopping.signal.aborted) return this.close();
@@ -2827,8 +2782,7 @@ class LiveRoute {
   /** Accepts until it is closed. After an outage it listens again first. */
   async #serve(): Promise<void> {
     const { signal } = this.#serving = new AbortController();
-    const { emit } = this.context;
-    const { name: route, upstream } = this.route;
+    const { route: { name: route, upstream }, context: { emit } } = this;
     let told: string | undefined; // why it cannot listen
     const fail = async (error: unknown) => {
       const cause = causeOf(error);
@@ -2853,15 +2807,15 @@ class LiveRoute {
   }
 
   followSchedules(): void {
-    const { route, context: { epoch } } = this;
-    const all = route.toxics.filter((each) => each.schedule?.from === "start");
-    this.#toxics.follow(all, epoch);
-    this.#outages.follow(nameOutages(route), epoch);
+    const { toxics } = this.route;
+    const own = toxics.filter((each) => each.schedule?.from === "start");
+    const all = [...own, ...nameOutages(this.route)];
+    this.#timetable.follow(all, this.context.epoch);
     this.#act();
   }
 
   #act(): void {
-    const toxics = this.#toxics.select(this.route.toxics);
+    const toxics = this.#timetable.select(this.route.toxics);
     for (const each of this.connections.values()) each.setToxics(toxics);
   }
 
@@ -2874,21 +2828,17 @@ class LiveRoute {
     const moves = !isSameAddress(wanted, before);
     const restarts = moves || wanted.upstream !== before.upstream;
     if (wanted.enabled && (moves || !before.enabled)) {
-      try {
-        const isOwnPort = wanted.localPort === before.localPort;
-        if (isOwnPort || !this.#listener) await this.close(); // makes way
-        await this.open(wanted);
-      } catch (error) {
+      const isOwnPort = wanted.localPort === before.localPort;
+      if (isOwnPort || !this.#listener) await this.close(); // makes way
+      await this.open(wanted).catch((error) => {
         this.settle(); // listens again where it did
         throw error;
-      }
+      });
     }
     const cut = restarts || !wanted.enabled ? this.cut() : undefined;
-    if (restarts) {
-      const { received, sent } = newCounts();
-      this.#counts = { ...this.#counts, received, sent };
-      this.lastNumber = 0;
-    }
+    const { received, sent } = restarts ? newCounts() : this.#counts;
+    this.#counts = { ...this.#counts, received, sent };
+    if (restarts) this.lastNumber = 0;
     const { toxics, ...next } = change(this.route);
     const host = canonicalHost(next.host);
     const localPort = this.#listener?.addr.port ?? next.localPort;
@@ -2899,9 +2849,8 @@ class LiveRoute {
     return this.route;
   }
 
-  /** Sets its toxics, or those of one of its connections alone. */
   setToxics(toxics: readonly Toxic[], connection?: Connection): void {
-    this.assertResettable(toxics.some(resets));
+    this.assertResettable(needsReset({ ...this.route, toxics }));
     const { toxics: before } = connection ?? this.route;
     const of = connection?.id ?? { route: this.route.name };
     if (!connection) this.route = { ...this.route, toxics };
@@ -2914,23 +2863,21 @@ class LiveRoute {
       emit({ event, ...of, toxic: toxic.name, effect });
     }
     for (const toxic of gone) emit({ event: "toxic_removed", ...of, toxic });
-    const ofRoute = this.#toxics.select(this.route.toxics);
+    const ofRoute = this.#timetable.select(this.route.toxics);
     if (connection) connection.setToxics(ofRoute, toxics);
     else this.followSchedules();
     const all = [...this.route.toxics, ...toxics, ...nameOutages(this.route)];
-    const names = all.map(({ name }) => name);
-    const { on } = this.#counts;
-    for (const name in on) { // what is gone is not counted as off
-      if (on[name] === 0 && !names.includes(name)) delete on[name];
+    const names = all.map(({ name }) => name); // no other is counted as off
+    for (const [name, on] of Object.entries(this.#counts.on)) {
+      if (on === 0 && !names.includes(name)) delete this.#counts.on[name];
     }
   }
 
   assertResettable(isNeeded: boolean): void {
     if (this.#resettable || !isNeeded) return;
-    throw new Deno.errors.NotSupported(
-      `route ${this.route.name}: its connections cannot be reset; ` +
-        "start the proxy with resettable: true, --api or --watch",
-    );
+    const problem = `route ${this.route.name}: its connections cannot be reset`;
+    const hint = "start the proxy with resettable: true, --api or --watch";
+    throw new Deno.errors.NotSupported(`${problem}; ${hint}`);
   }
 
   tell(event: "route_added" | "route_changed"): void {
@@ -2960,13 +2907,13 @@ class LiveRoute {
   }
 
   async end(): Promise<void> {
-    for (const each of [this.#toxics, this.#outages]) each.follow([]);
+    this.#timetable.follow([]);
     await Promise.all([this.close(), this.cut()]);
   }
 
   /** Not inlined: the accept loop would keep the last connection in memory. */
   #admit(client: Socket): void {
-    const toxics = this.#toxics.select(this.route.toxics);
+    const toxics = this.#timetable.select(this.route.toxics);
     const { mode } = this.#outage ?? {};
     if (mode === "reset") client.close("reset");
     const dropRate = mode === "hang" ? 0 : 1;
@@ -2978,10 +2925,7 @@ class LiveRoute {
     const id = ++this.context.lastId;
     this.connections.set(id, connection);
     if (mode === "hang") this.#hung.add(connection);
-    connection.ended.then(() => {
-      this.connections.delete(id);
-      this.#hung.delete(connection);
-    });
+    connection.ended.then(() => this.connections.delete(id));
   }
 }
 
@@ -2993,6 +2937,11 @@ const nameOutages = ({ outages }: Route) =>
 const isSameAddress = (a: Route, b: Route) =>
   a.localPort === b.localPort &&
   canonicalHost(a.host) === canonicalHost(b.host);
+const needsReset = ({ toxics, outages }: Route) =>
+  outages.some(({ mode, reset }) => reset || mode === "reset") ||
+  toxics.some(({ type, toxicity, attributes: { rate, reset } }) =>
+    toxicity > 0 && (type === "reset_peer" || (reset === 1 && rate !== 0))
+  );
 
 /** Merges by name: `next` where it differs from `before`, else `now`. */
 function merge<T extends { name: string }>(...lists: (readonly T[])[]): T[] {
@@ -3004,7 +2953,6 @@ function merge<T extends { name: string }>(...lists: (readonly T[])[]): T[] {
   });
 }
 
-/** Merges the settings of a route in the same way, and its toxics. */
 function mergeRoute(next: Route, now = next, before = now): Route {
   const { toxics, ...settings } = next;
   const changes = Object.entries(settings).filter(([key, value]) =>
@@ -3020,13 +2968,6 @@ function changeRoute(now: Route, changes: Partial<Route>): Route {
   if (next.profile === now.profile) return next;
   return { ...next, toxics: withProfile(next.profile, ownToxics(now)) };
 }
-
-const resets = ({ type, toxicity, attributes: { rate, reset } }: Toxic) =>
-  toxicity > 0 && (type === "reset_peer" || (reset === 1 && rate !== 0));
-
-const needsReset = ({ toxics, outages }: Route) =>
-  toxics.some(resets) ||
-  outages.some(({ mode, reset }) => reset || mode === "reset");
 
 /**
  * A running proxy. Toxics change at once, and routes one after the other. If a
@@ -3054,20 +2995,15 @@ export class ChaosProxy implements AsyncDisposable {
     const { seed = randomSeed(), routes } = checked;
     await (this.#warm ??= this.#warmUp(resettable));
     const state = { seed, epoch: 0, lastId: 0, config: checked, resettable };
-    const context = {
-      ...state,
-      history,
-      emit,
-      stopping: new AbortController(),
-    };
-    const proxy = new ChaosProxy(context);
+    const stopping = new AbortController();
+    const proxy = new ChaosProxy({ ...state, history, emit, stopping });
     await proxy.#open(routes);
     for (const route of routes) {
       proxy.#warn(route);
       proxy.#target(route.name).live.settle();
     }
     emit({ event: "started", routes: routes.length, seed });
-    context.epoch = performance.now();
+    proxy.context.epoch = performance.now();
     for (const live of proxy.#routes.values()) live.followSchedules();
     return proxy;
   }
@@ -3081,16 +3017,13 @@ export class ChaosProxy implements AsyncDisposable {
     try {
       using open = new DisposableStack();
       const upstream = open.use(Deno.listen({ hostname: LOOPBACK, port: 0 }));
-      const route = checkRoute({
-        localPort: 0,
-        upstream: addressOf(upstream.addr),
-        toxics: [{ type: "latency", attributes: { latency: 1 } }],
-      }, new Place("", [])) as Route;
+      const toxics = [{ type: "latency", attributes: { latency: 1 } }];
+      const to = { localPort: 0, upstream: addressOf(upstream.addr), toxics };
+      const route = checkRoute(to, new Place("", [])) as Route;
       const { signal } = new AbortController();
       const listener = await listen(route, resettable, signal);
       open.defer(() => listener.close());
-      const timer = setTimeout(() => open.dispose(), MAX_WARM_UP_MS);
-      open.defer(() => clearTimeout(timer));
+      open.use(new Alarm(performance.now() + 1000, () => open.dispose()));
       const bytes = new Uint8Array(64);
       const context = { seed: 0, epoch: 0, emit() {} };
       const settings = [resettable, newCounts(), context] as const;
@@ -3109,7 +3042,7 @@ export class ChaosProxy implements AsyncDisposable {
     } catch {
       // No file descriptor is free, or there is no loopback: it goes without.
     } finally {
-      Connection.rest();
+      Alarm.rest();
     }
   }
 
@@ -3134,12 +3067,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /** Whether it accepts, and the time since the start, and the last seed. */
-  health(): {
-    status: "ok" | "draining";
-    version: string;
-    uptimeMs: number;
-    elapsedMs: number;
-  } {
+  health():
+    & { status: "ok" | "draining"; version: string }
+    & Record<"uptimeMs" | "elapsedMs", number> {
     const { stopping, epoch } = this.context;
     const status = stopping.signal.aborted ? "draining" : "ok";
     const times = { uptimeMs: msSince(this.#start), elapsedMs: msSince(epoch) };
@@ -3210,9 +3140,8 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Changes what differs from the last config, and nothing else. If a route
-   * cannot listen, it does all others, then throws {@linkcode ListenError}. The
-   * next reload tries this route again.
+   * Changes only what differs from the last config. If a route cannot listen, it
+   * does the others, throws {@linkcode ListenError}; the next reload retries it.
    */
   async reload(config: ConfigOptions): Promise<void> {
     const checked = checkConfig(config, "config");
@@ -3222,16 +3151,15 @@ export class ChaosProxy implements AsyncDisposable {
   /** Removes all toxics, and enables every route that can be listened on. */
   async reset(): Promise<void> {
     await this.#inTurn(async () => {
-      const enabled = this.#routes.values().map((live) => {
+      const enabled = Array.from(this.#routes.values(), (live) => {
         live.route = { ...live.route, profile: "" };
         live.setToxics([]);
         for (const one of live.connections.values()) live.setToxics([], one);
         if (live.route.enabled) return;
         return live.update((now) => ({ ...now, enabled: true }), this.routes);
       });
-      for (const each of await Promise.allSettled(enabled)) {
-        if (each.status === "rejected") throw each.reason;
-      }
+      await Promise.allSettled(enabled);
+      await Promise.all(enabled); // throws if one of them failed
     });
   }
 
@@ -3240,10 +3168,9 @@ export class ChaosProxy implements AsyncDisposable {
     const { live, connection, toxics, what } = this.#target(target);
     const toxic = validate("toxic", (place) => checkToxic(options, place));
     const all = connection ? [...live.route.toxics, ...toxics] : toxics;
-    if (all.some(({ name }) => name === toxic.name)) {
-      const problem = `${what} has a toxic ${toxic.name} already`;
-      throw new Deno.errors.AlreadyExists(problem);
-    }
+    const isTaken = all.some(({ name }) => name === toxic.name);
+    const problem = `${what} has a toxic ${toxic.name} already`;
+    if (isTaken) throw new Deno.errors.AlreadyExists(problem);
     validate(what, (place) => checkCount({ toxics: [...all, toxic] }, place));
     live.setToxics([...toxics, toxic], connection);
     return toxic;
@@ -3317,7 +3244,7 @@ export class ChaosProxy implements AsyncDisposable {
     const ended = this.#end();
     const { emit } = this.context;
     emit({ event: "draining", connections: this.connections, timeoutMs });
-    const timer = timeoutMs > 0 ? setTimeout(() => this.#cut(), timeoutMs) : 0;
+    const timer = timeoutMs > 0 ? setTimeout(() => this.stop(), timeoutMs) : 0;
     await ended;
     clearTimeout(timer);
     const cut = sum(this.stats().map(({ ended }) => ended.drain ?? 0));
@@ -3327,7 +3254,9 @@ export class ChaosProxy implements AsyncDisposable {
 
   /** Stops at once: closes the listeners, cuts the connections in flight. */
   async stop(): Promise<void> {
-    await Promise.all([this.#end(), this.#cut()]);
+    const ended = this.#end();
+    for (const each of this.#live.values()) each.end({ why: "drain" });
+    await ended;
   }
 
   /** Stops at once, as {@linkcode ChaosProxy.stop} does. */
@@ -3352,7 +3281,6 @@ export class ChaosProxy implements AsyncDisposable {
     if (warnings[0]) this.context.emit({ event: "config_warning", ...about });
   }
 
-  /** Finds a route, or an open connection and its route; and its toxics. */
   #target(target: ToxicTarget) {
     const isName = typeof target === "string";
     const what = isName ? `route ${target}` : `connection ${target.connection}`;
@@ -3365,10 +3293,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   async #add(route: Route): Promise<Route> {
-    const { name } = route;
-    if (this.#routes.has(name)) {
-      throw new Deno.errors.AlreadyExists(`there is a route ${name} already`);
-    }
+    const isTaken = this.#routes.has(route.name);
+    const problem = `there is a route ${route.name} already`;
+    if (isTaken) throw new Deno.errors.AlreadyExists(problem);
     const [live] = await this.#open([route]) as [LiveRoute];
     live.tell("route_added");
     live.settle();
@@ -3411,36 +3338,31 @@ export class ChaosProxy implements AsyncDisposable {
 
   async #reload(config: Config): Promise<void> {
     const { context: { config: last, emit }, routes: now } = this;
-    if (config.api !== last.api) {
-      throw new ConfigError("config", [
-        "api: cannot change; restart the proxy",
-      ]);
-    }
-    const all = merge(config.routes, now, last.routes);
+    const problem = "api: cannot change; restart the proxy";
+    if (config.api !== last.api) throw new ConfigError("config", [problem]);
     const before = new Map(last.routes.map((route) => [route.name, route]));
-    const liveOf = ({ name }: Route) => this.#routes.get(name);
-    const merged = (route: Route) => (now?: Route) =>
-      mergeRoute(route, now, before.get(route.name));
-    const wanted = all.map((each) => merged(each)(liveOf(each)?.route));
-    for (const each of wanted) liveOf(each)?.assertResettable(needsReset(each));
-    assertNoCircle(wanted);
-    const removed = now.map(({ name }) => name)
+    const all = merge(config.routes, now, last.routes).map((route) => {
+      const { name } = route;
+      const live = this.#routes.get(name);
+      const change = (now?: Route) => mergeRoute(route, now, before.get(name));
+      const wanted = change(live?.route);
+      live?.assertResettable(needsReset(wanted));
+      return { name, route, live, change, wanted };
+    });
+    assertNoCircle(all.map(({ wanted }) => wanted));
+    const removed = [...this.#routes.keys()]
       .filter((name) => !all.some((each) => each.name === name));
     for (const name of removed) await this.#remove(name);
     const [added, changed]: [string[], string[]] = [[], []];
     const failed = new Map<string, Error>();
-    const isNew = (route: Route) => Number(!liveOf(route));
-    const steps = all.filter((route) => !now.includes(route))
-      .sort((a, b) => isNew(a) - isNew(b)); // new ones can take freed ports
-    for (const route of steps) {
-      const { name } = route;
-      const live = liveOf(route);
+    // New routes come last: they can take the ports that others free.
+    all.sort((a, b) => Number(!a.live) - Number(!b.live));
+    for (const { name, route, live, change } of all) {
+      if (now.includes(route)) continue; // it stays as it is
       this.#warn(route);
-      const put = live?.update(merged(route), this.routes) ?? this.#add(route);
-      await put.then(
-        () => (live ? changed : added).push(name),
-        (error) => failed.set(name, error),
-      );
+      const put = live?.update(change, this.routes) ?? this.#add(route);
+      const done = live ? changed : added;
+      await put.then(() => done.push(name), (error) => failed.set(name, error));
     }
     // What has failed is compared with the file before once more.
     const routes = config.routes.flatMap((route) =>
@@ -3448,7 +3370,7 @@ export class ChaosProxy implements AsyncDisposable {
     );
     const { seed = last.seed } = config;
     this.context.config = { ...config, seed, routes };
-    if (seed !== undefined && seed !== last.seed) this.reseed(seed);
+    if (seed !== last.seed) this.reseed(seed);
     emit({ event: "reloaded", added, changed, removed });
     const [error, ...others] = new Set(failed.values());
     for (const { message } of others) error!.message += `\n  ${message}`;
@@ -3463,16 +3385,13 @@ export class ChaosProxy implements AsyncDisposable {
     const ended = this.#live.values().map(({ ended }) => ended);
     await Promise.all([this.#turn, ...closed, ...ended]);
     for (const route of this.#routes.values()) route.end();
-    Connection.rest();
+    Alarm.rest();
     PollGate.close();
-  }
-
-  #cut(): void {
-    for (const each of this.#live.values()) each.end({ why: "drain" });
   }
 }
 
-const sum = (numbers: number[]) => numbers.reduce((sum, each) => sum + each, 0);
+const count = (number: number, what: string) =>
+  `${number} ${what}${number === 1 ? "" : "s"}`;
 const randomSeed = () => Math.floor(Math.random() * 2 ** 32);
 
 function assertNoCircle(routes: readonly Route[]): void {
@@ -3497,13 +3416,12 @@ function describeFaults({ enabled, outages, toxics, ...route }: Route): string {
   const { dropRate, timeoutRate, timeoutMs, latencyMs, jitterMs } = route;
   const times = { dropRate, timeoutRate, timeoutMs, latencyMs, jitterMs };
   const connections = route.connections !== "1-" && route.connections;
-  const faults = [
+  return [
     enabled ? "" : ", disabled",
     listed({ ...times, connections, profile: route.profile }),
     ...outages.map((outage) => `, outage${listed(outage)}`),
     ...toxics.map((toxic) => `, ${describeToxic(toxic)}`),
-  ];
-  return faults.join("").slice(2) || "no faults";
+  ].join("").slice(2) || "no faults";
 }
 
 function missedFaults({ route, connections, on, ...acted }: RouteStats) {
@@ -3520,9 +3438,6 @@ function missedFaults({ route, connections, on, ...acted }: RouteStats) {
       .map((outage) => `${outage.name}: never began`),
   ].map((missed) => `${name}: ${missed}`);
 }
-
-const count = (number: number, what: string) =>
-  `${number} ${what}${number === 1 ? "" : "s"}`;
 
 /** The last 1,000 events, by their ids, modulo 1,000. */
 class EventHistory {
@@ -3542,18 +3457,10 @@ class EventHistory {
 /** An event of the control API. */
 export type ApiEvent =
   | { event: "api_listening"; address: string; warning?: string }
-  | {
-    event: "api";
-    /** The answer's `X-Toxiproxy-Request-Id`. */
-    request: string;
-    method: string;
-    path: string;
-    status: number;
-    error?: string;
-    /** What was ignored in its body, or taken otherwise, by path. */
-    ignored?: string[];
-    durationMs: number;
-  }
+  /** `request` is the answer's `X-Toxiproxy-Request-Id`. */
+  | { event: "api"; request: string; method: string; path: string }
+    /** `ignored` is what was ignored in its body, or taken otherwise, by path. */
+    & { status: number; error?: string; ignored?: string[]; durationMs: number }
   | { event: "api_failed"; cause: string };
 
 /** Options of the control API. */
@@ -3565,7 +3472,6 @@ export interface ApiOptions {
 }
 
 type LogLevel = "debug" | "info" | "warn" | "error";
-
 type LogEvent =
   | ProxyEvent
   | ApiEvent
@@ -3577,10 +3483,8 @@ type LogEvent =
 function levelOf(event: LogEvent): LogLevel {
   const isWarning = /_(?:failed|warning|dropped|ignored)$/.test(event.event) ||
     "ignored" in event || "warning" in event ||
-    ("warnings" in event && event.warnings.length > 0) ||
-    ("cut" in event && event.cut > 0);
-  if (isWarning) return "warn";
-  return event.event === "api" ? "debug" : "info";
+    ("warnings" in event && event.warnings[0]) || ("cut" in event && event.cut);
+  return isWarning ? "warn" : event.event === "api" ? "debug" : "info";
 }
 
 const toJson = (time: Date, event: LogEvent) =>
@@ -3598,7 +3502,7 @@ class Refusal extends Error {
 
 interface Call {
   readonly proxy: ChaosProxy;
-  readonly url: URL;
+  readonly searchParams: URLSearchParams;
   readonly headers: Headers;
   /** What the path names: a proxy or the id of a connection, and a toxic. */
   readonly name: string;
@@ -3645,8 +3549,8 @@ const CALLS: Record<string, (call: Call) => unknown> = {
   "GET /connections": ({ proxy }) =>
     proxy.liveConnections()
       .map(({ route: proxy, ...rest }) => ({ proxy, ...rest })),
-  "DELETE /connections/*"({ proxy, url, name }) {
-    const reset = url.searchParams.get("reset") ?? "0";
+  "DELETE /connections/*"({ proxy, searchParams, name }) {
+    const reset = searchParams.get("reset") ?? "0";
     const problem = `expected reset=0 or 1, found ${describe(reset)}`;
     if (!/^[01]$/.test(reset)) throw new Refusal(400, problem);
     proxy.cutConnection(Number(name), reset === "1" ? "reset" : "close");
@@ -3671,7 +3575,7 @@ const CALLS: Record<string, (call: Call) => unknown> = {
 };
 
 /** Server-sent events: those after an id, and the statistics each second. */
-function streamEvents({ proxy, url: { searchParams }, headers }: Call) {
+function streamEvents({ proxy, searchParams, headers }: Call) {
   const { history } = proxy["context"];
   const problem = `${MAX_READERS} others read the events already`;
   if (history.readers >= MAX_READERS) throw new Refusal(503, problem);
@@ -3688,15 +3592,13 @@ function streamEvents({ proxy, url: { searchParams }, headers }: Call) {
   const closed = new AbortController();
   const stream = new ReadableStream<Bytes>({
     async pull(controller) {
-      const { signal } = closed;
       do {
-        await sleep(BATCH_MS, signal); // for several events at once
-      } while (!signal.aborted && performance.now() < due && !hasNews());
-      if (signal.aborted) return;
+        await sleep(BATCH_MS, closed.signal); // for several events at once
+        if (closed.signal.aborted) return;
+      } while (performance.now() < due && !hasNews());
       let text = "";
-      const now = performance.now();
-      if (now >= due) {
-        [left, due] = [most, now + STATS_MS];
+      if (performance.now() >= due) {
+        [left, due] = [most, performance.now() + STATS_MS];
         const routes = proxy.stats()
           .map(({ route: { name }, first: _, ...rest }) => ({ name, ...rest }));
         const { elapsedMs } = proxy.health();
@@ -3800,11 +3702,9 @@ export function controlApi(
     answer.headers.set("x-content-type-options", "nosniff");
     answer.headers.set("cache-control", "no-store");
     const more = ignored.length > 0 && { ignored: firstOf(ignored) };
-    if (more) {
-      const listed = more.ignored.join(", ").replaceAll("…", "...")
-        .replace(/[^ -~]/g, "?").slice(0, 2000); // what every client takes
-      answer.headers.set("x-chaos-proxy-ignored", listed);
-    }
+    const listed = firstOf(ignored).join(", ").replaceAll("…", "...")
+      .replace(/[^ -~]/g, "?").slice(0, 2000); // what every client takes
+    if (more) answer.headers.set("x-chaos-proxy-ignored", listed);
     const { method, url } = request;
     const path = url.replace(/^\w+:\/\/[^/]*/, "");
     const about = { request: id, method, path, status, ...error, ...more };
@@ -3815,8 +3715,7 @@ export function controlApi(
 
 async function respond(request: Request, proxy: ChaosProxy, ignored: string[]) {
   const { method, headers } = request;
-  const url = new URL(request.url);
-  const { pathname } = url;
+  const { pathname, searchParams } = new URL(request.url);
   const path = pathname.replace(/(\/[^/]+)\/[^/]+/g, "$1/*")
     .replace("/connections/*/toxics", "/proxies/*/toxics"); // the same calls
   const answerTo = CALLS[`${method.replace("HEAD", "GET")} ${path}`];
@@ -3836,8 +3735,11 @@ async function respond(request: Request, proxy: ChaosProxy, ignored: string[]) {
   const limit = "expected a body of at most 1 MiB, found more";
   if (Buffer.byteLength(body) > MAX_CONFIG_BYTES) throw new Refusal(413, limit);
   const check: Call["check"] = (check) =>
-    validate("body", (place) => check(readJson(body, "body"), place), ignored);
-  const call = { proxy, url, headers, name, target, toxic, check };
+    validate("body", ({ problems }) => {
+      const place = new Place("", problems, ignored);
+      return check(readJson(body, "body"), place);
+    });
+  const call = { proxy, searchParams, headers, name, target, toxic, check };
   const answer = await answerTo(call);
   if (answer === undefined) return new Response(null, { status: 204 });
   return answer instanceof Response ? answer : Response.json(answer);
@@ -3854,21 +3756,21 @@ function refuseForeign(request: Request, loopback: boolean, page: boolean) {
   const origin = headers.get("origin");
   // A page's owner can make a name resolve to this machine, but not an address.
   const isSafe = /^(?:localhost\.?|\d+(?:\.\d+){3}|\[.*\])$/.test(url.hostname);
-  const foreign = `requests from the origin ${origin} are refused`;
   const isOwn = origin === url.origin && isSafe;
-  if (origin !== null && !isOwn) throw new Refusal(403, foreign);
-  if (headers.get("user-agent")?.startsWith("Mozilla/")) {
-    // Browsers name the site over plain HTTP to loopback only.
-    const isLocal = /^(?:localhost|127\.|\[::1\])/.test(url.hostname);
-    const site = headers.get("sec-fetch-site") ?? (isLocal ? "" : "none");
-    const isSame = /^(?:same-origin|none)$/.test(site);
-    const problem = "browsers are refused, but for our own page";
-    const isPage = page && isSafe && isSame && (isRead || isOwn);
-    if (!isPage) throw new Refusal(403, problem);
-  }
+  const isBrowser = headers.get("user-agent")?.startsWith("Mozilla/");
+  // Browsers name the site over plain HTTP to loopback only.
+  const isLocal = /^(?:localhost|127\.|\[::1\])/.test(url.hostname);
+  const site = headers.get("sec-fetch-site") ?? (isLocal ? "" : "none");
+  const isSame = /^(?:same-origin|none)$/.test(site);
+  const isPage = page && isSafe && isSame && (isRead || isOwn);
   const host = describe(url.hostname);
-  const expected = `expected localhost or an IP address as Host, found ${host}`;
-  if (loopback && !isSafe) throw new Refusal(403, expected);
+  const problem = origin !== null && !isOwn
+    ? `requests from the origin ${origin} are refused`
+    : isBrowser && !isPage
+    ? "browsers are refused, but for our own page"
+    : loopback && !isSafe &&
+      `expected localhost or an IP address as Host, found ${host}`;
+  if (problem) throw new Refusal(403, problem);
 }
 
 /** Reads text in UTF-8; of what may have no end, little more than 1 MiB. */
@@ -3882,8 +3784,7 @@ async function readText(stream: ReadableStream<Bytes>, fatal: boolean) {
   return text;
 }
 
-/** The statuses of errors, by the name of the error; of others it is 500. */
-const STATUSES: Record<string, number> = {
+const STATUSES: Record<string, number> = { // by the error's name
   ConfigError: 400,
   NotFound: 404,
   AlreadyExists: 409,
@@ -3951,17 +3852,14 @@ export function serveApi(
   const { addr } = server;
   const loopback = isLoopback(addr.hostname); // as it was resolved
   const answer = controlApi(proxy, { onEvent: tell, loopback, page });
-  const at = { event: "api_listening", address: addressOf(addr) } as const;
-  const warning = "whoever reaches it can control it";
-  tell(loopback ? at : { ...at, warning });
+  const more = !loopback && { warning: "whoever reaches it can control it" };
+  tell({ event: "api_listening", address: addressOf(addr), ...more });
+  const fail = (error: unknown) =>
+    tell({ event: "api_failed", cause: causeOf(error) });
   // A server that finds no file descriptor ends for good; another one starts.
   const served = (async () => {
     for (let next = () => server; !signal.aborted; next = () => serve(addr)) {
-      try {
-        return await next().finished;
-      } catch (error) {
-        tell({ event: "api_failed", cause: causeOf(error) });
-      }
+      await Promise.try(() => next().finished).catch(fail);
       await sleep(ACCEPT_PAUSE_MS, signal);
     }
   })();
@@ -3969,7 +3867,7 @@ export function serveApi(
     stop.abort();
     return served;
   };
-  return { address: at.address, close, [Symbol.asyncDispose]: close };
+  return { address: addressOf(addr), close, [Symbol.asyncDispose]: close };
 }
 
 function serveHttp(
@@ -3997,9 +3895,8 @@ function metrics(stats: RouteStats[]): Response {
     });
   const bounds = [...DIAL_BOUNDS_MS.map((ms) => `${ms / 1000}`), "+Inf"];
   const dials = stats.flatMap(({ route: { name: proxy }, dials }) => [
-    ...bounds.map((le, i) =>
-      sample({ proxy, le }, dials.within[i] ?? dials.count, "_bucket")
-    ),
+    ...[...dials.within, dials.count]
+      .map((value, i) => sample({ proxy, le: bounds[i] }, value, "_bucket")),
     sample({ proxy }, dials.totalMs / 1000, "_sum"),
     sample({ proxy }, dials.count, "_count"),
   ]);
@@ -4028,7 +3925,7 @@ function metrics(stats: RouteStats[]): Response {
   return answerAs("text/plain; version=0.0.4; charset=utf-8", lines.join(""));
 }
 
-function sample(labels: Record<string, string>, value: number, suffix = "") {
+function sample(labels: object, value: number, suffix = "") {
   // Of what these labels can hold, Prometheus escapes the same as JSON.
   const listed = Object.entries(labels)
     .map(([name, text]) => `${name}=${JSON.stringify(text)}`);
@@ -4037,11 +3934,11 @@ function sample(labels: Record<string, string>, value: number, suffix = "") {
 
 // ---- Logging: an event, a line ----------------------------------------------
 
-/** As text, in quotes where it would not be seen as one word. */
-const quoted = (value: unknown) =>
+/** As `key=value`, in quotes where it would not be seen as one word. */
+const asPair = ([key, value]: [string, unknown]) =>
   /^[^\s"=]+$/.test(`${value}`)
-    ? value
-    : JSON.stringify(value).replace(/\\n */g, "; ");
+    ? `${key}=${value}`
+    : `${key}=${JSON.stringify(value).replace(/\\n */g, "; ")}`;
 
 const MAX_QUEUED_LINES = 5000;
 const LINES_A_WRITE = 64;
@@ -4051,11 +3948,10 @@ const MAX_STALL_MS = 2000;
 const write = (to: typeof Deno.stdout | typeof Deno.stderr, text: string) =>
   new Blob([text]).stream().pipeTo(to.writable, { preventClose: true });
 
-/** Writes a problem to standard error; waits at most 2 s if nobody reads it. */
+/** Tries to write a problem to standard error, for 2 s if nobody reads it. */
 async function complain(problem: string): Promise<void> {
-  const written = write(Deno.stderr, `chaos-proxy: ${problem}\n`)
-    .catch(() => {}); // there is nowhere else to say it
-  await Promise.race([written, sleep(MAX_STALL_MS)]);
+  const written = write(Deno.stderr, `chaos-proxy: ${problem}\n`);
+  await Promise.race([written, sleep(MAX_STALL_MS)]).catch(() => {});
 }
 
 /**
@@ -4065,27 +3961,26 @@ async function complain(problem: string): Promise<void> {
  */
 class EventLog extends BaseHandler implements AsyncDisposable {
   readonly add: (event: LogEvent) => void;
-  history: EventHistory | undefined;
+  /** Logs an event of the CLI's own; `run` shows it to the page, too. */
+  tell = (event: LogEvent): void => this.add(event);
   readonly #lines: string[] = [];
   #dropped = 0;
   #writing: Promise<void> | undefined;
   #complaint: Promise<void> | undefined;
 
-  /** In text, names of routes are aligned to a width, which grows as needed. */
-  constructor(level: LogLevel = "info", isJson: boolean, width: number) {
+  constructor(level: LogLevel, isJson: boolean, width: number) {
     const formatter = ({ datetime, levelName, args }: LogRecord): string => {
       const event = args[0] as LogEvent;
       if (isJson) return toJson(datetime, event);
       const time = datetime.toISOString();
       const { event: name, route = "", connection, client = "", ...fields } =
-        event as Partial<ConnectionEvent> & LogEvent;
-      width = Math.max(width, route.length);
+        event as Partial<Connection["id"]> & LogEvent;
+      width = Math.max(width, route.length); // to align the events
       const number = connection ? `#${connection}` : "";
       const source = [route.padEnd(width), number.padEnd(6), client.padEnd(21)];
       const text = event.event === "listening"
         ? `${event.address} -> ${event.upstream} (${event.faults})`
-        : Object.entries(fields)
-          .map(([key, value]) => `${key}=${quoted(value)}`).join(" ");
+        : Object.entries(fields).map(asPair).join(" ");
       const isDraining = event.event === "draining";
       const hint = isDraining ? "; a second signal ends it at once" : "";
       const parts = [time, levelName.padEnd(5), ...source, name, text + hint];
@@ -4095,12 +3990,6 @@ class EventLog extends BaseHandler implements AsyncDisposable {
     const upper = level.toUpperCase() as Uppercase<LogLevel>;
     const logger = new Logger("chaos-proxy", upper, { handlers: [this] });
     this.add = (event) => logger[levelOf(event)](event.event, event);
-  }
-
-  /** Adds an event that is none of the proxy's, also for those who follow. */
-  tell(event: LogEvent): void {
-    this.history?.add(event);
-    this.add(event);
   }
 
   override log(line: string): void {
@@ -4142,24 +4031,24 @@ class EventLog extends BaseHandler implements AsyncDisposable {
 
 // ---- CLI: arguments, load, run, signals, exit codes -------------------------
 
+type Line = ReturnType<typeof readCommandLine>;
 const DEMO = { hostname: LOOPBACK, port: 18000 };
-
 const MODES = ["check", "print-config", "preview"] as const;
-const FLAGS = [
-  ...["check", "print-config", "demo", "no-page", "watch", "help"] as const,
-  ...["schema", "version"] as const,
-  ...["proxy-metrics", "runtime-metrics"] as const, // toxiproxy-server's, always on
+const FLAGS = [ // the metrics are toxiproxy-server's, and always on
+  ...["check", "print-config", "demo", "no-page", "watch", "help", "schema"],
+  ...["version", "proxy-metrics", "runtime-metrics"],
 ] as const;
-const SETTINGS = [
-  ...["api", "drain-timeout", "log-format", "log-level", "report"] as const,
-  ...["config", "host", "port", "seed"] as const, // also toxiproxy-server's
-  "preview",
+const SETTINGS = [ // from config to seed, also toxiproxy-server's
+  ...["api", "drain-timeout", "log-format", "log-level", "report"],
+  ...["config", "host", "port", "seed", "preview"],
 ] as const;
 const OPTIONS = [...FLAGS, ...SETTINGS].map((name) => `--${name}`);
 const WRONG_FLAG = RegExp(`^--(?:${FLAGS.join("|")})=(?!(?:true|false)$)`);
 
-/** @throws {ConfigError} If an argument is unknown, missing or wrong. */
 function readCommandLine(written: string[]) {
+  const refuse = (what: string, problem: string): never => {
+    throw new ConfigError(what, [problem]);
+  };
   const end = [...written, "--"].indexOf("--");
   const operands: string[] = [];
   const args = written.slice(0, end)
@@ -4181,18 +4070,12 @@ function readCommandLine(written: string[]) {
       return false;
     },
   });
-
-  function refuse(what: string, problem: string): never {
-    throw new ConfigError(what, [problem]);
-  }
-
-  function read<T>(name: typeof SETTINGS[number], guard: Guard<T>) {
+  const read = <T>(name: typeof SETTINGS[number], guard: Guard<T>) => {
     const text = flags[name];
     if (text === undefined) return undefined;
     const value = guard.is(text) || !/^\d+$/.test(text) ? text : Number(text);
     return guard.is(value) ? value : refuse(`--${name}`, mismatch(guard, text));
-  }
-
+  };
   const { config, demo, watch } = flags;
   const isInfo = flags.help || flags.schema || flags.version;
   operands.push(...written.slice(end + 1));
@@ -4203,27 +4086,24 @@ function readCommandLine(written: string[]) {
   const host = read("host", listenHost);
   const port = read("port", integer(0, 65535));
   let api = read("api", apiAddress);
-  if (api !== undefined && (host ?? port) !== undefined) {
-    refuse("--api", "write either this, or --host and --port");
-  }
+  const isTwice = api !== undefined && (host ?? port) !== undefined;
+  if (isTwice) refuse("--api", "write either this, or --host and --port");
   const there = { hostname: host ?? "localhost", port: port ?? 8474 };
   if ((host ?? port ?? config) !== undefined) api ??= addressOf(there);
   const needsFile = !demo && (mode || api === undefined);
   const isWrong = operands.length > 1 || (operands.length < 1 && needsFile);
-  if (isWrong && !isQuick && !isInfo) {
-    const found = operands.join(" and ") ||
-      "none; to run without one, write --api 8474";
-    refuse("<config>", `expected one file, found ${found}`);
-  }
-  if (watch && (isQuick || /^-?$/.test(operands[0] ?? "")) && !isInfo) {
-    refuse("--watch", "write the name of a config file, too");
-  }
+  const none = "none; to run without one, write --api 8474";
+  const problem = `expected one file, found ${operands.join(" and ") || none}`;
+  if (isWrong && !isQuick && !isInfo) refuse("<config>", problem);
+  const path = isQuick ? "-" : operands[0] || "-";
+  const toWatch = "write the name of a config file, too";
+  if (watch && path === "-" && !isInfo) refuse("--watch", toWatch);
   const seed = read("seed", CONFIG_FIELDS.seed.guard);
   const drainTimeoutMs = read("drain-timeout", milliseconds);
   const logLevel = oneOf<LogLevel>("debug", "info", "warn", "error");
   const fileName = matching("the name of a file; - is standard output", /./s);
   return {
-    ...{ ...flags, mode, operands, isQuick },
+    ...{ ...flags, mode, operands, isQuick, path },
     isDriven: operands.length === 0 && !demo, // by the API alone
     given: { seed, drainTimeoutMs, api }, // takes precedence over the config
     total: read("preview", integer(1, 100_000)) ?? 0,
@@ -4239,10 +4119,8 @@ const SETTING = /^(?:(?:\[?([^=]*?)\]?:)?(0|[1-9]\d*)|(,?)([^=]+))=(.+)$/s;
 /** Reads routes, such as `1=a:2 latencyMs=5 toxic=bandwidth,rate=64 3=b:4`. */
 function readRoutes(operands: readonly string[], source: string) {
   const routes: Record<string, unknown>[] = [];
-  const settings = operands.flatMap((each) =>
-    each.startsWith("toxic=") ? each.split(/(?=,)/) : each
-  );
-  for (const setting of settings) {
+  const ofToxic = /(?<=^toxic=.*)(?=,)/s; // where a comma begins one
+  for (const setting of operands.flatMap((each) => each.split(ofToxic))) {
     const [, host, port, comma, path, text = ""] = SETTING.exec(setting) ?? [];
     const route = routes.at(-1);
     const toxics = [route?.["toxics"] ?? []].flat() as typeof routes;
@@ -4281,12 +4159,10 @@ async function readFile(name: string, path = name): Promise<string> {
 
 /** What the seed decides for the first connections, 1,000 at a time. */
 function* preview({ routes, seed = randomSeed() }: Config, line: Line) {
-  const widths = [6, 8, 10];
-  const heads = ["NUMBER", "DECISION", "DELAYMS", "TOXICS"];
   for (const route of routes) {
     let text = line.isJson
       ? `{"seed":${seed},"route":${JSON.stringify(route.name)},"connections":[`
-      : `${route.name}: seed ${seed}\n${inColumns(heads, widths)}`;
+      : `${route.name}: seed ${seed}\nNUMBER  DECISION  DELAYMS     TOXICS\n`;
     for (let number = 1; number <= line.total; number++) {
       const { kind: decision, ...more } = decide(seed, route, number);
       const { delayMs, toxics: acting } = { delayMs: 0, toxics: [], ...more };
@@ -4295,7 +4171,7 @@ function* preview({ routes, seed = randomSeed() }: Config, line: Line) {
       const isLast = number === line.total;
       text += line.isJson
         ? JSON.stringify(record) + (isLast ? "]}\n" : ",")
-        : inColumns(Object.values(record), widths);
+        : inColumns(Object.values(record), [6, 8, 10]) + "\n";
       if (number % 1000 > 0 && !isLast) continue;
       yield text;
       text = "";
@@ -4304,8 +4180,7 @@ function* preview({ routes, seed = randomSeed() }: Config, line: Line) {
 }
 
 const inColumns = (cells: readonly unknown[], widths: readonly number[]) =>
-  cells.map((cell, i) => `${cell}`.padEnd(widths[i] ?? 0)).join("  ")
-    .replace(/ *$/, "\n");
+  cells.map((cell, i) => `${cell}`.padEnd(widths[i] ?? 0)).join("  ").trimEnd();
 
 function summarize(config: Config, path: string): string {
   const { routes, seed = "a random seed", drainTimeoutMs: ms, api } = config;
@@ -4320,11 +4195,10 @@ function summarize(config: Config, path: string): string {
     (isText(seed) ? seed : `seed ${seed}`) +
     `, drain ${ms > 0 ? `within ${ms} ms` : "without a limit"}` +
     (api === undefined ? "\n" : `, api ${api}\n`) +
-    rows.map((row) => inColumns(row, widths)).join("") +
+    rows.map((row) => `${inColumns(row, widths)}\n`).join("") +
     warnings.map((each) => `warning: ${each}\n`).join("");
 }
 
-/** Writes to standard output; returns the exit code. */
 async function print(texts: Iterable<string>): Promise<number> {
   try {
     for (const text of texts) await write(Deno.stdout, text);
@@ -4354,8 +4228,6 @@ async function writeReport(file: string, report?: Report): Promise<void> {
   }
 }
 
-type Line = ReturnType<typeof readCommandLine>;
-
 async function run(config: Config, line: Line, state: string) {
   const stop = signal();
   const { api, routes } = config;
@@ -4363,7 +4235,7 @@ async function run(config: Config, line: Line, state: string) {
   await using log = new EventLog(line.logLevel, line.isJson, width);
   let onHangUp = () => log.tell({ event: "sighup_ignored" });
   if (!IS_WINDOWS) Deno.addSignalListener("SIGHUP", () => onHangUp());
-  const { report: file } = line;
+  const { path, report: file } = line; // "-": none, and standard output
   if (file && file !== "-") await writeReport(file);
   if (line.demo && routes.some((each) => each.upstream === addressOf(DEMO))) {
     const hello = "Hello from behind the proxy!\n";
@@ -4372,7 +4244,7 @@ async function run(config: Config, line: Line, state: string) {
   const resettable = api !== undefined || line.watch; // for a later `reset_peer`
   const options = { onEvent: log.add, resettable, page: !line["no-page"] };
   await using proxy = await ChaosProxy.start(config, options);
-  log.history = proxy["context"].history;
+  log.tell = proxy["context"].emit as typeof log.tell; // also to the page
   await using server = api ? serveApi(proxy, api, options) : null;
   const end = async () => {
     if (!file) return;
@@ -4388,7 +4260,6 @@ async function run(config: Config, line: Line, state: string) {
     if (file === "-") log.log(JSON.stringify(report));
     await log[Symbol.asyncDispose]();
   };
-  const path = line.isQuick ? "-" : line.operands[0] ?? "-";
   let last = state;
   const look = async (isAsked: boolean) => {
     const now = await stateOf(path);
@@ -4428,7 +4299,6 @@ const LOOK_MS = 500;
 const SAME_SIGNAL_MS = 500;
 const IS_WINDOWS = Deno.build.os === "windows";
 const SIGNALS = ["SIGINT", IS_WINDOWS ? "SIGBREAK" : "SIGTERM"] as const;
-
 const signal = () =>
   new Promise<void>((resolve) => {
     for (const each of SIGNALS) Deno.addSignalListener(each, resolve);

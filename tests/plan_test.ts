@@ -307,6 +307,25 @@ for (const { sockets, resettable } of h.SOCKETS) {
   });
 }
 
+Deno.test("500 toxics wait for one trigger, and all find it at the same byte", async () => {
+  const plan = "stream: upstream, after: { match: COMMIT }";
+  const lines = Array.from(
+    { length: 499 },
+    (_, i) => `noop name=n${i} | ${plan}`,
+  );
+  lines.push(`limit_data bytes=1 | ${plan}`);
+  await using ends = await h.openEnds(having(lines));
+  const { client, upstream, watched: { proxy } } = ends;
+  for (const part of ["BEGIN; ", "COM", "M"]) {
+    await h.send(client, part);
+    await h.assertReads(upstream, part);
+  }
+  assertEquals(h.only(proxy.stats()).toxics, {});
+  await h.send(client, "IT;END");
+  assertEquals(h.text(await h.readAll(upstream)), "IT;");
+  assertEquals(Object.keys(h.only(proxy.stats()).toxics).length, 500);
+});
+
 Deno.test("COMMIT resets both sides; a new trigger replaces the toxic", async () => {
   const reset = "reset_peer upstream | after: { match: COMMIT }";
   const lines = [
