@@ -35,14 +35,12 @@ import page from "./page.html" with { type: "text" };
 
 /** A configuration is not valid. It lists all problems, not just the first. */
 export class ConfigError extends Error {
-  /** `ConfigError` */
-  override name = "ConfigError";
-
   /** Each of a source's problems begins with a path: `routes[0].name: …`. */
   constructor(source: string, readonly problems: readonly string[]) {
     const all = [`${problems.length} problems`, ...firstOf(problems)];
     const shown = problems.length === 1 ? problems : all;
     super(`${source}: ${shown.join("\n  ")}`);
+    this.name = "ConfigError";
   }
 }
 
@@ -106,6 +104,12 @@ function guard<T>(
   return { expected, schema, is };
 }
 
+function oneOf<T extends string | number | boolean>(...choices: T[]): Guard<T> {
+  const expected = choices.join(" or ").replace(/(?<= or )$/, '""');
+  const isOne = (value: unknown): value is T => choices.includes(value as T);
+  return guard(expected, isOne, undefined, { enum: choices });
+}
+
 const isText = (value: unknown) => typeof value === "string";
 const isNumber = (value: unknown) => typeof value === "number";
 const isRecord = (value: unknown): value is Record<string, unknown> =>
@@ -114,9 +118,11 @@ const isRecord = (value: unknown): value is Record<string, unknown> =>
 
 const inRange =
   (article: string, type: string, isKind = Number.isFinite) =>
-  (minimum: number, maximum = Number.MAX_SAFE_INTEGER, inUnit = "") =>
+  (minimum: number, maximum = Number.MAX_SAFE_INTEGER, unit = "") =>
     guard(
-      `${article} ${type} from ${minimum} to ${maximum}${inUnit}`,
+      `${article} ${type} from ${minimum} to ${maximum}${
+        unit && `, in ${unit}`
+      }`,
       isNumber,
       (value) => isKind(value) && value >= minimum && value <= maximum,
       { type, minimum, maximum },
@@ -466,7 +472,7 @@ interface ToxicDefinition<A = Attributes> {
   /** Refuses attributes that contradict each other. */
   check?(attributes: Readonly<A>, place: Place): void;
   inWords(attributes: Readonly<A>): string;
-  /** Starts it, again after each change. What it returns processes chunks. */
+  /** Starts or restarts it. Returns what processes chunks; default: pass. */
   begin(attributes: Readonly<A>, out: Queue): ActiveToxic["take"] | undefined;
   end?(at: number, out: Queue): void;
   /** The line that it stands for: B/ms, bytes that may wait, if shared. */
@@ -480,8 +486,8 @@ const define = <A>(toxic: ToxicDefinition<A>) =>
 const share = (fallback: number) => ({ guard: rate, default: fallback });
 const kbPerS = { ...integer(0), expected: "an integer from 0, in KB/s" };
 const bytes = (minimum: number, maximum?: number) =>
-  integer(minimum, maximum, ", in bytes");
-const ms = { guard: integer(0, MAX_MS, ", in ms"), default: 0 };
+  integer(minimum, maximum, "bytes");
+const ms = { guard: integer(0, MAX_MS, "ms"), default: 0 };
 const flag = oneOf<boolean | 1 | 0>(true, false, 1, 0);
 const percent = (share: number) => `${Number((share * 100).toPrecision(6))}%`;
 const plusMinus = (by: number) => by > 0 ? `±${by}` : "";
@@ -560,8 +566,8 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
       shape: optional(number(1.2, 10), "distribution: pareto"),
       correlation: optional(rate, "jitter"),
       wave: optional(waves, "amplitude and period"),
-      amplitude: optional(integer(1, MAX_MS, ", in ms"), "wave"),
-      period: optional(integer(1, MAX_MS, ", in ms"), "wave"),
+      amplitude: optional(integer(1, MAX_MS, "ms"), "wave"),
+      period: optional(integer(1, MAX_MS, "ms"), "wave"),
       phase: optional(rate, "wave"),
     },
     inWords: ({ latency, jitter, ...more }) =>
@@ -634,7 +640,7 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     attributes: {
       average_size: { guard: bytes(1) },
       size_variation: { guard: bytes(0), default: 0 },
-      delay: { guard: integer(0, undefined, ", in µs"), default: 0 },
+      delay: { guard: integer(0, undefined, "µs"), default: 0 },
     },
     inWords: ({ average_size, size_variation, delay }) =>
       `in pieces of ${average_size}${plusMinus(size_variation)} B` +
@@ -870,7 +876,7 @@ function describeToxic(toxic: Toxic, all = "every connection"): string {
 
 /** Whether a connection's number is one of these; by default, all are. */
 function isAmong(number: number, connections: Connections = "1-"): boolean {
-  if (connections === "1-") return true; // mostly
+  if (connections === "1-") return true; // the default: saves the parsing
   return [connections].flat().some((range) => {
     const [, first, last = first, step] = RANGE.exec(`${range}`) ?? [];
     if (step) return number % Number(step) === 0;
@@ -921,12 +927,6 @@ function checkToxic(value: unknown, place: Place, before: Attributes = {}) {
     else at.at(name).refuse(`needs ${needs}; write that, or leave this out`);
   }
   return { name: `${type}_${stream}`, ...toxic, attributes: good } as Toxic;
-}
-
-function oneOf<T extends string | number | boolean>(...choices: T[]): Guard<T> {
-  const expected = choices.join(" or ").replace(/(?<= or )$/, '""');
-  const isOne = (value: unknown): value is T => choices.includes(value as T);
-  return guard(expected, isOne, undefined, { enum: choices });
 }
 
 const range = guard(
@@ -1366,8 +1366,9 @@ function repeatedKeyIn(text: string): string | undefined {
     if (token === "}") open.pop();
     if (!token.endsWith(":")) continue;
     const [keys, key] = [open.at(-1), JSON.parse(token.slice(0, -1))];
-    if (!keys?.has(key)) keys?.add(key);
-    else return `${describe(key)} is repeated at position ${index}`;
+    const repeated = `${describe(key)} is repeated at position ${index}`;
+    if (keys?.has(key)) return repeated;
+    keys?.add(key);
   }
 }
 
@@ -1579,9 +1580,13 @@ const lines = new WeakMap<Toxic, { turns: number; freeAt: number }>();
 const lineOf = ({ type, attributes }: Toxic) =>
   TOXICS[type].line?.(attributes) ?? [0, Infinity];
 
+function tally<K extends PropertyKey>(counts: { [key in K]?: number }, key: K) {
+  return counts[key] = (counts[key] ?? 0) + 1;
+}
+
 /** What a link asks of its connection. */
 interface LinkOwner {
-  begin(toxic: Toxic, turn: number, out: ToxicOutput): Queue;
+  begin(toxic: Toxic, nth: number, out: ToxicOutput): Queue;
   end(reason: { why: "fault"; toxic?: string }, how?: "close" | "reset"): void;
 }
 
@@ -1598,6 +1603,7 @@ class Link {
   #stopped = false;
   #ended = false;
   heldBytes = 0;
+  movedAt = 0; // when the last held chunk left
   #since = 0; // when the chunk that a toxic processes now arrived there
   #nap: AbortController | undefined;
   #due = Infinity; // when `#run` looks again
@@ -1623,7 +1629,7 @@ class Link {
 
   constructor(readonly owner: LinkOwner, readonly from: Side) {}
 
-  /** Makes those of its stream act from now on, in this order, and no others. */
+  /** Makes those toxics of its stream act, in this order, and no others. */
   act(all: readonly Toxic[]): void {
     if (this.#stopped) return;
     const toxics = all.filter(({ stream }) => stream === STREAM_OF[this.from]);
@@ -1663,9 +1669,10 @@ class Link {
     const stage = new Stage(toxic);
     stage.active = this.owner.begin(toxic, tally(this.#begun, toxic.name), {
       pass: (timed) => {
-        if (!stage.active?.sizeUntil) return this.#hold(stage, timed);
-        this.#forward(timed, stage); // it waits for its trigger
-        this.#since = timed.at;
+        const waits = stage.active?.sizeUntil; // for its trigger
+        if (!waits) return this.#hold(stage, timed);
+        this.#forward(timed, stage);
+        this.#since = timed.at; // which that has changed
       },
       cut: (at, how) => {
         stage.cut = { at, how };
@@ -1720,6 +1727,7 @@ class Link {
   }
 
   #hold(stage: Stage, timed: TimedChunk): void {
+    if (this.#stopped) return;
     if (timed.what === "close") this.closedBy ??= stage.toxic.name;
     const held: Held = { ...timed, since: this.#since };
     stage.delay = held.at < Infinity ? held.at - held.since : 0;
@@ -1734,6 +1742,7 @@ class Link {
     stage.first = first.next;
     if (stage.last === first) stage.last = undefined;
     first.next = undefined; // or it would keep those behind it in memory
+    this.movedAt = performance.now();
     stage.bytes -= sizeOf(first);
     this.heldBytes -= HELD_OVERHEAD_BYTES + sizeOf(first);
     return first;
@@ -1797,12 +1806,12 @@ class Link {
       this.stop();
       // After `terminate`, `pipeTo` never settles if an earlier write fails.
       if (this.#ended) this.owner.end({ why: "fault", toxic: this.closedBy });
-      else this.writer.close().catch(() => {}); // `#carry` handles it
+      else this.writer.close().catch(() => {}); // its owner handles it
     } else if (what !== "end") {
       try {
         this.#controller.enqueue(what);
       } catch {
-        this.stop(); // its reader has ended, which `#carry` handles
+        this.stop(); // its reader has ended, which its owner handles
       }
     }
   }
@@ -1833,12 +1842,13 @@ class Link {
   }
 }
 
-/** Wakes at a time. With a timer each, a connection took a tenth more CPU. */
+/** All alarms share a timer: one each took a tenth more CPU a connection. */
 class Alarm implements Disposable {
   static readonly #all = new Set<Alarm>();
   static #next = Infinity; // when it looks which are due
   static #timer: ReturnType<typeof setTimeout> | undefined;
   static #poll: Promise<void> | undefined;
+  static #resting: ReturnType<typeof setTimeout> | undefined;
 
   /** Calls `wake` at a time by `performance.now()`, unless disposed of. */
   constructor(readonly time: number, readonly wake: () => void) {
@@ -1848,10 +1858,14 @@ class Alarm implements Disposable {
 
   [Symbol.dispose](): void {
     Alarm.#all.delete(this);
+    // Not at once, or each connection would set the timer again.
+    const isLast = Alarm.#all.size === 0 && Alarm.#next < Infinity;
+    if (isLast) Alarm.#resting ??= setTimeout(() => Alarm.clearIfUnused(), 20);
   }
 
-  /** Ends the timer, if nothing waits for it. */
-  static rest(): void {
+  static clearIfUnused(): void {
+    clearTimeout(this.#resting);
+    this.#resting = undefined;
     if (this.#all.size === 0) this.#wait(Infinity);
   }
 
@@ -1870,17 +1884,16 @@ class Alarm implements Disposable {
     this.#poll = undefined;
     const now = performance.now();
     if (now < this.#next) return this.#wait(this.#next);
-    let [next, left] = [Infinity, this.#all.size]; // new ones wait a turn
+    let next = Infinity;
     for (const alarm of this.#all) {
-      const isDue = left-- > 0 && alarm.time <= now && this.#all.delete(alarm);
-      if (isDue) alarm.wake();
-      else next = Math.min(next, alarm.time);
+      if (alarm.time > now) next = Math.min(next, alarm.time);
+      else queueMicrotask(() => this.#all.delete(alarm) && alarm.wake());
     }
-    this.#wait(next);
+    this.#wait(next); // before they wake, as that may add others, or throw
   }
 }
 
-/** Waits for a time, or an abort. When it is late, other connections run first. */
+/** Resolves at a time, or on abort. If it is past, other connections run first. */
 async function sleepUntil(time: number, signal?: AbortSignal): Promise<void> {
   if (signal?.aborted) return;
   if (time <= performance.now()) return await setImmediate();
@@ -1924,9 +1937,10 @@ class PollGate {
 
   static async #startPoll(): Promise<void> {
     this.#work = 0;
-    const [from, to] = this.#pair;
+    const mayOpen = performance.now() > this.#openedAt + 1000;
     // Not at each poll: it takes file descriptors, and may not return.
-    if (!to && performance.now() > this.#openedAt + 1000) this.#open();
+    if (mayOpen && this.#pair.length === 0) this.#open();
+    const [from, to] = this.#pair;
     const timer = setTimeout(() => this.close(), 100); // is broken then
     // After a read that fills its buffer the next does not poll: room for 2.
     const [size] = await Promise.all([
@@ -2085,9 +2099,6 @@ function nodeSocket(socket: net.Socket): Socket {
 
 /** An address could not be listened on. */
 export class ListenError extends Error {
-  /** `ListenError` */
-  override name = "ListenError";
-
   /** `what`, such as `route db`, cannot listen on `address`, a `host:port`. */
   constructor(what: string, readonly address: string, cause: unknown) {
     const why = hasCode(cause, "EADDRINUSE")
@@ -2096,6 +2107,7 @@ export class ListenError extends Error {
       ? "permission denied; ports below 1024 are for privileged users"
       : causeOf(cause);
     super(`${what}: cannot listen on ${address}: ${why}`, { cause });
+    this.name = "ListenError";
   }
 }
 
@@ -2249,7 +2261,7 @@ type Plan = { schedule: Schedule; start: number; time: number };
 
 /** Follows the schedules of toxics or outages, and counts what is on. */
 class Timetable {
-  readonly #on = new Set<string>();
+  readonly #on = new Map<string, number | undefined>(); // and its start
   #plans = new Map<string, Plan>(); // by name
   #alarm: Alarm | undefined;
 
@@ -2276,9 +2288,9 @@ class Timetable {
     }));
     if (isDeepStrictEqual(plans, before)) return;
     this.#plans = plans;
-    for (const name of this.#on) {
-      const isNew = plans.get(name)?.start !== before.get(name)?.start;
-      if (isNew && plans === this.#plans) this.#set(name, false);
+    for (const [name, start] of this.#on) {
+      const isOld = plans.get(name)?.start !== start;
+      if (isOld && plans === this.#plans) this.#set(name, false);
     }
     if (plans === this.#plans) this.#look();
   }
@@ -2303,7 +2315,8 @@ class Timetable {
 
   #set(name: string, isOn: boolean): void {
     if (isOn === this.#on.has(name)) return;
-    this.#on[isOn ? "add" : "delete"](name);
+    if (isOn) this.#on.set(name, this.#plans.get(name)?.start);
+    else this.#on.delete(name);
     this.counts.on[name] = (this.counts.on[name] ?? 0) + (isOn ? 1 : -1);
     this.turn(name, isOn ? "on" : "off");
   }
@@ -2380,10 +2393,6 @@ const newCounts = (): Omit<RouteStats, "route" | "open"> => ({
   first: [],
 });
 
-function tally<K extends PropertyKey>(counts: { [key in K]?: number }, key: K) {
-  return counts[key] = (counts[key] ?? 0) + 1;
-}
-
 const MAX_RECORDS = 1000;
 const MAX_LINGER_MS = 2000;
 
@@ -2405,7 +2414,7 @@ class Connection {
   #firstToEnd: Side | undefined;
   #delivered = 0;
   #movedAt = 0; // when bytes last did
-  #silence: Alarm | undefined; // that lasts too long
+  #silence: Alarm | undefined; // closes it when half-closed and silent
 
   constructor(
     client: Socket,
@@ -2558,12 +2567,12 @@ class Connection {
     this.#act();
   }
 
-  /** Starts a toxic on one of its links, for the first time or a later one. */
-  begin(toxic: Toxic, turn: number, out: ToxicOutput): Queue {
+  /** Starts a toxic on a link, for the nth time there, from 1. */
+  begin(toxic: Toxic, nth: number, out: ToxicOutput): Queue {
     const { name, type } = toxic;
     const { route, number, context, counts, record } = this;
     const key = [this.#seed, route.name, number, name];
-    if (turn > 1) key.push(turn);
+    if (nth > 1) key.push(nth);
     let stream: (() => number) | undefined; // a toxic may never draw
     const random = () => (stream ??= randomStream(...key))();
     return new Queue(toxic, out, random, context, () => {
@@ -2643,14 +2652,16 @@ class Connection {
     link?.writer.close().catch(() => {}); // `#carry` handles it
   }
 
-  /** Ends it, half-closed, once no byte has moved for so long. */
+  /** Closes it, once half-closed, after `halfCloseTimeoutMs` without a byte. */
   #limitSilence(from: Side, since = performance.now()): void {
     const { halfCloseTimeoutMs: ms } = this.route;
     this.#silence = new Alarm(since + (ms || Infinity), () => {
-      const held = Object.values(this.#links).map(({ heldBytes }) => heldBytes);
-      const isBusy = !this.#sockets.upstream || sum(held) > 0;
-      if (isBusy) this.#movedAt = performance.now();
-      if (this.#movedAt > since) return this.#limitSilence(from, this.#movedAt);
+      const links = Object.values(this.#links);
+      const isBusy = !this.#sockets.upstream ||
+        links.some(({ heldBytes }) => heldBytes > 0);
+      const moved = [this.#movedAt, ...links.map(({ movedAt }) => movedAt)];
+      const next = isBusy ? performance.now() + 20 : Math.max(...moved);
+      if (next > since) return this.#limitSilence(from, next);
       const cause = `no byte from the ${OTHER[from]} for ${ms} ms`;
       this.end({ why: from, cause });
     });
@@ -2733,11 +2744,14 @@ class LiveRoute {
   readonly #hung = new WeakSet<Connection>(); // by an outage, until it is over
   readonly #timetable = new Timetable(this.#counts, (name, edge) => {
     const { route: { name: route }, context: { emit } } = this;
-    const isOutage = name.includes(" "); // no toxic's name has a space
-    if (isOutage) emit({ event: `outage_${edge}`, route, outage: name });
-    else emit({ event: `toxic_${edge}`, route, toxic: name });
-    if (isOutage && edge === "on") tally(this.#counts.faults, "outages");
-    return isOutage ? this.settle(edge) : this.#act();
+    if (name.includes(" ")) { // an outage's: no toxic's name has a space
+      emit({ event: `outage_${edge}`, route, outage: name });
+      if (edge === "on") tally(this.#counts.faults, "outages");
+      this.settle(edge);
+    } else {
+      emit({ event: `toxic_${edge}`, route, toxic: name });
+      this.#act();
+    }
   });
 
   constructor(public route: Route, private readonly context: ProxyContext) {
@@ -2766,13 +2780,14 @@ class LiveRoute {
     this.route = { ...this.route, host: canonicalHost(next.host), localPort };
   }
 
-  /** Does what its settings and an outage want. */
+  /** Listens or closes as its settings and outages say, after an edge of one. */
   settle(edge?: "on" | "off"): Promise<void> | void {
     const outage = this.#outage;
+    const reason = { why: "fault", cause: "outage" } as const;
     for (const each of this.connections.values()) {
-      if (!this.#hung.has(each)) {
-        if (outage?.reset) each.end({ why: "fault", cause: "outage" }, "reset");
-      } else if (edge === "off") each.end({ why: "fault" });
+      const isHung = this.#hung.has(each);
+      if (isHung && edge === "off") each.end({ why: "fault" });
+      if (!isHung && outage?.reset) each.end(reason, "reset");
     }
     const listens = this.route.enabled && outage?.mode !== "refuse";
     if (!listens || this.context.stopping.signal.aborted) return this.close();
@@ -2836,9 +2851,11 @@ class LiveRoute {
       });
     }
     const cut = restarts || !wanted.enabled ? this.cut() : undefined;
-    const { received, sent } = restarts ? newCounts() : this.#counts;
-    this.#counts = { ...this.#counts, received, sent };
-    if (restarts) this.lastNumber = 0;
+    if (restarts) {
+      const { received, sent } = newCounts();
+      this.#counts = { ...this.#counts, received, sent };
+      this.lastNumber = 0;
+    }
     const { toxics, ...next } = change(this.route);
     const host = canonicalHost(next.host);
     const localPort = this.#listener?.addr.port ?? next.localPort;
@@ -2994,6 +3011,7 @@ export class ChaosProxy implements AsyncDisposable {
     const checked = checkConfig(config, "config");
     const { seed = randomSeed(), routes } = checked;
     await (this.#warm ??= this.#warmUp(resettable));
+    Alarm.clearIfUnused();
     const state = { seed, epoch: 0, lastId: 0, config: checked, resettable };
     const stopping = new AbortController();
     const proxy = new ChaosProxy({ ...state, history, emit, stopping });
@@ -3041,8 +3059,6 @@ export class ChaosProxy implements AsyncDisposable {
       }
     } catch {
       // No file descriptor is free, or there is no loopback: it goes without.
-    } finally {
-      Alarm.rest();
     }
   }
 
@@ -3140,8 +3156,9 @@ export class ChaosProxy implements AsyncDisposable {
   }
 
   /**
-   * Changes only what differs from the last config. If a route cannot listen, it
-   * does the others, throws {@linkcode ListenError}; the next reload retries it.
+   * Changes only what differs from the last config. If a route cannot listen,
+   * the others change all the same. It then throws {@linkcode ListenError}, and
+   * the next reload tries that route again.
    */
   async reload(config: ConfigOptions): Promise<void> {
     const checked = checkConfig(config, "config");
@@ -3344,7 +3361,7 @@ export class ChaosProxy implements AsyncDisposable {
     const all = merge(config.routes, now, last.routes).map((route) => {
       const { name } = route;
       const live = this.#routes.get(name);
-      const change = (now?: Route) => mergeRoute(route, now, before.get(name));
+      const change = (as?: Route) => mergeRoute(route, as, before.get(name));
       const wanted = change(live?.route);
       live?.assertResettable(needsReset(wanted));
       return { name, route, live, change, wanted };
@@ -3385,7 +3402,7 @@ export class ChaosProxy implements AsyncDisposable {
     const ended = this.#live.values().map(({ ended }) => ended);
     await Promise.all([this.#turn, ...closed, ...ended]);
     for (const route of this.#routes.values()) route.end();
-    Alarm.rest();
+    Alarm.clearIfUnused();
     PollGate.close();
   }
 }
@@ -3483,7 +3500,8 @@ type LogEvent =
 function levelOf(event: LogEvent): LogLevel {
   const isWarning = /_(?:failed|warning|dropped|ignored)$/.test(event.event) ||
     "ignored" in event || "warning" in event ||
-    ("warnings" in event && event.warnings[0]) || ("cut" in event && event.cut);
+    ("warnings" in event && event.warnings.length > 0) ||
+    ("cut" in event && event.cut > 0);
   return isWarning ? "warn" : event.event === "api" ? "debug" : "info";
 }
 
@@ -3492,7 +3510,6 @@ const toJson = (time: Date, event: LogEvent) =>
 
 const MAX_READERS = 16;
 const BATCH_MS = 25; // up to 40,000 events a second, none is missed
-const STATS_MS = 1000;
 
 class Refusal extends Error {
   constructor(readonly status: number, message: string, readonly headers = {}) {
@@ -3598,7 +3615,7 @@ function streamEvents({ proxy, searchParams, headers }: Call) {
       } while (performance.now() < due && !hasNews());
       let text = "";
       if (performance.now() >= due) {
-        [left, due] = [most, performance.now() + STATS_MS];
+        [left, due] = [most, performance.now() + 1000];
         const routes = proxy.stats()
           .map(({ route: { name }, first: _, ...rest }) => ({ name, ...rest }));
         const { elapsedMs } = proxy.health();
@@ -3763,14 +3780,13 @@ function refuseForeign(request: Request, loopback: boolean, page: boolean) {
   const site = headers.get("sec-fetch-site") ?? (isLocal ? "" : "none");
   const isSame = /^(?:same-origin|none)$/.test(site);
   const isPage = page && isSafe && isSame && (isRead || isOwn);
+  const foreign = `requests from the origin ${origin} are refused`;
+  if (origin !== null && !isOwn) throw new Refusal(403, foreign);
+  const browser = "browsers are refused, but for our own page";
+  if (isBrowser && !isPage) throw new Refusal(403, browser);
   const host = describe(url.hostname);
-  const problem = origin !== null && !isOwn
-    ? `requests from the origin ${origin} are refused`
-    : isBrowser && !isPage
-    ? "browsers are refused, but for our own page"
-    : loopback && !isSafe &&
-      `expected localhost or an IP address as Host, found ${host}`;
-  if (problem) throw new Refusal(403, problem);
+  const expected = `expected localhost or an IP address as Host, found ${host}`;
+  if (loopback && !isSafe) throw new Refusal(403, expected);
 }
 
 /** Reads text in UTF-8; of what may have no end, little more than 1 MiB. */
@@ -3862,6 +3878,7 @@ export function serveApi(
       await Promise.try(() => next().finished).catch(fail);
       await sleep(ACCEPT_PAUSE_MS, signal);
     }
+    Alarm.clearIfUnused();
   })();
   const close = () => {
     stop.abort();
@@ -3942,13 +3959,12 @@ const asPair = ([key, value]: [string, unknown]) =>
 
 const MAX_QUEUED_LINES = 5000;
 const LINES_A_WRITE = 64;
-const WRITE_RETRY_MS = 100;
 const MAX_STALL_MS = 2000;
 
 const write = (to: typeof Deno.stdout | typeof Deno.stderr, text: string) =>
   new Blob([text]).stream().pipeTo(to.writable, { preventClose: true });
 
-/** Tries to write a problem to standard error, for 2 s if nobody reads it. */
+/** Writes a problem to standard error; gives up after 2 s, or if it fails. */
 async function complain(problem: string): Promise<void> {
   const written = write(Deno.stderr, `chaos-proxy: ${problem}\n`);
   await Promise.race([written, sleep(MAX_STALL_MS)]).catch(() => {});
@@ -3961,7 +3977,7 @@ async function complain(problem: string): Promise<void> {
  */
 class EventLog extends BaseHandler implements AsyncDisposable {
   readonly add: (event: LogEvent) => void;
-  /** Logs an event of the CLI's own; `run` shows it to the page, too. */
+  /** Logs an event. Once a proxy runs, it also goes to the proxy's history. */
   tell = (event: LogEvent): void => this.add(event);
   readonly #lines: string[] = [];
   #dropped = 0;
@@ -4021,7 +4037,7 @@ class EventLog extends BaseHandler implements AsyncDisposable {
         } catch (error) {
           const problem = `cannot write the log: ${causeOf(error)}`;
           await (this.#complaint ??= complain(problem));
-          await sleep(WRITE_RETRY_MS);
+          await sleep(100); // and then tries again
         }
       }
     }
@@ -4091,19 +4107,20 @@ function readCommandLine(written: string[]) {
   const there = { hostname: host ?? "localhost", port: port ?? 8474 };
   if ((host ?? port ?? config) !== undefined) api ??= addressOf(there);
   const needsFile = !demo && (mode || api === undefined);
-  const isWrong = operands.length > 1 || (operands.length < 1 && needsFile);
+  const isMissing = operands[0] === "" || (operands.length < 1 && needsFile);
+  const isWrong = operands.length > 1 || isMissing;
   const none = "none; to run without one, write --api 8474";
   const problem = `expected one file, found ${operands.join(" and ") || none}`;
   if (isWrong && !isQuick && !isInfo) refuse("<config>", problem);
-  const path = isQuick ? "-" : operands[0] || "-";
+  const configFile = isQuick ? "-" : operands[0] || "-";
   const toWatch = "write the name of a config file, too";
-  if (watch && path === "-" && !isInfo) refuse("--watch", toWatch);
+  if (watch && configFile === "-" && !isInfo) refuse("--watch", toWatch);
   const seed = read("seed", CONFIG_FIELDS.seed.guard);
   const drainTimeoutMs = read("drain-timeout", milliseconds);
   const logLevel = oneOf<LogLevel>("debug", "info", "warn", "error");
   const fileName = matching("the name of a file; - is standard output", /./s);
   return {
-    ...{ ...flags, mode, operands, isQuick, path },
+    ...{ ...flags, mode, operands, isQuick, configFile },
     isDriven: operands.length === 0 && !demo, // by the API alone
     given: { seed, drainTimeoutMs, api }, // takes precedence over the config
     total: read("preview", integer(1, 100_000)) ?? 0,
@@ -4119,8 +4136,9 @@ const SETTING = /^(?:(?:\[?([^=]*?)\]?:)?(0|[1-9]\d*)|(,?)([^=]+))=(.+)$/s;
 /** Reads routes, such as `1=a:2 latencyMs=5 toxic=bandwidth,rate=64 3=b:4`. */
 function readRoutes(operands: readonly string[], source: string) {
   const routes: Record<string, unknown>[] = [];
-  const ofToxic = /(?<=^toxic=.*)(?=,)/s; // where a comma begins one
-  for (const setting of operands.flatMap((each) => each.split(ofToxic))) {
+  const split = (each: string) =>
+    each.startsWith("toxic=") ? each.split(/(?=,)/) : [each];
+  for (const setting of operands.flatMap(split)) {
     const [, host, port, comma, path, text = ""] = SETTING.exec(setting) ?? [];
     const route = routes.at(-1);
     const toxics = [route?.["toxics"] ?? []].flat() as typeof routes;
@@ -4235,7 +4253,7 @@ async function run(config: Config, line: Line, state: string) {
   await using log = new EventLog(line.logLevel, line.isJson, width);
   let onHangUp = () => log.tell({ event: "sighup_ignored" });
   if (!IS_WINDOWS) Deno.addSignalListener("SIGHUP", () => onHangUp());
-  const { path, report: file } = line; // "-": none, and standard output
+  const { configFile: path, report: file } = line; // "-": none to reload
   if (file && file !== "-") await writeReport(file);
   if (line.demo && routes.some((each) => each.upstream === addressOf(DEMO))) {
     const hello = "Hello from behind the proxy!\n";
@@ -4244,7 +4262,7 @@ async function run(config: Config, line: Line, state: string) {
   const resettable = api !== undefined || line.watch; // for a later `reset_peer`
   const options = { onEvent: log.add, resettable, page: !line["no-page"] };
   await using proxy = await ChaosProxy.start(config, options);
-  log.tell = proxy["context"].emit as typeof log.tell; // also to the page
+  log.tell = proxy["context"].emit as typeof log.tell; // and adds it to its history
   await using server = api ? serveApi(proxy, api, options) : null;
   const end = async () => {
     if (!file) return;
@@ -4274,11 +4292,11 @@ async function run(config: Config, line: Line, state: string) {
     }
   };
   if (path !== "-") onHangUp = () => void look(true);
-  const timer = line.watch ? setInterval(look, LOOK_MS, false) : 0;
+  const timer = line.watch ? setInterval(look, 500, false) : 0;
   await stop;
   clearInterval(timer);
   // A terminal and the task runner may both pass on the same Ctrl-C.
-  sleep(SAME_SIGNAL_MS).then(signal).then(async () => {
+  sleep(500).then(signal).then(async () => {
     await complain("ended at once by a second signal");
     await end().catch(({ message }) => complain(message));
     Deno.exit(1);
@@ -4295,8 +4313,6 @@ const stateOf = (path: string) =>
   Deno.stat(path)
     .then(({ mtime, size, ino }) => `${[Number(mtime), size, ino]}`, causeOf);
 
-const LOOK_MS = 500;
-const SAME_SIGNAL_MS = 500;
 const IS_WINDOWS = Deno.build.os === "windows";
 const SIGNALS = ["SIGINT", IS_WINDOWS ? "SIGBREAK" : "SIGTERM"] as const;
 const signal = () =>

@@ -873,6 +873,33 @@ for (const { sockets, resettable } of SOCKETS) {
   });
 }
 
+Deno.test("a proxy that serves several tests leaves no timer in one of them", async () => {
+  await using script = await TempFile.with(
+    `
+    import { ChaosProxy } from ${JSON.stringify(`${ROOT}main.ts`)};
+    const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const upstream = "127.0.0.1:" + listener.addr.port;
+    const routes = [{ localPort: 0, upstream }];
+    const proxy = await ChaosProxy.start({ routes });
+    const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+    async function connect() {
+      const client = await Deno.connect({ port: proxy.routes[0].localPort });
+      const server = await listener.accept();
+      for (const conn of [client, server]) conn.close();
+      while (proxy.connections > 0) await wait(5);
+      await wait(60); // the timer is cleared within 20
+    }
+    Deno.test("first", connect);
+    Deno.test("second", connect);
+    `,
+    "_test.ts",
+  );
+  const sanitize = ["--sanitize-ops", "--sanitize-resources"];
+  const flags = ["--no-check", "--allow-net", ...sanitize, ...RUN_FLAGS];
+  const { code, stdout } = await deno(["test", ...flags, script.path]);
+  assertEquals(code, 0, stdout);
+});
+
 Deno.test("a process that is held up before it starts, starts all the same", async () => {
   const holdUp = `
     globalThis.dialled = (globalThis.dialled ?? 0) + 1;

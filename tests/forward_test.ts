@@ -436,6 +436,24 @@ for (const { sockets, resettable } of SOCKETS) {
     assertEquals(watched.log.of("closed"), []);
   });
 
+  for (
+    const [line, ms] of [
+      ["slow_close upstream delay=450", 450],
+      ["latency upstream latency=450", 450],
+    ] as const
+  ) {
+    Deno.test(`with ${line} the silence after half-closing begins when the end was delivered, on ${sockets}`, async () => {
+      const route = { halfCloseTimeoutMs: 300, toxics: [toxic(line)] };
+      await using ends = await openEnds(route, { resettable });
+      const { client, watched } = ends;
+      const start = performance.now();
+      await client.closeWrite();
+      const cause = "no byte from the upstream for 300 ms";
+      await assertClosed(watched, { why: "client", cause });
+      assertSince(start, ms + 300);
+    });
+  }
+
   Deno.test(`both ends of a connection are kept alive, on ${sockets}`, {
     ignore,
   }, async () => {

@@ -449,3 +449,25 @@ Deno.test("outages may touch, and a pattern may have 256 bytes", () => {
     assertEquals(parseConfig(config).routes.length, 1);
   }
 });
+
+Deno.test("a reload ends an outage, though a handler changes toxics meanwhile", async () => {
+  const route = { name: "r", localPort: 0, upstream: "127.0.0.1:1" };
+  const toxics = [{ type: "noop", schedule: { afterMs: 0 } }] as const;
+  const edges: string[] = [];
+  const onEvent = ({ event }: { event: string }) => {
+    if (/_(?:on|off)$/.test(event)) edges.push(event);
+    const another = { type: "noop", name: "another", schedule: LATER } as const;
+    if (event === "toxic_off") proxy.addToxic("r", another);
+  };
+  const planned = { ...route, outages: [outage("hang")], toxics };
+  const proxy = await ChaosProxy.start({ routes: [planned] }, { onEvent });
+  await using _ = proxy;
+  await h.until(() => edges.length === 2, "both are on");
+  using client = await Deno.connect({ port: h.only(proxy.routes).localPort });
+  await h.until(() => proxy.connections === 1, "it is held");
+  await proxy.reload({ routes: [route] });
+  await h.until(() => proxy.connections === 0, "it is held no longer");
+  assertEquals(await h.readToEnd(client), 0);
+  assertEquals(edges.slice(2).sort(), ["outage_off", "toxic_off"]);
+  assertEquals(h.only(proxy.stats()).on, {});
+});
