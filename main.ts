@@ -1617,7 +1617,7 @@ class Link {
       if (this.#stopped) return;
       if (this.#stages.length === 0) return this.#controller.enqueue(chunk);
       this.#forward({ at: performance.now(), what: chunk });
-      return this.#untilHeld(MAX_HELD_BYTES);
+      if (this.heldBytes > 0) return this.#untilHeld(MAX_HELD_BYTES);
     },
     flush: async () => {
       this.#forward({ at: performance.now(), what: "end" });

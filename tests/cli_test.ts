@@ -140,6 +140,8 @@ Deno.test("a wrong command line is a usage error", async () => {
   const wrong = {
     "": `<config>: expected one file, ${none}`,
     "--check": `<config>: expected one file, ${none}`,
+    "''": `<config>: expected one file, ${none}`, // an unset "$CONFIG"
+    "--api 0 ''": `<config>: expected one file, ${none}`,
     "a.yaml b": "<config>: expected one file, found a.yaml and b",
     "-config a b": "<config>: expected one file, found b and a",
     "-- -a": `-a: ${await unreadable("-a")}`,
@@ -179,7 +181,8 @@ Deno.test("a wrong command line is a usage error", async () => {
   };
   await Promise.all(
     Object.entries(wrong).map(async ([args, message]) => {
-      const outcome = await run(...args.split(" ").filter((arg) => arg !== ""));
+      const written = args.split(" ").filter((arg) => arg !== "");
+      const outcome = await run(...written.map((arg) => arg.replace("''", "")));
       assertFailed(outcome, 2, message);
     }),
   );
