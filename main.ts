@@ -692,14 +692,14 @@ const TOXICS: Readonly<Record<ToxicType, ToxicDefinition>> = {
     inWords: ({ loss_rate, ...more }) =>
       `loses ${percent(loss_rate)} of chunks${listed(more)}`,
     begin({ loss_rate, correlation, burst }, out) {
-      const [again, anew] = burst && loss_rate < 1
+      const [afterLoss, afterPass] = burst && loss_rate < 1
         ? [1 - 1 / burst, loss_rate / (1 - loss_rate) / burst]
         : [loss_rate + correlation * (1 - loss_rate), loss_rate];
       let chance = loss_rate;
       return (timed) => {
         if (sizeOf(timed) === 0) return out.pass(timed);
         const isLost = out.random() < chance;
-        chance = isLost ? again : anew;
+        chance = isLost ? afterLoss : afterPass;
         return isLost ? out.hit() : out.pass(timed);
       };
     },
@@ -797,10 +797,11 @@ class Queue implements ActiveToxic {
     this.next.pass({ at: this.last, what: timed.what });
   }
 
-  take({ at, what }: TimedChunk): void {
-    if (!this.sizeUntil) return this.#process({ at, what });
+  take(timed: TimedChunk): void {
+    if (!this.sizeUntil) return this.#process(timed);
+    const { at, what } = timed;
     const size = isText(what) ? Infinity : this.sizeUntil(what);
-    if (isText(what) || size > what.length) return this.pass({ at, what });
+    if (isText(what) || size > what.length) return this.pass(timed);
     this.pass({ at, what: what.subarray(0, size) });
     this.sizeUntil = undefined;
     [this.opened, this.passed] = [at, 0];
@@ -1873,11 +1874,10 @@ class Alarm implements Disposable {
     this.#next = time;
     clearTimeout(this.#timer);
     const left = time - performance.now();
-    if (left === Infinity) return;
     // A timer is up to 1.5 ms late, and polling 0.01 ms.
     const ms = Math.min(left - 1.5, MAX_MS);
-    if (left >= 2.5) this.#timer = setTimeout(() => this.#look(), ms);
-    else this.#poll ??= setImmediate().then(() => this.#look());
+    if (left < 2.5) this.#poll ??= setImmediate().then(() => this.#look());
+    else if (left < Infinity) this.#timer = setTimeout(() => this.#look(), ms);
   }
 
   static #look(): void {
@@ -2036,7 +2036,7 @@ function denoSocket(conn: Deno.TcpConn): Socket {
   };
 }
 
-const CLOSED = new Deno.errors.BadResource("closed"); // slow to make anew
+const CLOSED = new Deno.errors.BadResource("closed"); // slow to create
 
 /** A plain array: the `slice` of Node's `Buffer` does not copy. */
 const withoutBuffer = ({ buffer, byteOffset, length }: Bytes) =>
@@ -2261,7 +2261,7 @@ type Plan = { schedule: Schedule; start: number; time: number };
 
 /** Follows the schedules of toxics or outages, and counts what is on. */
 class Timetable {
-  readonly #on = new Map<string, number | undefined>(); // and its start
+  readonly #on = new Map<string, number | undefined>(); // its start, by name
   #plans = new Map<string, Plan>(); // by name
   #alarm: Alarm | undefined;
 
@@ -2276,7 +2276,7 @@ class Timetable {
   readonly select = (toxics: readonly Toxic[]) =>
     toxics.filter((each) => this.isOn(each) || !this.#plans.has(each.name));
 
-  /** Follows these, and no others. With another start one begins anew. */
+  /** Follows these, and no others. With another start one begins again. */
   follow(all: readonly Scheduled[], epoch = 0, opened = epoch): void {
     const before = this.#plans;
     const plans = new Map(all.map(({ name, schedule = {} }) => {

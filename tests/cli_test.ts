@@ -876,6 +876,45 @@ for (const { sockets, resettable } of SOCKETS) {
   });
 }
 
+Deno.test("a handler of events that throws stops the waits of no other route", async () => {
+  await using script = await TempFile.with(
+    `
+    import { ChaosProxy } from ${JSON.stringify(`${ROOT}main.ts`)};
+    setTimeout(() => Deno.exit(1), 60_000); // it waits for ever if it fails
+    const thrown = Promise.withResolvers();
+    for (const type of ["error", "unhandledrejection"]) {
+      addEventListener(type, (event) => {
+        event.preventDefault(); // or it would end the process
+        thrown.resolve();
+      });
+    }
+    const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const upstream = "127.0.0.1:" + listener.addr.port;
+    const toxics = [{ type: "latency", attributes: { latency: 20 } }];
+    const outages = [{ afterMs: 50, forMs: 1000, mode: "drop" }];
+    const routes = [
+      { name: "slow", localPort: 0, upstream, toxics },
+      { name: "planned", localPort: 0, upstream, outages },
+    ];
+    const onEvent = ({ event }) => {
+      if (event === "outage_on") throw new Error("a bug in the handler");
+    };
+    const proxy = await ChaosProxy.start({ routes }, { onEvent });
+    await thrown.promise;
+    const { localPort: port } = proxy.route("slow");
+    const client = await Deno.connect({ port });
+    const server = await listener.accept();
+    await server.write(new Uint8Array(5));
+    console.log(await client.read(new Uint8Array(9)));
+    Deno.exit();
+    `,
+    ".ts",
+  );
+  const flags = ["--no-check", "--allow-net", ...RUN_FLAGS];
+  const { stdout, stderr } = await deno(["run", ...flags, script.path]);
+  assertEquals(stdout, "5\n", stderr);
+});
+
 Deno.test("a proxy that serves several tests leaves no timer in one of them", async () => {
   await using script = await TempFile.with(
     `
