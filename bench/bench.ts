@@ -31,7 +31,7 @@ import {
 type Service =
   | ("bulk" | "http" | "echo" | "delayedEcho")
   | ("lateBulk" | "lateEcho" | "idleHttp" | `limited${Rate}`)
-  | ("planBulk" | "planHttp");
+  | ("planBulk" | "planHttp" | "plansHttp");
 type Rate = typeof rates[number];
 type Ports = Record<Service, number>;
 
@@ -95,23 +95,29 @@ const upstreams: Ports = (() => {
   return {
     ...{ bulk, http, echo, delayedEcho: echo },
     ...{ lateBulk: bulk, lateEcho: echo, idleHttp: http },
-    ...{ planBulk: bulk, planHttp: http },
+    ...{ planBulk: bulk, planHttp: http, plansHttp: http },
     ...{ limited10: source, limited100: source },
     ...{ limited1000: source, limited10000: source },
   };
 })();
 
-/** Each way to plan a toxic, of which none acts on the load. */
+/** A schedule, a trigger and `connections`, of which none acts on the load. */
 const unusedPlan = [
   { schedule: { afterMs: 1e9 } },
-  { schedule: { afterMs: 1e9, from: "connection" } },
-  { connections: "1000000000-" },
-  { after: { bytes: 1e15 } },
   { after: { match: "never that" }, stream: "upstream" }, // bulk comes down
-].map((plan, i) => ({
-  ...{ name: `plan${i}`, type: "latency", attributes: { latency: toxicMs } },
-  ...plan,
-}));
+  { connections: "1000000000-" },
+].map(planned);
+/** Each way to plan a toxic, at once. */
+const unusedPlans = [
+  ...unusedPlan,
+  planned({ schedule: { afterMs: 1e9, from: "connection" } }, 3),
+  planned({ after: { bytes: 1e15 } }, 4),
+];
+
+function planned(plan: object, i: number): Record<string, unknown> {
+  const attributes = { latency: toxicMs };
+  return { name: `plan${i}`, type: "latency", attributes, ...plan };
+}
 
 /** What acts downstream on the routes that have toxics, in Toxiproxy's words. */
 const toxics: Partial<Record<Service, Record<string, unknown>[]>> = {
@@ -119,6 +125,7 @@ const toxics: Partial<Record<Service, Record<string, unknown>[]>> = {
   lateEcho: [{ type: "latency", attributes: { latency: toxicMs } }],
   planBulk: unusedPlan,
   planHttp: unusedPlan,
+  plansHttp: unusedPlans,
   idleHttp: Array.from({ length: 10 }, (_, i) => ({
     ...{ name: `idle${i}`, type: "latency", toxicity: 0 },
     attributes: { latency: toxicMs },
@@ -516,16 +523,21 @@ async function carriedByMillisecond(port: number): Promise<number[]> {
   }
 }
 
-/** Both measured twice, so that it does not matter which comes first. */
+/** Against the plain port a second before and after, in turn: noise cancels. */
 async function timesPlain(
   plainPort: number,
-  idlePort: number,
-  measure: (port: number) => Promise<number>,
+  otherPort: number,
+  measure: (port: number, seconds: number) => Promise<number>,
 ): Promise<number> {
-  let [plain, idle] = [await measure(plainPort), await measure(idlePort)];
-  idle += await measure(idlePort);
-  plain += await measure(plainPort);
-  return idle / plain;
+  const ratios: number[] = [];
+  let before = await measure(plainPort, 1);
+  for (let turn = 0; turn < 4; turn++) {
+    const other = await measure(otherPort, 1);
+    const after = await measure(plainPort, 1);
+    ratios.push(2 * other / (before + after));
+    before = after;
+  }
+  return median(ratios);
 }
 
 /** From the start of a connection to the first byte of the answer. */
@@ -768,7 +780,8 @@ function rowsFor(seconds: number): Row[] {
         timesPlain(
           http,
           idleHttp,
-          (port) => requestsPerSecond(`idletoxics, ${name}`, port, seconds),
+          (port, seconds) =>
+            requestsPerSecond(`idletoxics, ${name}`, port, seconds),
         ),
       figures: [{
         label: "ten toxics of toxicity 0: requests/s to none",
@@ -783,7 +796,7 @@ function rowsFor(seconds: number): Row[] {
         timesPlain(
           bulk,
           planBulk,
-          (port) => megabytesPerSecondDown(port, seconds),
+          megabytesPerSecondDown,
         ),
       figures: [{ label: "unused plan: bulk to none", digits: 3 }],
     },
@@ -795,10 +808,26 @@ function rowsFor(seconds: number): Row[] {
         timesPlain(
           http,
           planHttp,
-          (port) =>
+          (port, seconds) =>
             requestsPerSecond(`unusedplan, ${name}`, port, seconds, closing),
         ),
       figures: [{ label: "unused plan: connections/s to none", digits: 3 }],
+    },
+    {
+      name: "unusedplansconnections",
+      tools: ["wrk", "nginx"],
+      measures: isOwn,
+      measure: ({ name }, { http, plansHttp }) =>
+        timesPlain(
+          http,
+          plansHttp,
+          (port, seconds) =>
+            requestsPerSecond(`unusedplans, ${name}`, port, seconds, closing),
+        ),
+      figures: [{
+        label: "all kinds of plans, unused: connections/s to none",
+        digits: 3,
+      }],
     },
   ];
 }

@@ -73,6 +73,17 @@ for (
   });
 }
 
+Deno.test("thousands of ranges that differ are each told apart", () => {
+  const route = checked({ dropRate: 1 });
+  for (let first = 1; first <= 3000; first++) {
+    const among = [first - 1, first, first + 1, first + 2].filter((number) =>
+      decide(1, { ...route, connections: `${first}-${first + 1}` }, number)
+        .kind === "drop"
+    );
+    assertEquals(among, [first, first + 1]);
+  }
+});
+
 Deno.test("numbers come first: the rates decide for these as without them", () => {
   const rates = "dropRate: 0.3, timeoutRate: 0.3, latencyMs: 9, jitterMs: 9";
   const toxics = (plan = "") =>
