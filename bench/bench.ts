@@ -101,15 +101,15 @@ const upstreams: Ports = (() => {
   };
 })();
 
-/** A schedule, a trigger and `connections`, of which none acts on the load. */
-const unusedPlan = [
+/** Three plans that never act on the load. */
+const threeUnusedPlans = [
   { schedule: { afterMs: 1e9 } },
   { after: { match: "never that" }, stream: "upstream" }, // bulk comes down
   { connections: "1000000000-" },
 ].map(planned);
-/** Each way to plan a toxic, at once. */
-const unusedPlans = [
-  ...unusedPlan,
+/** One plan of each kind, which never act on it either. */
+const allUnusedPlans = [
+  ...threeUnusedPlans,
   planned({ schedule: { afterMs: 1e9, from: "connection" } }, 3),
   planned({ after: { bytes: 1e15 } }, 4),
 ];
@@ -123,9 +123,9 @@ function planned(plan: object, i: number): Record<string, unknown> {
 const toxics: Partial<Record<Service, Record<string, unknown>[]>> = {
   lateBulk: [{ type: "latency", attributes: { latency: toxicMs } }],
   lateEcho: [{ type: "latency", attributes: { latency: toxicMs } }],
-  planBulk: unusedPlan,
-  planHttp: unusedPlan,
-  plansHttp: unusedPlans,
+  planBulk: threeUnusedPlans,
+  planHttp: threeUnusedPlans,
+  plansHttp: allUnusedPlans,
   idleHttp: Array.from({ length: 10 }, (_, i) => ({
     ...{ name: `idle${i}`, type: "latency", toxicity: 0 },
     attributes: { latency: toxicMs },
@@ -523,7 +523,7 @@ async function carriedByMillisecond(port: number): Promise<number[]> {
   }
 }
 
-/** Against the plain port a second before and after, in turn: noise cancels. */
+/** The median of four ratios, each to the plain port just before and after. */
 async function timesPlain(
   plainPort: number,
   otherPort: number,

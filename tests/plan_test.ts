@@ -10,6 +10,7 @@ import {
 import { parse } from "@std/yaml";
 import {
   beginToxic,
+  ChaosProxy,
   type Connections,
   decide,
   parseConfig,
@@ -73,7 +74,7 @@ for (
   });
 }
 
-Deno.test("thousands of ranges that differ are each told apart", () => {
+Deno.test("each of 3,000 ranges matches its own numbers only", () => {
   const route = checked({ dropRate: 1 });
   for (let first = 1; first <= 3000; first++) {
     const among = [first - 1, first, first + 1, first + 2].filter((number) =>
@@ -500,6 +501,53 @@ Deno.test("traffic goes on though edges come faster than they are handled", asyn
   await using ends = await h.openEcho(route, { onEvent });
   await h.assertEchoes(ends.client);
   assertEquals(edges < 500, true);
+});
+
+Deno.test("late edges come one after the other, though a handler changes a toxic at each", async () => {
+  let [edges, depth, most] = [0, 0, 0];
+  const onEvent = ({ event }: { event: string }) => {
+    if (!/^toxic_o/.test(event)) return;
+    most = Math.max(most, ++depth);
+    if (edges++ === 0) {
+      for (const end = performance.now() + 50; performance.now() < end;);
+    }
+    proxy.updateToxic("r", "x", { toxicity: edges % 2 });
+    depth--;
+  };
+  const lines = [
+    "noop name=a | schedule: { afterMs: 20, forMs: 1, everyMs: 2 }",
+  ];
+  const route = {
+    ...having([...lines, "noop name=x"]),
+    localPort: 0,
+    upstream: "a:1",
+  };
+  const proxy = await ChaosProxy.start({ routes: [route] }, { onEvent });
+  await using _ = proxy;
+  await h.until(() => edges > 60, "the edges that were late, and others");
+  assertEquals(most, 1);
+});
+
+Deno.test("a toxic that a handler removes at an edge acts on no connection", async () => {
+  const lines = [
+    "noop name=route | schedule: { afterMs: 150 }",
+    "noop name=own | schedule: { afterMs: 100, from: connection }",
+    "noop name=x",
+  ];
+  let ons = 0;
+  const onEvent = (event: h.LogEvent) => {
+    if (event.event !== "toxic_on") return;
+    if (event.connection === 1) proxy.removeToxic("r", "x");
+    ons++;
+  };
+  await using ends = await h.openEcho(having(lines), { onEvent });
+  const { proxy } = ends.watched;
+  using other = await ends.watched.connect();
+  await h.assertEchoes(other);
+  for (const end = performance.now() + 200; performance.now() < end;);
+  await h.until(() => ons === 3, "all are on");
+  const acting = proxy.liveConnections().map(({ toxics }) => toxics);
+  assertEquals(acting, [["route", "own"], ["route", "own"]]);
 });
 
 Deno.test("after a new seed schedules begin again; the metrics and the report say what is on", async () => {
