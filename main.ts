@@ -1003,7 +1003,7 @@ const TOXIC_FIELDS: Fields<Toxic> = {
       match: { ...optional(pattern), fields: HEX },
     },
     as({ bytes, match }, place) {
-      if (!bytes === !match) place.refuse("expected bytes or match");
+      if (!bytes === !match) place.refuse("expected either bytes or match");
     },
   },
 };
@@ -2895,7 +2895,7 @@ class LiveRoute {
   assertResettable(isNeeded: boolean): void {
     if (this.#resettable || !isNeeded) return;
     const problem = `route ${this.route.name}: its connections cannot be reset`;
-    const hint = "start the proxy with resettable: true, --api or --watch";
+    const hint = "start it with --api or --watch; in code, resettable: true";
     throw new Deno.errors.NotSupported(`${problem}; ${hint}`);
   }
 
@@ -4109,11 +4109,11 @@ function readCommandLine(written: string[]) {
   const needsFile = !demo && (mode || api === undefined);
   const isMissing = operands[0] === "" || (operands.length < 1 && needsFile);
   const isWrong = operands.length > 1 || isMissing;
-  const none = "none; to run without one, write --api 8474";
+  const none = mode ? "none" : "none; to run without one, write --api 8474";
   const problem = `expected one file, found ${operands.join(" and ") || none}`;
   if (isWrong && !isQuick && !isInfo) refuse("<config>", problem);
   const configFile = isQuick ? "-" : operands[0] || "-";
-  const toWatch = "write the name of a config file, too";
+  const toWatch = "write the name of a config file, and no routes";
   if (watch && configFile === "-" && !isInfo) refuse("--watch", toWatch);
   const seed = read("seed", CONFIG_FIELDS.seed.guard);
   const drainTimeoutMs = read("drain-timeout", milliseconds);

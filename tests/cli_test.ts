@@ -136,10 +136,10 @@ Deno.test("a wrong command line is a usage error", async () => {
     "--report, --config, --host, --port, --seed, --preview";
   const none = "found none; to run without one, write --api 8474";
   const negative = "unknown option; no option takes a negative number";
-  const named = "write the name of a config file, too";
+  const named = "write the name of a config file, and no routes";
   const wrong = {
     "": `<config>: expected one file, ${none}`,
-    "--check": `<config>: expected one file, ${none}`,
+    "--check": "<config>: expected one file, found none",
     "''": `<config>: expected one file, ${none}`, // an unset "$CONFIG"
     "--api 0 ''": `<config>: expected one file, ${none}`,
     "a.yaml b": "<config>: expected one file, found a.yaml and b",
@@ -176,7 +176,7 @@ Deno.test("a wrong command line is a usage error", async () => {
       '--report: expected the name of a file; - is standard output, found ""',
     "--api 1:2:3": `--api: ${api}, found "1:2:3"`,
     "--api": `--api: ${api}, found ""`,
-    "--api 0 --check": `<config>: expected one file, ${none}`,
+    "--api 0 --check": "<config>: expected one file, found none",
     "-host a:1": '--host: expected a host name or an IP address, found "a:1"',
   };
   await Promise.all(

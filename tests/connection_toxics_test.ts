@@ -393,7 +393,7 @@ Deno.test("what is wrong about toxics is said, and changes nothing", async () =>
   add("r", "reset_peer name=reset toxicity=0")();
   add(own, "reset_peer name=x toxicity=0")();
   const unable = "route r: its connections cannot be reset; " +
-    "start the proxy with resettable: true, --api or --watch";
+    "start it with --api or --watch; in code, resettable: true";
   const refused = {
     "NotFound: there is no connection 99": [
       () => proxy.toxics({ connection: 99 }),

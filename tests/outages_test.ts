@@ -337,7 +337,7 @@ Deno.test("the API takes, shows, changes and refuses all of a plan", async () =>
       [
         `${toxicPath}/${toxic}`,
         { after: {} },
-        "after: expected bytes or match",
+        "after: expected either bytes or match",
       ],
       [toxicPath, { ...noop, after: 1 }, "after: expected a mapping"],
       [
@@ -392,7 +392,7 @@ toxics: [{ type: noop, schedule: { from: now } }]
   toxics[0].schedule.from: expected start or connection, found "now"
 toxics: [{ type: noop, after: {} }]
 toxics: [{ type: noop, after: { bytes: 1, match: x } }]
-  toxics[0].after: expected bytes or match
+  toxics[0].after: expected either bytes or match
 toxics: [{ type: noop, after: { bytes: 0 } }]
   toxics[0].after.bytes: expected an integer from 1 to 9007199254740991, found 0
 toxics: [{ type: noop, after: { match: "" } }]

@@ -232,7 +232,7 @@ const REFUSED = `
 {"routes": [${A}}, {"name": "b", "localPort": 0, "upstream": "localhost:API"}]}
   ConfigError: route b: upstream: connections would go in a circle, b -> api -> b; write the address of the server behind it
 {"routes": [{"localPort": 0, "upstream": "a:1"}, ${A}, "toxics": [{"type": "reset_peer"}]}]}
-  NotSupported: route a: its connections cannot be reset; start the proxy with resettable: true, --api or --watch
+  NotSupported: route a: its connections cannot be reset; start it with --api or --watch; in code, resettable: true
 {"api": 8474}
   ConfigError: config: api: cannot change; restart the proxy
 `;

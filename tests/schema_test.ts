@@ -35,7 +35,7 @@ const BEYOND = [
   /: needs .*; write that, or leave this out$/,
   /\.burst: expected at least .* with this loss_rate/,
   /\.forMs: expected 1 to \d+, as everyMs/,
-  /\.after: expected bytes or match$/,
+  /\.after: expected either bytes or match$/,
   /\.outages\[\d+\]: it overlaps with /,
 ];
 
