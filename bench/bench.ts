@@ -800,35 +800,22 @@ function rowsFor(seconds: number): Row[] {
         ),
       figures: [{ label: "unused plan: bulk to none", digits: 3 }],
     },
-    {
-      name: "unusedplanconnections",
+    ...([["plan", "three"], ["plans", "all"]] as const).map((
+      [plans, which],
+    ): Row => ({
+      name: `unused${plans}connections`,
       tools: ["wrk", "nginx"],
       measures: isOwn,
-      measure: ({ name }, { http, planHttp }) =>
-        timesPlain(
-          http,
-          planHttp,
-          (port, seconds) =>
-            requestsPerSecond(`unusedplan, ${name}`, port, seconds, closing),
-        ),
-      figures: [{ label: "unused plan: connections/s to none", digits: 3 }],
-    },
-    {
-      name: "unusedplansconnections",
-      tools: ["wrk", "nginx"],
-      measures: isOwn,
-      measure: ({ name }, { http, plansHttp }) =>
-        timesPlain(
-          http,
-          plansHttp,
-          (port, seconds) =>
-            requestsPerSecond(`unusedplans, ${name}`, port, seconds, closing),
-        ),
+      measure: ({ name }, ports) =>
+        timesPlain(ports.http, ports[`${plans}Http`], (port, seconds) => {
+          const log = `unused${plans}, ${name}`;
+          return requestsPerSecond(log, port, seconds, closing);
+        }),
       figures: [{
-        label: "all kinds of plans, unused: connections/s to none",
+        label: `unused plans, ${which}: connections/s to none`,
         digits: 3,
       }],
-    },
+    })),
   ];
 }
 
